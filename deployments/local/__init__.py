@@ -1,0 +1,1 @@
+"""The services of a laptop run: on loopback, shared by processes, stopped by the last one."""

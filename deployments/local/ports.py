@@ -1,0 +1,76 @@
+"""Loopback ports: finding free ones, and asking over HTTP whether a service answers there."""
+
+import http.client
+import socket
+from collections.abc import Collection, Sequence
+from typing import TypeAlias
+
+Ports: TypeAlias = dict[str, int]
+
+HOST = "127.0.0.1"
+# SeaweedFS listens for gRPC this far above every HTTP port.
+PAIR = 10_000
+HIGHEST = 65_535
+# With a third of all ports in use, 200 draws all fail once in 10^90.
+DRAWS = 200
+
+
+def free_ports(names: Sequence[str], *, paired: bool, avoid: Collection[int] = ()) -> Ports:
+    """Give each name a port that is free now, and with `paired` also its port + 10000.
+
+    Nothing stays reserved: another process may take a port before the service binds it.
+
+    Raises:
+        OSError: no free ports were found.
+    """
+    ports: Ports = {}
+    # Held open until all are drawn, so that no two names get the same port.
+    held: list[socket.socket] = []
+    try:
+        for _ in range(DRAWS):
+            if len(ports) == len(names):
+                return ports
+            drawn = socket.create_server((HOST, 0))
+            held.append(drawn)
+            port: int = drawn.getsockname()[1]
+            if port in avoid:
+                continue
+            if paired:
+                if port + PAIR >= HIGHEST:
+                    continue
+                try:
+                    held.append(socket.create_server((HOST, port + PAIR)))
+                except OSError:
+                    continue
+            ports[names[len(ports)]] = port
+    finally:
+        for each in held:
+            each.close()
+    raise OSError(f"no free loopback ports for {', '.join(names)} after {DRAWS} tries")
+
+
+def taken(ports: Ports, *, paired: bool) -> list[int]:
+    """The ports, of these and with `paired` their pairs, that some process listens on."""
+    wanted = [*ports.values(), *([port + PAIR for port in ports.values()] if paired else [])]
+    listening = []
+    for port in wanted:
+        try:
+            # create_server sets SO_REUSEADDR: closed connections that linger do not count.
+            socket.create_server((HOST, port)).close()
+        except OSError:
+            listening.append(port)
+    return listening
+
+
+def unanswered(port: int, path: str, allowed: Collection[int], timeout: float = 2.0) -> str | None:
+    """What is wrong with the answer to GET `path`; None when its status is one of `allowed`."""
+    # http.client and not urllib: a proxy named in the environment must not be asked for loopback.
+    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"GET {path} on port {port} fails ({error!r})"
+    finally:
+        connection.close()
+    return None if status in allowed else f"GET {path} on port {port} answers {status}"

@@ -1,0 +1,97 @@
+"""The services one command needs, each only where the environment does not name another.
+
+AWS_ENDPOINT_URL, PREFECT_API_URL, MLFLOW_TRACKING_URI and MODELMINT_ENDPOINT name services that
+run elsewhere; for each that is not set, one is started on loopback and keeps its data under the
+home folder. They start side by side and end with the last command that uses them.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from deployments.local import model_server, prefect_server, store
+from deployments.local.service import Running, Service
+
+HOME_SETTING = "MODELMINT_HOME"
+STORE, PREFECT, SERVER = "store", "prefect", "model server"
+ADDRESSES = {
+    STORE: "AWS_ENDPOINT_URL",
+    PREFECT: "PREFECT_API_URL",
+    SERVER: "MODELMINT_ENDPOINT",
+}
+
+
+def home() -> Path:
+    """The folder that holds everything a laptop run leaves: MODELMINT_HOME or `.modelmint`."""
+    found = Path(os.environ.get(HOME_SETTING, ".modelmint")).resolve()
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def create_bucket() -> None:
+    """Create the bucket in a store of our own; elsewhere it is the operator's to create."""
+    from tasks.store import store as bucket
+
+    bucket().create_bucket()
+
+
+@contextmanager
+def stack(*wanted: str) -> Iterator[dict[str, str]]:
+    """Have the wanted services running and the environment name them; yields their addresses.
+
+    Raises ServiceError when one cannot be started.
+    """
+    folder = home()
+    before = dict(os.environ)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
+    # The UI gets every log; the terminal has its own progress.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    with ExitStack() as services:
+        try:
+            _start(services, folder, [name for name in wanted if ADDRESSES[name] not in before])
+            yield {name: os.environ[ADDRESSES[name]] for name in wanted}
+        finally:
+            _drain()
+            services.close()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _drain() -> None:
+    """Let Prefect send its last logs and events while its server still listens.
+
+    Left to the end of the process it would wait a minute for a server that is gone.
+    """
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=5)
+        EventsWorker.drain_all(timeout=5)
+
+
+def _start(services: ExitStack, folder: Path, names: list[str]) -> None:
+    known: dict[str, Service] = {
+        STORE: store.store(folder),
+        PREFECT: prefect_server.prefect_server(folder),
+        SERVER: model_server.model_server(folder),
+    }
+
+    def use(name: str) -> Running:
+        return services.enter_context(known[name].use())
+
+    # The model server reads the store, so the store comes first and the others start meanwhile.
+    with ThreadPoolExecutor(len(ADDRESSES)) as pool:
+        others = {n: pool.submit(use, n) for n in names if n not in (STORE, SERVER)}
+        if STORE in names:
+            os.environ.update(store.environment(folder, use(STORE)))
+            create_bucket()
+        if SERVER in names:
+            os.environ.update(model_server.environment(use(SERVER)))
+        for future in others.values():
+            os.environ.update(prefect_server.environment(future.result()))

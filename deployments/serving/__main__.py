@@ -1,0 +1,78 @@
+"""Run the model server.
+
+    python -m deployments.serving --repository DIR --port 8080
+
+Answers within a second of its start when its versions are small, and exits with code 0 on SIGTERM
+once the requests in flight are answered.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+DRAIN_SECONDS = 8
+"""Under the 10 s after which `deployments.local` and Docker kill."""
+
+
+def main() -> None:
+    """Restore the repository, then serve until told to stop."""
+    options = _parser().parse_args()
+    # uvicorn raises a caught signal again once drained: here that is a clean exit, not a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # Imported here: --help and a wrong option need none of it.
+    import uvicorn
+
+    from deployments.serving.app import create
+    from deployments.serving.repository import Repository
+
+    try:
+        repository = Repository(options.repository)
+        repository.restore()
+    except OSError as error:
+        sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")
+    except ValueError as error:
+        sys.exit(f"state.json cannot be read: restore it, or delete it to start empty\n{error}")
+    app = create(repository, max_body=options.max_body, body_seconds=options.body_seconds)
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="deployments.serving", description="The model server.")
+    parser.add_argument("--repository", type=Path, required=True, help="folder of versions, state")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8080, help="port to listen on")
+    parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
+    parser.add_argument(
+        "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"
+    )
+    levels = ("debug", "info", "warning", "error")
+    parser.add_argument("--log-level", choices=levels, default="warning", help="least level logged")
+    return parser
+
+
+def _stop(signal_number: int, frame: object) -> NoReturn:
+    del signal_number, frame
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

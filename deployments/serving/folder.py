@@ -1,0 +1,164 @@
+"""A version folder, proven by one digest: version.json, the manifest it names, the files in that.
+
+Nothing but version.json and the manifest is parsed before its digest is proven, and nothing is
+written to its final place before all of it is.
+"""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from deployments.serving.protocol import ProtocolError
+from models.digests import IntegrityError, Manifest, json_digest
+from models.signature import MANIFEST_FILE, MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, VERSION_FILE
+
+LINE, NUMBER, DIGEST = r"^[a-z][a-z0-9-]{1,40}$", r"^[1-9][0-9]{0,8}$", r"^[0-9a-f]{64}$"
+LARGEST_JSON, LARGEST_FILE = 4 << 20, 2 << 30
+_SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_log = logging.getLogger("modelmint.serving")
+
+Reader = Callable[[str, int], bytes]
+"""Content of the named file; raises IntegrityError when it is absent or over the given size."""
+
+
+def matches(pattern: str, text: object) -> bool:
+    """Whether `text` is a string and all of it has the pattern's form."""
+    # `$` alone would let a final line break through.
+    return isinstance(text, str) and bool(re.match(pattern, text)) and not text.endswith("\n")
+
+
+def read_verified(read: Reader, line: str, digest: str) -> dict[str, bytes]:
+    """The five files of the version with this digest; raises IntegrityError."""
+    version = read(VERSION_FILE, LARGEST_JSON)
+    manifest = read(MANIFEST_FILE, LARGEST_JSON)
+    try:
+        record = orjson.loads(version)
+        stated, body = record["digest"], record["body"]
+        artifact, owner = body["artifact"], body["line"]
+        found = json_digest(body)
+        # Loaded as plain JSON first: the record of files is built only once its digest is proven.
+        listed = orjson.loads(manifest)
+        manifest_digest = json_digest(listed)
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{VERSION_FILE} or {MANIFEST_FILE} is not readable: {error}"
+        ) from None
+    if not digest == found == stated:
+        raise IntegrityError(
+            f"{VERSION_FILE}: the body has digest {found[:12]}, asked for is {digest[:12]}; it is"
+            " another version or was altered"
+        )
+    if manifest_digest != artifact:
+        raise IntegrityError(f"{MANIFEST_FILE} is not the one {VERSION_FILE} names; it was altered")
+    if owner != line:
+        raise IntegrityError(f"{VERSION_FILE} belongs to line {str(owner)[:60]!r}, not {line!r}")
+    files = {VERSION_FILE: version, MANIFEST_FILE: manifest}
+    proven = Manifest.model_validate(listed)
+    for name in (MODEL_FILE, SIGNATURE_FILE, SAMPLE_FILE):
+        if name not in proven.files:
+            raise IntegrityError(f"the manifest {artifact[:12]} names no {name}")
+        content = read(name, min(proven.files[name].size, LARGEST_FILE))
+        proven.check(name, content)
+        files[name] = content
+    return files
+
+
+def local(folder: Path) -> Reader:
+    """Reads files of a folder on this machine."""
+
+    def read(name: str, limit: int) -> bytes:
+        try:
+            with (folder / name).open("rb") as stream:
+                content = stream.read(limit + 1)
+        except OSError as error:
+            raise IntegrityError(f"{name} cannot be read: {error.strerror}") from None
+        return _within(name, content, limit)
+
+    return read
+
+
+def stored(source: str) -> Reader:
+    """Reads objects below an `s3://` address under `versions/` of the project's bucket.
+
+    The endpoint and the credentials come from boto3's standard environment. Raises ProtocolError:
+    400 for any other address, 502 when the store does not answer.
+    """
+    bucket = os.environ.get("MODELMINT_BUCKET", "modelmint")
+    if not matches(rf"^s3://{re.escape(bucket)}/versions(/{_SEGMENT}){{1,8}}/?$", source):
+        raise ProtocolError(400, f"source must be below s3://{bucket}/versions/", "bad_source")
+    prefix = source.removeprefix(f"s3://{bucket}/").rstrip("/")
+
+    def read(name: str, limit: int) -> bytes:
+        # Imported here: a server that only restores its own folder never needs it (0.3 s).
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        patience = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 3})
+        try:
+            answer = boto3.client("s3", config=patience).get_object(
+                Bucket=bucket, Key=f"{prefix}/{name}"
+            )
+            content = answer["Body"].read(limit + 1)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404"):
+                raise IntegrityError(f"{name} is not at the source") from None
+            _log.warning("%s/%s: %s", prefix, name, error)
+            raise ProtocolError(502, "the store refused to answer", "store_unavailable") from None
+        except (BotoCoreError, OSError) as error:
+            _log.warning("%s/%s: %s", prefix, name, error)
+            raise ProtocolError(502, "the store does not answer", "store_unavailable") from None
+        return _within(name, content, limit)
+
+    return read
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Put verified files in place whole or not at all; what was there before is replaced."""
+    incoming = folder.parent / f".incoming-{folder.name}"
+    damaged = folder.parent / f".damaged-{folder.name}"
+    for leftover in (incoming, damaged):
+        shutil.rmtree(leftover, ignore_errors=True)
+    incoming.mkdir(parents=True)
+    for name, content in files.items():
+        with (incoming / name).open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    sync_folder(incoming)
+    if folder.exists():
+        folder.rename(damaged)
+    incoming.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(damaged, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace one file atomically: after a power cut it holds the old content or the new."""
+    incoming = path.with_name(f".{path.name}.incoming")
+    with incoming.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    incoming.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within the folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _within(name: str, content: bytes, limit: int) -> bytes:
+    if len(content) > limit:
+        raise IntegrityError(f"{name} is larger than the {limit:,} bytes it may have")
+    return content

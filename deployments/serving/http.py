@@ -1,0 +1,118 @@
+"""What every route shares: bounded bodies, checked parameters, request ids, answers and errors."""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from deployments.serving.protocol import JSON, ProtocolError
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+_log = logging.getLogger("modelmint.serving")
+
+
+def request_id(request: Request) -> str:
+    """The caller's `x-request-id` when it is well-formed, else a new one, the same all along."""
+    found = getattr(request.state, "request_id", None)
+    if found is None:
+        found = request.headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(found):
+            found = uuid.uuid4().hex
+        request.state.request_id = found
+    return str(found)
+
+
+def media_type(request: Request) -> str:
+    """The content type without parameters, lower case; JSON when none is given."""
+    return request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request, largest: int, seconds: float) -> bytes:
+    """The whole body; raises ProtocolError 400 or 413, and 408 when it takes over `seconds`."""
+    too_large = ProtocolError(413, f"the body is over {largest:,} bytes", "too_large")
+    announced = request.headers.get("content-length")
+    if announced is not None and int(announced) > largest:  # the HTTP parser let digits through
+        raise too_large
+    chunks, size = [], 0
+    try:
+        # uvicorn has no deadline of its own: a slow sender would hold a connection for ever.
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > largest:
+                    raise too_large
+                if chunk:
+                    chunks.append(chunk)
+    except TimeoutError:
+        raise ProtocolError(408, "the body did not arrive in time", "timeout") from None
+    except ClientDisconnect:  # nobody reads this answer, and it is no failure of ours
+        raise ProtocolError(400, "the caller left", "disconnected") from None
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def as_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body, empty for an empty one; raises ProtocolError 400."""
+    try:
+        found = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(400, f"the request is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ProtocolError(400, "the request must be a JSON object")
+    return found
+
+
+def parameters(body: bytes) -> dict[str, Any]:
+    """The `parameters` object of a JSON body; raises ProtocolError 400."""
+    found = as_object(body).get("parameters", {})
+    if not isinstance(found, dict):
+        raise ProtocolError(400, "parameters must be a JSON object")
+    return found
+
+
+def texts(
+    given: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """The named members, all of them strings and no others; raises ProtocolError 400."""
+    if missing := [name for name in required if name not in given]:
+        raise ProtocolError(400, f"missing {', '.join(missing)}")
+    if unknown := sorted(set(given) - {*required, *optional}):
+        raise ProtocolError(400, f"unknown {', '.join(unknown)[:200]}")
+    if wrong := [name for name, value in given.items() if not isinstance(value, str)]:
+        raise ProtocolError(400, f"{', '.join(wrong)} must be a string")
+    return dict(given)
+
+
+def as_json(
+    content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A JSON answer."""
+    return Response(orjson.dumps(content), status, headers, JSON)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """The answer to any error: a status, a stable code, a message, and nothing of our inside."""
+    identity = request_id(request)
+    # Which version was meant to answer, when that was known by then.
+    headers = {"x-request-id": identity} | getattr(request.state, "headers", {})
+    if isinstance(error, ProtocolError):
+        status, code, message = error.status, error.code, error.message
+    elif isinstance(error, HTTPException):
+        status, message = error.status_code, error.detail
+        code = _CODES.get(status, "http_error")
+        headers |= dict(error.headers or {})
+    else:
+        # Starlette raises it again once answered, and uvicorn logs the traceback after this line.
+        _log.error("request %s failed: %s", identity, type(error).__name__)
+        status, code, message = 500, "internal", "internal error: see the server's log"
+    if status in (408, 413):
+        headers["connection"] = "close"  # what is left of the body is never read
+    answer = {"error": message, "code": code, "request_id": identity}
+    return as_json(answer, status=status, headers=headers)

@@ -1,0 +1,191 @@
+"""The Open Inference Protocol v2 over HTTP: JSON and binary tensors to arrays and back.
+
+A request is checked against the tensors a model declares before an array is made. No pydantic: this
+runs once a request. JSON has no NaN: null stands for it in floating tensors, both ways.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from deployments.serving.elements import check_shape, from_binary, from_json, pack
+from models.tensors import TensorSpec
+
+HEADER_LENGTH = "inference-header-content-length"
+JSON, BINARY = "application/json", "application/octet-stream"
+Tensors = dict[str, NDArray[Any]]
+
+
+class ProtocolError(Exception):
+    """An answer other than 200: its HTTP status, a stable code and a message for the caller."""
+
+    def __init__(self, status: int, message: str, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+class Wanted(NamedTuple):
+    """An output the caller asked for, and whether as raw bytes."""
+
+    spec: TensorSpec
+    binary: bool
+
+
+class InferRequest(NamedTuple):
+    """A checked request: every declared input, in declared order, and the outputs to answer."""
+
+    id: str | None
+    tensors: Tensors
+    outputs: list[Wanted]
+
+
+def parse(
+    body: bytes,
+    header_length: str | None,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> InferRequest:
+    """The request in `body`, checked against the model's tensors.
+
+    `header_length` is the header of that name: the JSON part's bytes, raw tensors follow it. Arrays
+    may be read-only views of `body`; BYTES tensors hold `str`. Raises ProtocolError, status 400.
+    """
+    json_end = len(body)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 19):
+            raise ProtocolError(400, "Inference-Header-Content-Length is not a number of bytes")
+        json_end = int(header_length)
+        if json_end > len(body):
+            raise ProtocolError(
+                400,
+                f"Inference-Header-Content-Length is {json_end}, the body has {len(body)} bytes",
+            )
+    try:
+        request = orjson.loads(memoryview(body)[:json_end])
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(400, f"the request is not JSON: {error}") from None
+    if type(request) is not dict:
+        raise ProtocolError(400, "the request must be a JSON object")
+    identity = request.get("id")
+    if identity is not None and type(identity) is not str:
+        raise ProtocolError(400, "id must be a string")
+    try:
+        tensors = _inputs(request.get("inputs"), body, json_end, inputs)
+        return InferRequest(identity, tensors, _outputs(request, outputs))
+    except ValueError as error:
+        raise ProtocolError(400, str(error)) from None
+
+
+def render(
+    request: InferRequest, model: str, version: str, found: Mapping[str, NDArray[Any]]
+) -> tuple[bytes, int | None]:
+    """The response body, and its JSON part's length when raw tensors follow it."""
+    described: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for spec, binary in request.outputs:
+        array = np.ascontiguousarray(found[spec.name])
+        one: dict[str, Any] = {
+            "name": spec.name,
+            "datatype": spec.datatype,
+            "shape": list(array.shape),
+        }
+        if binary:
+            content = pack(array)
+            raw.append(content)
+            one["parameters"] = {"binary_data_size": len(content)}
+        elif spec.datatype == "BYTES":
+            one["data"] = array.reshape(-1).tolist()
+        else:
+            one["data"] = array.reshape(-1)
+        described.append(one)
+    head: dict[str, Any] = {"model_name": model, "model_version": version}
+    if request.id is not None:
+        head["id"] = request.id
+    text = orjson.dumps(head | {"outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([text, *raw]), len(text)) if raw else (text, None)
+
+
+def _inputs(given: Any, body: bytes, offset: int, specs: Sequence[TensorSpec]) -> Tensors:
+    if type(given) is not list:
+        raise ValueError("inputs must be a list of tensors")
+    declared = {spec.name: spec for spec in specs}
+    found: Tensors = {}
+    for one in given:
+        name = one.get("name") if type(one) is dict else None
+        if type(name) is not str:
+            raise ValueError("every input must be a JSON object with a name")
+        if name not in declared:
+            raise ValueError(f"unknown input {name[:80]!r}: the model takes {', '.join(declared)}")
+        if name in found:
+            raise ValueError(f"input {name!r} is given twice")
+        found[name], offset = _input(one, body, offset, declared[name])
+    if missing := [name for name in declared if name not in found]:
+        raise ValueError(f"missing input {', '.join(missing)}")
+    if offset != len(body):
+        raise ValueError(f"{len(body) - offset} bytes follow the last tensor")
+    rows = {len(found[spec.name]) for spec in specs if spec.shape[0] == -1}
+    if len(rows) > 1:
+        raise ValueError(f"inputs have different numbers of rows: {sorted(rows)}")
+    return {name: found[name] for name in declared}
+
+
+def _input(
+    one: dict[str, Any], body: bytes, offset: int, spec: TensorSpec
+) -> tuple[NDArray[Any], int]:
+    """The tensor, and where the next one's raw bytes begin."""
+    what = f"input {spec.name!r}"
+    if one.get("datatype") != spec.datatype:
+        raise ValueError(f"{what} must have datatype {spec.datatype}")
+    shape = check_shape(one.get("shape"), spec)
+    size = _parameters(one, what).get("binary_data_size")
+    if size is None:
+        return from_json(one.get("data"), shape, spec), offset
+    if "data" in one:
+        raise ValueError(f"{what} has both data and binary_data_size")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{what}: binary_data_size is not a number of bytes")
+    left = len(body) - offset
+    if size > left:
+        raise ValueError(f"{what} is cut short: {size} bytes announced, {left} left")
+    return from_binary(body, offset, size, shape, spec), offset + size
+
+
+def _outputs(request: dict[str, Any], specs: Sequence[TensorSpec]) -> list[Wanted]:
+    binary = _flag(_parameters(request, "the request"), "binary_data_output", False)
+    given = request.get("outputs")
+    if given is None or given == []:
+        return [Wanted(spec, binary) for spec in specs]
+    if type(given) is not list:
+        raise ValueError("outputs must be a list")
+    declared = {spec.name: spec for spec in specs}
+    found: dict[str, Wanted] = {}
+    for one in given:
+        name = one.get("name") if type(one) is dict else None
+        if type(name) is not str or name not in declared:
+            raise ValueError(f"unknown output: the model gives {', '.join(declared)}")
+        if name in found:
+            raise ValueError(f"output {name!r} is asked for twice")
+        parameters = _parameters(one, f"output {name!r}")
+        if "classification" in parameters:
+            raise ValueError("the classification extension is not supported")
+        found[name] = Wanted(declared[name], _flag(parameters, "binary_data", binary))
+    return list(found.values())
+
+
+def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
+    found = owner.get("parameters")
+    if found is None:
+        return {}
+    if type(found) is not dict:
+        raise ValueError(f"parameters of {what} must be a JSON object")
+    return found
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    found = parameters.get(name, default)
+    if type(found) is not bool:
+        raise ValueError(f"{name} must be true or false")
+    return found

@@ -1,0 +1,173 @@
+"""A version that can answer: its ONNX session, proven to fit the signature and the sample."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+import safetensors.numpy
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import (  # type: ignore[import-untyped]
+    InvalidArgument,
+)
+from safetensors import SafetensorError
+
+from deployments.serving.protocol import ProtocolError, Tensors
+from models.data import RefusedRequest
+from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
+from models.tensors import TensorSpec
+
+INLINE_SECONDS = 0.002
+"""Longest that a session may hold the event loop; a thread costs about 0.1 ms more."""
+FARTHEST = 0.25
+"""Largest `Signature.closeness` to the recorded output: a compressed version differs a little."""
+ONNX_TYPES = {
+    "BOOL": "bool", "BYTES": "string", "FP16": "float16", "FP32": "float", "FP64": "double",
+    **{f"{u}INT{bits}": f"{u.lower()}int{bits}" for u in ("", "U") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+_log = logging.getLogger("modelmint.serving")
+
+
+@dataclass(frozen=True)
+class Served:
+    """One loaded version; never changes, so a request keeps the one it started with."""
+
+    line: str
+    number: str
+    digest: str
+    signature: Signature
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    session: Any
+    inline_rows: int
+    """Requests of up to this many rows are quick enough to run on the event loop."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What tells the caller which version answered."""
+        return {
+            "modelmint-model": self.line,
+            "modelmint-version": self.number,
+            "modelmint-digest": self.digest,
+        }
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """Every output by name; raises ProtocolError 400 when the network refuses the values."""
+        names = [spec.name for spec in self.outputs]
+        try:
+            return dict(zip(names, self.session.run(names, tensors), strict=True))
+        except InvalidArgument as error:
+            _log.info("%s/%s refused an input: %s", self.line, self.number, error)
+            raise ProtocolError(400, "the model cannot compute these values") from None
+
+    def predict(self, payload: bytes, media_type: str) -> list[dict[str, Any]]:
+        """One answer a row of what a person sent; raises ProtocolError."""
+        try:
+            rows = self.signature.features.read(payload, media_type)
+        except RefusedRequest as error:
+            raise ProtocolError(400, str(error), "refused_request") from None
+        if not rows.height:
+            raise ProtocolError(400, "the request holds no record", "refused_request")
+        output = self.run(self.signature.features.encode(rows))[self.outputs[0].name]
+        if not np.isfinite(output).all():
+            raise ProtocolError(
+                422, "the model gives no finite answer for these values", "not_finite"
+            )
+        return self.signature.objective.answer(output)
+
+
+def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:
+    """The version held by verified files, warmed up and proven on its recorded sample.
+
+    Raises ProtocolError 422 when the network, the signature and the sample do not fit together.
+    """
+    try:
+        signature = Signature.model_validate_json(files[SIGNATURE_FILE])
+        sample = safetensors.numpy.load(files[SAMPLE_FILE])
+    except (ValueError, SafetensorError) as error:
+        _log.warning("%s/%s: %s", line, number, error)
+        raise _unfit("its signature or sample cannot be read by this server's code") from None
+    session = _session(files[MODEL_FILE], f"{line}/{number}")
+    inputs, outputs = signature.features.inputs, (signature.objective.output,)
+    _check("input", session.get_inputs(), inputs)
+    _check("output", session.get_outputs(), outputs)
+    for spec in (*inputs, *outputs):
+        if spec.name not in sample:
+            raise _unfit(f"the sample has no tensor {spec.name!r}")
+        try:
+            spec.check(sample[spec.name])
+        except ValueError as error:
+            raise _unfit(f"the sample's {error}") from None
+    feeds = {spec.name: sample[spec.name] for spec in inputs}
+    seconds = _compare(session, feeds, outputs[0].name, sample[outputs[0].name], signature)
+    rows = len(next(iter(feeds.values())))
+    inline_rows = int(rows * INLINE_SECONDS / seconds)
+    return Served(line, number, digest, signature, inputs, outputs, session, inline_rows)
+
+
+def _session(model: bytes, version: str) -> Any:
+    options = onnxruntime.SessionOptions()
+    # Small networks: one core a request, so that requests and versions do not wait for each other.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        _log.warning("%s: %s", version, error)
+        raise _unfit(f"{MODEL_FILE} is not a network ONNX Runtime can run") from None
+
+
+def _check(kind: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
+    offered = {value.name: value for value in found}
+    if set(offered) != {spec.name for spec in specs}:
+        raise _unfit(
+            f"the network's {kind}s are {', '.join(sorted(offered))}, the signature says"
+            f" {', '.join(spec.name for spec in specs)}"
+        )
+    for spec in specs:
+        value = offered[spec.name]
+        fits = (
+            value.type == f"tensor({ONNX_TYPES[spec.datatype]})"
+            and len(value.shape) == len(spec.shape)
+            # A symbolic length takes any; a fixed one must be the one the signature promises.
+            and all(
+                not isinstance(length, int) or length == wanted
+                for length, wanted in zip(value.shape, spec.shape, strict=True)
+            )
+        )
+        if not fits:
+            raise _unfit(
+                f"{kind} {spec.name!r} is {value.type} {value.shape} in the network,"
+                f" {spec.datatype} {list(spec.shape)} in the signature"
+            )
+
+
+def _compare(
+    session: Any, feeds: Tensors, name: str, expected: NDArray[Any], signature: Signature
+) -> float:
+    """Seconds of the quickest of three runs, once the answer is found close to the recorded one."""
+    seconds = []
+    try:
+        for _ in range(3):
+            start = time.perf_counter()
+            found = session.run([name], feeds)[0]
+            seconds.append(time.perf_counter() - start)
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        _log.warning("warm-up: %s", error)
+        raise _unfit("the network cannot compute the recorded sample") from None
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        raise _unfit(f"output {name!r} of the sample has another shape or is not finite")
+    distance = signature.closeness(found, expected)
+    if not distance <= FARTHEST:  # written so that NaN is refused too
+        raise _unfit(
+            f"output {name!r} of the sample is {distance:.3g} from the recorded one, relative to"
+            f" its spread; at most {FARTHEST} is served: mint the version again"
+        )
+    return min(seconds)
+
+
+def _unfit(message: str) -> ProtocolError:
+    return ProtocolError(422, message, "unfit_version")

@@ -1,0 +1,1 @@
+"""The flows: the order of the stages and nothing else."""

@@ -1,0 +1,84 @@
+"""Produce a model version: from what is in the bucket to what answers requests.
+
+    modelmint run digits
+"""
+
+from prefect import flow
+from pydantic import JsonValue
+
+from models import catalog
+from models.open import Frozen
+from models.spec import Budget, Gate, Training
+from tasks import cluster
+from tasks.clean import clean
+from tasks.compress import compress
+from tasks.deploy import deploy
+from tasks.evaluate import evaluate
+from tasks.gate import decide
+from tasks.progress import listening
+from tasks.promotion import champion_for
+from tasks.publish import EpochLog, show
+from tasks.recipe import recipe
+from tasks.refs import Artifact, Dataset, Endpoint, Report, Verdict, Version
+from tasks.register import register
+from tasks.snapshot import list_objects, raw_prefix, take_snapshot
+from tasks.stage import StageRun, recording
+from tasks.train import train
+
+
+class Production(Frozen):
+    """What a run produced."""
+
+    version: Version
+    dataset: Dataset
+    report: Report
+    artifact: Artifact
+    verdict: Verdict
+    endpoint: Endpoint
+    stages: tuple[StageRun, ...]
+
+
+@flow(name="produce", flow_run_name="produce {line}", persist_result=False)
+def produce(
+    line: str,
+    model: dict[str, JsonValue] | None = None,
+    training: Training | None = None,
+    gate: Gate | None = None,
+    budget: Budget | None = None,
+) -> Production:
+    """Turn what is in the bucket into a gated, compressed, registered and served version.
+
+    Args:
+        line: Name of the model line.
+        model: Fields of the line's architecture to change, for instance {"size": "small"}.
+        training: How to train, instead of as the line says.
+        gate: What to demand, instead of what the line demands.
+        budget: What compression may cost, instead of what the line allows.
+    """
+    spec = catalog.find(line).changed(model, training, gate, budget).on(cluster.device())
+    profile, threads = spec.training.profile, spec.training.threads
+    with recording() as runs, listening(EpochLog(line)):
+        prefix = raw_prefix(spec.data)
+        snapshot = take_snapshot(prefix, list_objects(spec.data))
+        dataset = clean(spec.data, spec.objective, prefix, snapshot)
+        weights = train(spec.model, spec.training, dataset)
+        confidence = spec.gate.confidence
+        report = evaluate(spec.model, dataset, weights, confidence, profile, threads)
+        artifact = compress(spec.model, spec.budget, dataset, weights, profile, threads)
+        champion = champion_for(line, artifact.digest)
+        verdict = decide(
+            spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
+        )
+        recorded = recipe(spec, snapshot, runs)
+        version = register(line, recorded, artifact, report, verdict)
+        endpoint = deploy(version, artifact, verdict)
+    show(line, dataset, report, artifact, verdict, endpoint)
+    return Production(
+        version=version,
+        dataset=dataset,
+        report=report,
+        artifact=artifact,
+        verdict=verdict,
+        endpoint=endpoint,
+        stages=tuple(runs),
+    )

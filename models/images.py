@@ -1,0 +1,168 @@
+"""Images: PNG and JPEG objects in folders named by class, alone or packed in tar shards."""
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+from models.data import REFUSED, Check, Data, Features, Parsed, RefusedObject, RefusedRequest, Tensors
+from models.digests import bytes_digest
+from models.open import Frozen
+from models.tensors import TensorSpec
+
+LARGEST = 16_000_000
+FORMATS = ("PNG", "JPEG")
+MODES = {1: "L", 3: "RGB"}
+
+
+class ImageSize(Frozen):
+    """The form every image is brought to."""
+
+    channels: Literal[1, 3] = 1
+    height: int = Field(28, ge=4, le=1024)
+    width: int = Field(28, ge=4, le=1024)
+
+    def decode(self, payload: bytes) -> NDArray[np.uint8]:
+        """Pixels uint8 [channels, height, width] of a PNG or JPEG; raises ValueError.
+
+        An image of another size is scaled (bilinear). One under half the size in either direction
+        or over 16 million pixels is refused before a pixel is decoded.
+        """
+        try:
+            image = Image.open(io.BytesIO(payload), formats=FORMATS)
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+            raise ValueError("not a PNG or JPEG image") from None
+        width, height = image.size
+        if width * height > LARGEST:
+            raise ValueError(f"{width} x {height} is over {LARGEST:,} pixels")
+        if width * 2 < self.width or height * 2 < self.height:
+            raise ValueError(f"{width} x {height} is under half of {self.width} x {self.height}")
+        try:
+            image = image.convert(MODES[self.channels])
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"the image is damaged: {error}") from None
+        if image.size != (self.width, self.height):
+            image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image, np.uint8).reshape(self.height, self.width, self.channels)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.channels, self.height, self.width
+
+    @property
+    def dtype(self) -> pl.Array:
+        """The type of a column of such images."""
+        return pl.Array(pl.UInt8, int(np.prod(self.shape)))
+
+
+class ImageFeatures(Features):
+    """One tensor: `image` UINT8 [n, channels, height, width], scaled inside the network."""
+
+    size: ImageSize
+    mean: float
+    """Mean of all training pixels, 0 to 255."""
+    deviation: float = Field(gt=0)
+    """Standard deviation of all training pixels."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name="image", datatype="UINT8", shape=(-1, *self.size.shape)),)
+
+    def encode(self, rows: pl.DataFrame) -> Tensors:
+        pixels = rows.get_column("image").to_numpy().reshape(-1, *self.size.shape)
+        return {"image": np.ascontiguousarray(pixels)}
+
+    def read(self, payload: bytes, media_type: str) -> pl.DataFrame:
+        """One PNG or JPEG image."""
+        del media_type
+        try:
+            pixels = self.size.decode(payload)
+        except ValueError as error:
+            raise RefusedRequest(str(error)) from None
+        return pl.DataFrame({"image": pixels.reshape(1, -1)}, schema={"image": self.size.dtype})
+
+    def write(self, row: pl.DataFrame) -> tuple[bytes, str]:
+        """A PNG image."""
+        pixels = self.encode(row.head(1))["image"][0].transpose(1, 2, 0)
+        packed = io.BytesIO()
+        Image.fromarray(pixels.squeeze(-1) if self.size.channels == 1 else pixels).save(packed, "PNG")
+        return packed.getvalue(), "image/png"
+
+
+class Images(Data):
+    """Objects `<class>/<name>.png` (or .jpg), or tar shards whose members are named like that."""
+
+    size: ImageSize = ImageSize()
+    identity: tuple[str, ...] = ("pixels",)
+    suffixes: tuple[str, ...] = (".tar", ".png", ".jpg", ".jpeg")
+    label: str = "label"
+    """Name of the column that holds the class."""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return ("image",)
+
+    def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
+        del references
+        if not payload:
+            raise RefusedObject("the object is empty")
+        pixels, labels, kept, refused = [], [], [], []
+        row = -1
+        for row, (path, content) in enumerate(_members(name, payload)):
+            try:
+                pixels.append(self.size.decode(content).reshape(-1))
+            except ValueError as error:
+                refused.append({"row": row, "field": path, "reason": str(error)})
+                continue
+            labels.append(PurePosixPath(path).parent.name)
+            kept.append(row)
+        if row < 0:
+            raise RefusedObject("the archive holds no file")
+        stacked = np.stack(pixels) if pixels else np.zeros((0, self.size.dtype.size), np.uint8)
+        rows = pl.DataFrame(
+            {
+                "row": pl.Series(kept, dtype=pl.UInt32),
+                "pixels": pl.Series([bytes_digest(p.tobytes()) for p in pixels], dtype=pl.String),
+                "image": pl.Series(stacked, dtype=self.size.dtype),
+                self.label: pl.Series(labels, dtype=pl.String),
+            }
+        )
+        return Parsed(rows, pl.DataFrame(refused, schema=REFUSED))
+
+    def checks(self) -> Sequence[Check]:
+        return []
+
+    def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
+        pixels = rows.get_column("image").to_numpy().reshape(-1)
+        counts = np.bincount(pixels, minlength=256)
+        return {"histogram": [int(count) for count in counts]}
+
+    def fit(self, summaries: Sequence[Mapping[str, Any]]) -> ImageFeatures:
+        counts = np.sum([s["histogram"] for s in summaries], axis=0, dtype=np.float64)
+        values = np.arange(256.0)
+        mean = float(np.sum(counts * values) / np.sum(counts))
+        deviation = float(np.sqrt(np.sum(counts * (values - mean) ** 2) / np.sum(counts)))
+        return ImageFeatures(size=self.size, mean=mean, deviation=deviation or 1.0)
+
+
+def _members(name: str, payload: bytes) -> Iterator[tuple[str, bytes]]:
+    if not name.endswith(".tar"):
+        yield name, payload
+        return
+    try:
+        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    stream = archive.extractfile(member)
+                    yield member.name, stream.read() if stream else b""
+    except tarfile.TarError as error:
+        raise RefusedObject(f"not a whole tar archive: {error}") from None

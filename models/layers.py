@@ -1,0 +1,133 @@
+"""Torch building blocks every family shares: input scaling, losses, and what is served."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.data import Features
+from models.images import ImageFeatures
+from models.objectives import Classification, Objective, Regression
+from models.tables import TableFeatures
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TableInput(nn.Module):
+    """Numbers float32 [n, k] (NaN where null) and categories int64 [n, c] -> float32 [n, width]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: TableFeatures) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([f.mean for f in features.numbers]))
+        self.register_buffer("deviation", torch.tensor([f.deviation for f in features.numbers]))
+        sizes = [len(c.vocabulary) + 1 for c in features.categories]
+        widths = [min(32, (size + 1) // 2 + 1) for size in sizes]
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True)
+        )
+        self.width = 2 * len(features.numbers) + sum(widths)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        parts = []
+        remaining = list(inputs)
+        if len(self.mean):
+            numbers = remaining.pop(0)
+            missing = torch.isnan(numbers)
+            scaled = (torch.where(missing, self.mean, numbers) - self.mean) / self.deviation
+            parts += [scaled.clamp(-8.0, 8.0), missing.to(scaled.dtype)]
+        if len(self.embeddings):
+            indices = remaining.pop(0)
+            parts += [embed(indices[:, i]) for i, embed in enumerate(self.embeddings)]
+        return torch.cat(parts, dim=1)
+
+
+class ImageInput(nn.Module):
+    """Pixels uint8 or float [n, C, H, W] in 0 to 255 -> float32, zero mean and unit deviation."""
+
+    def __init__(self, features: ImageFeatures) -> None:
+        super().__init__()
+        self.mean, self.deviation = features.mean, features.deviation
+        self.channels, self.height, self.width = features.size.shape
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image.to(torch.float32) - self.mean) / self.deviation
+
+
+class Chain(nn.Sequential):
+    """Layers in order; the first one may take several tensors."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+        first, *rest = self
+        x: Tensor = first(*inputs)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+def table_input(features: Features) -> TableInput:
+    """The input layer for rows; raises TypeError for any other features."""
+    if not isinstance(features, TableFeatures):
+        raise TypeError(f"this family takes rows, the line has {type(features).__name__}")
+    return TableInput(features)
+
+
+def image_input(features: Features) -> ImageInput:
+    """The input layer for images; raises TypeError for any other features."""
+    if not isinstance(features, ImageFeatures):
+        raise TypeError(f"this family takes images, the line has {type(features).__name__}")
+    return ImageInput(features)
+
+
+class Served(nn.Module):
+    """The network as it is served: raw tensors in, the objective's output tensor out."""
+
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head(objective)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.head(self.network(*inputs))
+
+
+class Rescale(nn.Module):
+    """Standardised predictions float32 [n, 1] -> predictions in the target's unit [n]."""
+
+    def __init__(self, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0] * self.deviation + self.mean
+
+
+def head(objective: Objective) -> Callable[[Tensor], Tensor] | Any:
+    """The last step of a served network; raises TypeError for an objective without one."""
+    if isinstance(objective, Regression):
+        return Rescale(objective.mean, objective.deviation)
+    if isinstance(objective, Classification):
+        return nn.Softmax(dim=1)
+    raise TypeError(f"no served output for {type(objective).__name__}")
+
+
+def training_loss(objective: Objective, label_smoothing: float) -> Loss:
+    """The mean loss of a batch; raises TypeError for an objective without one."""
+    if isinstance(objective, Regression):
+        mean, deviation = objective.mean, objective.deviation
+
+        def squared(x: Tensor, target: Tensor) -> Tensor:
+            return functional.mse_loss(x[:, 0], (target - mean) / deviation)
+
+        return squared
+    if isinstance(objective, Classification):
+
+        def cross_entropy(x: Tensor, target: Tensor) -> Tensor:
+            return functional.cross_entropy(x, target, label_smoothing=label_smoothing)
+
+        return cross_entropy
+    raise TypeError(f"no loss for {type(objective).__name__}")

@@ -1,0 +1,228 @@
+"""What a line predicts: the target, its metrics, its baselines, and what an answer looks like.
+
+NumPy only: serving and the gate use these classes without torch. The losses that train them are
+in `models.layers`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.data import Check
+from models.open import Frozen, Open
+from models.statistics import Moments, fold
+from models.tensors import TensorSpec
+
+Floats = NDArray[np.floating[Any]]
+
+
+class Primary(Frozen):
+    """The metric a line is judged by."""
+
+    name: str
+    better: Literal["higher", "lower"]
+
+    def loss(self, value: float, reference: float) -> float:
+        """How much worse `value` is than `reference`, as a fraction of `reference`."""
+        difference = reference - value if self.better == "higher" else value - reference
+        return difference / max(abs(reference), 1e-12)
+
+
+class Objective(Open):
+    """What a line predicts. A *fitted* objective also knows what the training rows told it."""
+
+    target: str
+    """The column to predict."""
+    primary: Primary
+
+    @abstractmethod
+    def checks(self) -> Sequence[Check]:
+        """The conditions the target of every row must meet."""
+
+    @abstractmethod
+    def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
+        """Statistics of some rows' targets as a JSON value, to be combined by `fit`."""
+
+    @abstractmethod
+    def fit(self, summaries: Sequence[Mapping[str, Any]]) -> Self:
+        """This objective, fitted to the summaries of the training rows, in canonical order.
+
+        Raises ValueError when the training rows cannot teach it.
+        """
+
+    @property
+    @abstractmethod
+    def output(self) -> TensorSpec:
+        """The tensor a served model answers with."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Number of values the network computes for a row."""
+
+    @abstractmethod
+    def encode(self, rows: pl.DataFrame) -> NDArray[Any]:
+        """The target of every row: float32 [n] for a regression, int64 [n] for classes."""
+
+    @abstractmethod
+    def losses(self, predicted: Floats, target: NDArray[Any]) -> dict[str, Floats]:
+        """Per-row scores, float64 [n] each; metrics and paired tests are functions of them."""
+
+    @abstractmethod
+    def metrics(self, losses: Mapping[str, Floats]) -> dict[str, Any]:
+        """The metrics of rows whose losses are [..., n]; each is [...], a float for plain [n].
+
+        `primary.name` is one of them.
+        """
+
+    def measure(self, predicted: Floats, target: NDArray[Any]) -> dict[str, float]:
+        """The metrics of predictions, float [n, ...], for their targets."""
+        found = self.metrics(self.losses(predicted, target))
+        return {name: float(value) for name, value in found.items()}
+
+    @abstractmethod
+    def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
+        """Name and predictions, for `count` rows, of the best constant for this target."""
+
+    @abstractmethod
+    def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
+        """What a person reads, one record for each row of the served output."""
+
+
+class Regression(Objective):
+    """One number per row."""
+
+    unit: str
+    """Unit of the target, for people."""
+    low: float | None = None
+    """Smallest plausible target; a row below is quarantined."""
+    high: float | None = None
+    """Largest plausible target; a row above is quarantined."""
+    mean: float = 0.0
+    """Mean of the training targets (fitted)."""
+    deviation: float = Field(1.0, gt=0)
+    """Standard deviation of the training targets (fitted)."""
+    primary: Primary = Primary(name="rmse", better="lower")
+
+    def checks(self) -> Sequence[Check]:
+        target = pl.col(self.target)
+        low = -np.inf if self.low is None else self.low
+        high = np.inf if self.high is None else self.high
+        return [
+            Check(self.target, "missing", target.is_not_null()),
+            Check(self.target, "not finite", target.is_finite()),
+            Check(
+                self.target,
+                f"not within {low:g} to {high:g} {self.unit}",
+                target.is_between(low, high),
+            ),
+        ]
+
+    def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
+        return Moments.of(rows.get_column(self.target).cast(pl.Float64).to_numpy()).model_dump()
+
+    def fit(self, summaries: Sequence[Mapping[str, Any]]) -> Self:
+        total = fold([Moments.model_validate(s) for s in summaries], Moments.merge)
+        return self.model_copy(update={"mean": total.mean, "deviation": total.deviation})
+
+    @property
+    def output(self) -> TensorSpec:
+        return TensorSpec(name="prediction", datatype="FP32", shape=(-1,))
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    def encode(self, rows: pl.DataFrame) -> NDArray[Any]:
+        return rows.get_column(self.target).cast(pl.Float32).to_numpy()
+
+    def losses(self, predicted: Floats, target: NDArray[Any]) -> dict[str, Floats]:
+        error = predicted.astype(np.float64).reshape(-1) - target.astype(np.float64)
+        return {"squared": error**2, "absolute": np.abs(error)}
+
+    def metrics(self, losses: Mapping[str, Floats]) -> dict[str, Any]:
+        return {
+            "rmse": np.sqrt(np.mean(losses["squared"], axis=-1)),
+            "mae": np.mean(losses["absolute"], axis=-1),
+        }
+
+    def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
+        return "mean", np.full(count, np.mean(target, dtype=np.float64))
+
+    def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
+        return [{self.target: round(float(v), 4), "unit": self.unit} for v in output.reshape(-1)]
+
+
+class Classification(Objective):
+    """One class per row."""
+
+    labels: tuple[str, ...] = Field(min_length=2)
+    """The classes, in the order of the model's output."""
+    primary: Primary = Primary(name="accuracy", better="higher")
+
+    def checks(self) -> Sequence[Check]:
+        target = pl.col(self.target)
+        return [
+            Check(self.target, "missing", target.is_not_null()),
+            Check(self.target, "not one of the line's classes", target.is_in(list(self.labels))),
+        ]
+
+    def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
+        return dict(rows.get_column(self.target).value_counts().sort(self.target).iter_rows())
+
+    def fit(self, summaries: Sequence[Mapping[str, Any]]) -> Self:
+        seen = set().union(*summaries)
+        absent = [label for label in self.labels if label not in seen]
+        if absent:
+            raise ValueError(f"no training row has the class {', '.join(absent)}: land some")
+        return self
+
+    @property
+    def output(self) -> TensorSpec:
+        return TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(self.labels)))
+
+    @property
+    def width(self) -> int:
+        return len(self.labels)
+
+    def encode(self, rows: pl.DataFrame) -> NDArray[Any]:
+        return (
+            rows.get_column(self.target)
+            .replace_strict(list(self.labels), range(len(self.labels)), return_dtype=pl.Int64)
+            .to_numpy()
+        )
+
+    def losses(self, predicted: Floats, target: NDArray[Any]) -> dict[str, Floats]:
+        chosen = predicted[np.arange(len(target)), target].astype(np.float64)
+        return {
+            "correct": (predicted.argmax(axis=1) == target).astype(np.float64),
+            "log_loss": -np.log(np.clip(chosen, 1e-12, 1.0)),
+        }
+
+    def metrics(self, losses: Mapping[str, Floats]) -> dict[str, Any]:
+        return {
+            "accuracy": np.mean(losses["correct"], axis=-1),
+            "log_loss": np.mean(losses["log_loss"], axis=-1),
+        }
+
+    def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
+        shares = np.bincount(target, minlength=self.width) / len(target)
+        return "majority", np.tile(shares, (count, 1))
+
+    def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
+        best = output.argmax(axis=1)
+        return [
+            {
+                self.target: self.labels[index],
+                "probability": round(float(row[index]), 6),
+                "probabilities": {
+                    name: round(float(p), 6) for name, p in zip(self.labels, row, strict=True)
+                },
+            }
+            for row, index in zip(output, best, strict=True)
+        ]

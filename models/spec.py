@@ -1,0 +1,156 @@
+"""A line: everything that defines one model product, in one typed, hashable record."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, JsonValue, SerializeAsAny
+
+from models.data import Data, Features
+from models.objectives import Objective
+from models.open import Frozen, Function, Open
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Family(Open):
+    """An architecture. A family is one file with a `Spec` and a size table."""
+
+    @abstractmethod
+    def build(self, features: Features, width: int) -> "nn.Module":
+        """A fresh network taking `features.inputs` in order and giving float32 [n, width].
+
+        Torch is imported here and not above: cleaning, serving and the command line read lines
+        without it.
+        """
+
+
+class Augmentation(Open):
+    """A random change of training inputs that leaves the target true."""
+
+    @abstractmethod
+    def apply(
+        self, tensors: dict[str, "torch.Tensor"], generator: "torch.Generator"
+    ) -> dict[str, "torch.Tensor"]:
+        """The changed tensors; every random number comes from `generator`."""
+
+
+class Optimizer(Frozen):
+    """How weights follow gradients."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    """SGD with momentum, Adam (Kingma, Ba 2015) or AdamW (Loshchilov, Hutter 2019)."""
+    lr: float = Field(1e-3, gt=0, le=10)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD; the Adams ignore it."""
+
+
+class Schedule(Frozen):
+    """The learning rate as a share of its peak, over the run."""
+
+    name: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
+    """One-cycle: linear warm-up, then cosine to zero (Smith 2018)."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of all steps spent rising linearly to the peak; `constant` and `step` too."""
+    drop: float = Field(0.1, gt=0, lt=1)
+    """Factor of `step` at each third of the run."""
+
+
+class Training(Frozen):
+    """How the weights are found. All of it is part of a version's recipe."""
+
+    epochs: int = Field(10, ge=1, le=10_000)
+    batch_size: int = Field(128, ge=1, le=65_536)
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augmentation: SerializeAsAny[Augmentation] | None = None
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target probability spread over all classes (classification)."""
+    clip: float = Field(0.0, ge=0)
+    """Largest gradient norm; 0 leaves gradients as they are."""
+    seed: Seed = 0
+    """Every random number of the run is a function of the seed, the epoch and the step."""
+    threads: int = Field(1, ge=1, le=256)
+    """Compute threads. Another number gives other bits."""
+    profile: Literal["fast", "portable"] = "fast"
+    """Numeric profile: `fast` repeats on a like machine, `portable` across CPU vendors."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is settled before the run starts and recorded."""
+
+
+class Gate(Frozen):
+    """What a version must show before it may serve."""
+
+    floors: dict[str, float] = {}
+    """Worst allowed value of a metric, on the test rows, after compression."""
+    margin: float = Field(0.01, ge=0, lt=1)
+    """How much worse than the champion, as a fraction, is still no regression."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Confidence of the intervals and of the paired test against the champion."""
+
+
+class Budget(Frozen):
+    """What compression may cost, and what it must reach."""
+
+    quality_loss: float = Field(0.01, ge=0, lt=1)
+    """Largest loss of the primary metric, as a fraction of its uncompressed value."""
+    size_mb: float | None = Field(None, gt=0)
+    """Largest size of the served model, in units of 1e6 bytes."""
+    slowdown: float = Field(1.5, ge=1)
+    """Largest CPU time of a request as a multiple of the uncompressed model's (batch 1 and 32)."""
+
+
+class Example(Frozen):
+    """Real data a newcomer can land: `load(slice)` gives (object name, bytes) pairs."""
+
+    slices: tuple[str, ...]
+    """Every slice there is."""
+    default: tuple[str, ...]
+    """The slices landed when none is named."""
+    load: Function
+    source: str
+    """Where the data comes from and its licence."""
+
+
+class Line(Frozen):
+    """A named model product: data, objective, architecture, training, gate and budget."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{1,40}$")
+    title: str
+    data: SerializeAsAny[Data]
+    objective: SerializeAsAny[Objective]
+    model: SerializeAsAny[Family]
+    training: Training = Training()
+    gate: Gate = Gate()
+    budget: Budget = Budget()
+    example: Example | None = None
+
+    def changed(
+        self,
+        model: dict[str, JsonValue] | None = None,
+        training: Training | None = None,
+        gate: Gate | None = None,
+        budget: Budget | None = None,
+    ) -> "Line":
+        """This line with other settings; raises ValidationError for a field the family lacks."""
+        family = type(self.model).model_validate({**dict(self.model), **(model or {})})
+        return self.model_copy(
+            update={
+                "model": family,
+                "training": training or self.training,
+                "gate": gate or self.gate,
+                "budget": budget or self.budget,
+            }
+        )
+
+    def on(self, device: Literal["cpu", "cuda"]) -> "Line":
+        """This line with the device settled, where its training left it open."""
+        if self.training.device != "auto":
+            return self
+        training = self.training.model_copy(update={"device": device})
+        return self.model_copy(update={"training": training})

@@ -1,0 +1,114 @@
+"""Which rows are for training, validation and test: by hash of identity, or by time.
+
+Every row gets a *label* when it is cleaned (`train`, `test`, `2013-07`), from itself alone; which
+label belongs to which split is settled when all labels are known. So a partition never has to be
+cleaned again because another one arrived.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import xxhash
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.open import Open
+
+Subset = Literal["train", "validation", "test"]
+HELD_OUT = "/validation"
+
+
+def identity_hash(rows: pl.DataFrame, columns: Iterable[str]) -> NDArray[np.uint64]:
+    """XXH3-64 of each row's identity columns, uint64 [n]; the same in every version for ever."""
+    text = rows.select(
+        pl.concat_str(
+            [pl.col(name).cast(pl.String).fill_null("\x00") for name in columns], separator="\x1f"
+        ).cast(pl.Binary)
+    ).to_series()
+    return np.fromiter((xxhash.xxh3_64_intdigest(value) for value in text), np.uint64, len(text))
+
+
+def _fraction(identity: NDArray[np.uint64]) -> NDArray[np.float64]:
+    return identity.astype(np.float64) / 2.0**64
+
+
+class SplitError(ValueError):
+    """The rows at hand cannot be split as the line asks."""
+
+
+class Split(Open):
+    """How rows are assigned to training, validation and test."""
+
+    @abstractmethod
+    def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
+        """A label for every row (String [n]), from the row alone."""
+
+    @abstractmethod
+    def assign(self, labels: Iterable[str]) -> dict[str, Subset]:
+        """The split of every label; raises SplitError when one split would be empty."""
+
+
+class ByHash(Split):
+    """By hash of the record's identity: a row keeps its split while the data grows."""
+
+    test: float = Field(0.2, gt=0, lt=0.9)
+    """Share of all rows held out for the test."""
+    validation: float = Field(0.05, gt=0, lt=0.5)
+    """Share of all rows held out for validation."""
+
+    def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
+        share = _fraction(identity)
+        names = np.select(
+            [share < self.test, share < self.test + self.validation],
+            ["test", "validation"],
+            "train",
+        )
+        return pl.Series("label", names.astype(object), pl.String)
+
+    def assign(self, labels: Iterable[str]) -> dict[str, Subset]:
+        present = set(labels)
+        names: tuple[Subset, ...] = ("train", "validation", "test")
+        for name in names:
+            if name not in present:
+                raise SplitError(f"no row fell into the {name} split: land more data")
+        return {name: name for name in names}
+
+
+class ByTime(Split):
+    """By calendar month: the newest month is the test, all earlier ones are for training.
+
+    A model is always judged on a month it has not seen, and every month that lands moves the
+    former test month into training. A share of the training rows, chosen by hash, is validation.
+    """
+
+    column: str
+    """A Datetime or Date column of the cleaned rows."""
+    validation: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the rows before the test month held out for validation."""
+
+    def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
+        held_out = pl.Series(_fraction(identity) < self.validation)
+        month = rows.get_column(self.column).dt.strftime("%Y-%m")
+        return pl.select(
+            pl.when(held_out).then(month + HELD_OUT).otherwise(month).alias("label")
+        ).to_series()
+
+    def assign(self, labels: Iterable[str]) -> dict[str, Subset]:
+        present = sorted(set(labels))
+        months = sorted({label.removesuffix(HELD_OUT) for label in present})
+        if len(months) < 2:
+            found = months[0] if months else "none"
+            raise SplitError(
+                f"a split by time needs at least two months of {self.column}, found {found}:"
+                " land an earlier or a later one"
+            )
+
+        def subset(label: str) -> Subset:
+            if label.removesuffix(HELD_OUT) == months[-1]:
+                return "test"
+            return "validation" if label.endswith(HELD_OUT) else "train"
+
+        return {label: subset(label) for label in present}

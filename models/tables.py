@@ -1,0 +1,280 @@
+"""Tables: CSV and Parquet objects whose columns become numbers and categories."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.data import REFUSED, Check, Data, Features, Parsed, RefusedObject, RefusedRequest
+from models.data import Tensors as Tensors
+from models.open import Frozen, Function
+from models.statistics import Moments, fold
+from models.tensors import TensorSpec
+
+Column = Literal["integer", "number", "text"]
+TYPES: dict[str, type[pl.DataType]] = {
+    "integer": pl.Int64,
+    "number": pl.Float64,
+    "text": pl.String,
+}
+NULLS = ["NA", ""]
+UNKNOWN = 0
+
+
+class Number(Frozen):
+    """A numeric feature; null is allowed and reaches the network as NaN."""
+
+    name: str
+    unit: str
+    low: float = -1e300
+    """Smallest plausible value; a row below is quarantined."""
+    high: float = 1e300
+    """Largest plausible value; a row above is quarantined."""
+
+
+class Category(Frozen):
+    """A feature with few distinct texts; rare and unseen ones share index 0."""
+
+    name: str
+    minimum: int = Field(20, ge=1)
+    """Training rows a value must be seen in to have an index of its own."""
+
+
+class FittedNumber(Frozen):
+    """A numeric feature with the mean and deviation of its training rows."""
+
+    name: str
+    unit: str
+    mean: float
+    deviation: float = Field(gt=0)
+
+
+class FittedCategory(Frozen):
+    """A category with the values of its training rows, sorted; index 0 is everything else."""
+
+    name: str
+    vocabulary: tuple[str, ...]
+
+
+class TableFeatures(Features):
+    """Columns as two tensors: `numbers` FP32 [n, k], NaN where null; `categories` INT64 [n, c]."""
+
+    numbers: tuple[FittedNumber, ...]
+    categories: tuple[FittedCategory, ...]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        found = (
+            TensorSpec(name="numbers", datatype="FP32", shape=(-1, len(self.numbers))),
+            TensorSpec(name="categories", datatype="INT64", shape=(-1, len(self.categories))),
+        )
+        return tuple(spec for spec in found if spec.shape[1])
+
+    def encode(self, rows: pl.DataFrame) -> Tensors:
+        tensors: Tensors = {}
+        if self.numbers:
+            columns = [
+                rows.get_column(n.name).cast(pl.Float32).fill_null(float("nan")).to_numpy()
+                for n in self.numbers
+            ]
+            tensors["numbers"] = np.stack(columns, axis=1)
+        if self.categories:
+            indices = [
+                rows.get_column(c.name)
+                .replace_strict(
+                    list(c.vocabulary),
+                    range(1, len(c.vocabulary) + 1),
+                    default=UNKNOWN,
+                    return_dtype=pl.Int64,
+                )
+                .to_numpy()
+                for c in self.categories
+            ]
+            tensors["categories"] = np.stack(indices, axis=1)
+        return tensors
+
+    def read(self, payload: bytes, media_type: str) -> pl.DataFrame:
+        """One JSON record, a JSON list of records, or CSV with a header (`text/csv`)."""
+        schema: dict[str, Any] = {n.name: pl.Float64 for n in self.numbers}
+        schema |= {c.name: pl.String for c in self.categories}
+        try:
+            if media_type == "text/csv":
+                rows = pl.read_csv(payload, schema_overrides=schema, null_values=NULLS)
+                missing = sorted(set(schema) - set(rows.columns))
+                if missing:
+                    raise RefusedRequest(f"the CSV has no column {', '.join(missing)}")
+                return rows.select(list(schema))
+            records = orjson.loads(payload)
+        except (pl.exceptions.PolarsError, orjson.JSONDecodeError) as error:
+            raise RefusedRequest(f"not readable as {media_type}: {error}") from None
+        records = records if isinstance(records, list) else [records]
+        return pl.DataFrame([self._record(r, schema) for r in records], schema=schema)
+
+    def _record(self, record: Any, schema: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(record, dict):
+            raise RefusedRequest(f"a record must be a JSON object, not {type(record).__name__}")
+        missing = sorted(set(schema) - set(record))
+        if missing:
+            raise RefusedRequest(f"the record has no {', '.join(missing)} (null is allowed)")
+        for name, kind in schema.items():
+            value, wanted = record[name], str if kind is pl.String else (int, float)
+            if value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+                raise RefusedRequest(f"{name}: {value!r} is not a {kind}")
+        return {name: record[name] for name in schema}
+
+    def write(self, row: pl.DataFrame) -> tuple[bytes, str]:
+        """A JSON record."""
+        names = [f.name for f in (*self.numbers, *self.categories)]
+        return orjson.dumps(row.select(names).row(0, named=True)), "application/json"
+
+    def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """One group for every frequent value of every category."""
+        for category in self.categories:
+            column = rows.get_column(category.name)
+            for value in category.vocabulary:
+                yield f"{category.name}={value}", (column == value).fill_null(False).to_numpy()
+
+
+class Tables(Data):
+    """CSV objects with a header and one record a line, or Parquet objects."""
+
+    columns: dict[str, Column]
+    """The columns a raw object must have, in any order; others are ignored."""
+    clean: Function
+    """`clean(rows: LazyFrame, references) -> LazyFrame`: keeps the column `row`, adds features."""
+    numbers: tuple[Number, ...] = ()
+    categories: tuple[Category, ...] = ()
+    suffixes: tuple[str, ...] = (".csv", ".parquet")
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return tuple(f.name for f in (*self.numbers, *self.categories))
+
+    def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
+        raw = _read(name, payload, {n: TYPES[kind] for n, kind in self.columns.items()})
+        cleaned: pl.DataFrame = self.clean(raw.rows.lazy(), references).collect()
+        if cleaned.height != raw.rows.height or cleaned.get_column("row").n_unique() != cleaned.height:
+            raise ValueError(
+                f"{name}: clean got {raw.rows.height} rows and gave {cleaned.height}; it must give"
+                " every row once: mark unwanted rows by a null or an implausible value instead"
+            )
+        return Parsed(cleaned, raw.refused)
+
+    def reference(self, name: str, payload: bytes) -> pl.DataFrame:
+        try:
+            return pl.read_csv(payload, null_values=NULLS, infer_schema_length=None)
+        except pl.exceptions.PolarsError as error:
+            raise RefusedObject(f"reference {name}: {error}") from None
+
+    def checks(self) -> Sequence[Check]:
+        finite = [
+            Check(
+                number.name,
+                f"not within {number.low:g} to {number.high:g} {number.unit}",
+                pl.col(number.name).is_null()
+                | pl.col(number.name).is_between(number.low, number.high),
+            )
+            for number in self.numbers
+        ]
+        known = [Check(name, "missing", pl.col(name).is_not_null()) for name in self.identity]
+        return [*known, *finite]
+
+    def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
+        numbers = {
+            n.name: Moments.of(
+                rows.get_column(n.name).cast(pl.Float64).drop_nulls().to_numpy()
+            ).model_dump()
+            for n in self.numbers
+        }
+        categories = {
+            c.name: dict(
+                rows.get_column(c.name).drop_nulls().value_counts().sort(c.name).iter_rows()
+            )
+            for c in self.categories
+        }
+        return {"numbers": numbers, "categories": categories}
+
+    def fit(self, summaries: Sequence[Mapping[str, Any]]) -> TableFeatures:
+        numbers = []
+        for number in self.numbers:
+            parts = [Moments.model_validate(s["numbers"][number.name]) for s in summaries]
+            total = fold(parts, Moments.merge)
+            if not total.count:
+                raise ValueError(
+                    f"{number.name} has no value in any training row: mend the source or take it"
+                    " out of the line"
+                )
+            numbers.append(
+                FittedNumber(
+                    name=number.name,
+                    unit=number.unit,
+                    mean=total.mean,
+                    deviation=total.deviation,
+                )
+            )
+        categories = []
+        for category in self.categories:
+            counts: Counter[str] = Counter()
+            for summary in summaries:
+                counts.update(summary["categories"][category.name])
+            frequent = sorted(v for v, count in counts.items() if count >= category.minimum)
+            categories.append(FittedCategory(name=category.name, vocabulary=tuple(frequent)))
+        return TableFeatures(numbers=tuple(numbers), categories=tuple(categories))
+
+
+def _read(name: str, payload: bytes, types: Mapping[str, type[pl.DataType]]) -> Parsed:
+    nobody = pl.DataFrame(schema=REFUSED)
+    if not payload:
+        raise RefusedObject("the object is empty")
+    try:
+        if name.endswith(".parquet"):
+            rows = pl.read_parquet(io.BytesIO(payload)).with_row_index("row")
+            _columns_present(rows.columns, types)
+            return Parsed(rows.select("row", *(pl.col(n).cast(t) for n, t in types.items())), nobody)
+        header = pl.read_csv(payload, n_rows=0, infer_schema=False).columns
+        _columns_present(header, types)
+        try:
+            rows = pl.read_csv(
+                payload,
+                columns=list(types),
+                schema_overrides=dict(types),
+                null_values=NULLS,
+                row_index_name="row",
+            )
+            return Parsed(rows.select("row", *types), nobody)
+        except pl.exceptions.ComputeError:
+            return _read_as_text(payload, types)
+    except pl.exceptions.PolarsError as error:
+        raise RefusedObject(f"not readable as {name.rpartition('.')[2]}: {error}") from None
+
+
+def _columns_present(found: Sequence[str], wanted: Mapping[str, Any]) -> None:
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise RefusedObject(f"column {', '.join(missing)} is missing")
+
+
+def _read_as_text(payload: bytes, types: Mapping[str, type[pl.DataType]]) -> Parsed:
+    """Read every column as text and convert value by value, to name the rows that do not fit."""
+    text = pl.read_csv(
+        payload,
+        columns=list(types),
+        infer_schema=False,
+        null_values=NULLS,
+        row_index_name="row",
+        truncate_ragged_lines=True,
+    )
+    typed = text.select("row", *(pl.col(n).cast(t, strict=False) for n, t in types.items()))
+    refused, wrong = [], pl.Series([False]).new_from_index(0, text.height)
+    for column, kind in types.items():
+        bad = typed.get_column(column).is_null() & text.get_column(column).is_not_null() & ~wrong
+        reason = pl.format("{} is no " + kind.__name__, pl.col(column)).alias("reason")
+        refused.append(text.filter(bad).select("row", pl.lit(column).alias("field"), reason))
+        wrong |= bad
+    return Parsed(typed.filter(~wrong), pl.concat(refused).cast(REFUSED).sort("row"))  # type: ignore[arg-type]

@@ -1,0 +1,120 @@
+"""Dask: the cluster at DASK_SCHEDULER_ADDRESS, or one of this machine's cores for this process."""
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tasks import progress
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+TOPIC = "modelmint-progress"
+ADDRESS_SETTING = "DASK_SCHEDULER_ADDRESS"
+
+
+@cache
+def client() -> "Client":
+    """The client of this process; a cluster started for it ends with the process."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    address = os.environ.get(ADDRESS_SETTING)
+    if address:
+        found = Client(address)
+    else:
+        # One thread a worker: Dask spreads the partitions, so Polars must not spread them again.
+        single = {f"distributed.nanny.pre-spawn-environ.{n}": "1" for n in _THREADS}
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        with dask.config.set(single):
+            cluster = LocalCluster(
+                n_workers=len(os.sched_getaffinity(0)),
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                # What a worker raises is raised here too; its log would only say it twice.
+                silence_logs=logging.CRITICAL,
+            )
+        found = Client(cluster)
+        atexit.register(cluster.close)
+    atexit.register(found.close)
+    found.subscribe_topic(TOPIC, _relay)
+    return found
+
+
+_THREADS = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def close() -> None:
+    """End the connection, and the cluster if it was started for this process."""
+    if client.cache_info().currsize:
+        found = client()
+        client.cache_clear()
+        found.close()
+        if found.cluster is not None:
+            found.cluster.close()
+
+
+def device() -> Literal["cpu", "cuda"]:
+    """Where training will run: CUDA if a worker offers the resource GPU, or this machine has one."""
+    if os.environ.get(ADDRESS_SETTING):
+        workers = client().scheduler_info(n_workers=-1)["workers"].values()
+        return "cuda" if any("GPU" in w.get("resources", {}) for w in workers) else "cpu"
+    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def run(function: Callable[..., str], *args: Any, gpu: bool = False) -> str:
+    """Run a function on a worker, on one with the resource GPU if asked, and wait."""
+    # A cluster of this process has no resources to ask for: its one machine has the device.
+    resources = {"GPU": 1} if gpu and os.environ.get(ADDRESS_SETTING) else None
+    future = client().submit(function, *args, pure=False, resources=resources)
+    result: str = future.result()
+    return result
+
+
+def spread(
+    function: Callable[..., str], items: Iterable[tuple[Any, ...]]
+) -> Iterator[tuple[int, str]]:
+    """Run `function(*item)` for every item on the workers; yields (index, result) as they end.
+
+    A few items a worker are under way at a time, so that a million items need no memory here.
+    """
+    from distributed import as_completed
+
+    found = client()
+    waiting = enumerate(items)
+    indices: dict[str, int] = {}
+    running = as_completed()
+
+    def submit() -> bool:
+        following = next(waiting, None)
+        if following is None:
+            return False
+        index, item = following
+        future = found.submit(function, *item, pure=False)
+        indices[future.key] = index
+        running.add(future)
+        return True
+
+    for _ in range(4 * max(1, len(found.ncores()))):
+        if not submit():
+            break
+    for future in running:
+        yield indices.pop(future.key), future.result()
+        submit()
+
+
+def report(stage: str, detail: dict[str, Any]) -> None:
+    """Called on a worker: tell the listeners of the process that holds the client."""
+    from distributed import get_worker
+
+    get_worker().log_event(TOPIC, {"stage": stage, "detail": detail})
+
+
+def _relay(event: tuple[Any, Any]) -> None:
+    message = event[1]
+    progress.tell(message["stage"], "progress", **message["detail"])

@@ -1,0 +1,95 @@
+"""The cleaned data of a run: its partitions, and the rows of a split as tensors."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from models.data import Tensors
+from models.digests import Digest
+from models.open import Frozen
+from models.signature import Signature
+from models.splits import Subset
+from tasks.refs import Dataset, Refusal
+from tasks.snapshot import address
+from tasks.store import store
+
+
+class Partition(Frozen):
+    """One raw object, cleaned: its kept rows, its quarantine, and statistics for every label.
+
+    The table `rows` has the columns row (position in the raw object), identity (XXH3-64), label,
+    the features and the target. The table `refused` has row, field and reason.
+    """
+
+    name: str
+    sha256: str
+    rows: Digest
+    identities: Digest
+    """The column identity alone, as little-endian uint64 bytes."""
+    refused: Digest
+    refusals: tuple[Refusal, ...]
+    labels: dict[str, int]
+    features: dict[str, JsonValue]
+    targets: dict[str, JsonValue]
+
+    @property
+    def address(self) -> Digest:
+        """What the partition was made from."""
+        return address(self.name, self.sha256)
+
+
+class DatasetManifest(Frozen):
+    """What a dataset is a function of, and which rows of which partition are in which split."""
+
+    partitions: tuple[Partition, ...]
+    excluded: dict[str, tuple[int, ...]]
+    """Partition name -> positions, in its table, of records an earlier partition holds."""
+    splits: dict[str, Subset]
+    """Label -> split."""
+    signature: Signature
+    kind: Literal["modelmint.dataset/1"] = "modelmint.dataset/1"
+
+
+def manifest(dataset: Dataset) -> DatasetManifest:
+    """The manifest a dataset refers to."""
+    return DatasetManifest.model_validate_json(store().get_content(dataset.digest))
+
+
+def partitions(dataset: Dataset, subset: Subset) -> Iterator[pl.DataFrame]:
+    """The rows of one split, a table for each partition, in canonical order."""
+    found = manifest(dataset)
+    labels = [label for label, split in found.splits.items() if split == subset]
+    for partition in found.partitions:
+        if not set(labels) & set(partition.labels):
+            continue
+        table = without(store().get_table(partition.rows), found.excluded.get(partition.name, ()))
+        yield table.filter(pl.col("label").is_in(labels))
+
+
+def without(table: pl.DataFrame, positions: Sequence[int]) -> pl.DataFrame:
+    """The table less the rows at the positions."""
+    kept = np.ones(table.height, np.bool_)
+    kept[list(positions)] = False
+    return table.filter(kept)
+
+
+def rows(dataset: Dataset, subset: Subset) -> pl.DataFrame:
+    """All rows of one split in one table."""
+    return pl.concat(partitions(dataset, subset))
+
+
+def tensors(dataset: Dataset, subset: Subset) -> tuple[Tensors, NDArray[Any]]:
+    """The encoded inputs and the target of one split, in canonical order."""
+    signature = dataset.signature
+    inputs: list[Tensors] = []
+    targets: list[NDArray[Any]] = []
+    for table in partitions(dataset, subset):
+        inputs.append(signature.features.encode(table))
+        targets.append(signature.objective.encode(table))
+    joined = {spec.name: np.concatenate([t[spec.name] for t in inputs]) for spec in
+              signature.features.inputs}
+    return joined, np.concatenate(targets)

@@ -1,0 +1,226 @@
+"""The stage key: a digest of everything the output of a stage is a function of.
+
+    key = digest(stage, arguments, first-party code, locked distributions, Python)
+
+*Code* is the stage's module and every first-party module it imports, transitively, plus the
+modules of the classes found in its arguments, as syntax trees without comments and docstrings: to
+edit a helper invalidates, to reword a comment does not. A *function* given as an argument (a
+line's `clean`) counts with the names of its file it uses, so that a line's other settings do not
+invalidate its cleaning. *Distributions* are those the code imports and what they require.
+"""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from pydantic import BaseModel
+
+from models.digests import Digest, bytes_digest, json_digest
+from models.open import name_of
+from tasks.refs import Ref
+
+SCHEMA = 1
+# Code another process runs is named by text of this form (see tasks.isolated); it counts as import.
+TARGET = re.compile(r"^(flows|tasks|models)(\.[a-z_]+)+:[A-Za-z_]+$")
+FIRST_PARTY = {"flows", "tasks", "models", "modelmint_lines"}
+# These move content whose digest is checked on arrival, so they cannot change a result, and what
+# they import (Prefect, Dask, boto3, MLflow) stays out of the key.
+TRANSPORT = {
+    "tasks.store", "tasks.stage", "tasks.identity", "tasks.cluster", "tasks.isolated",
+    "tasks.progress", "tasks.tracking", "models.catalog",
+}  # fmt: skip
+
+
+def stage_key(stage: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Digest:
+    """The key of one call of a stage; raises TypeError for an argument that has no identity."""
+    return json_digest(stage_identity(stage, function, arguments))
+
+
+def stage_identity(
+    stage: str, function: Callable[..., Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """What the key is the digest of, readable: kept with a version so that replays can compare."""
+    modules = {function.__module__}
+    functions: list[Callable[..., Any]] = []
+    values = {name: _identity(value, modules, functions) for name, value in arguments.items()}
+    code: dict[str, str] = {}
+    imported: set[str] = set()
+    for callee in functions:
+        symbols = _symbols(callee)
+        code[name_of(callee)] = symbols[0]
+        modules |= symbols[1]
+        imported |= symbols[2]
+    for name in closure(modules):
+        digest, _, third_party = _module(name)
+        code[name] = digest
+        imported |= third_party
+    return {
+        "schema": SCHEMA,
+        "stage": stage,
+        "arguments": values,
+        "code": dict(sorted(code.items())),
+        "distributions": locked(frozenset(imported)),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+
+def _identity(value: Any, modules: set[str], functions: list[Callable[..., Any]]) -> Any:
+    if isinstance(value, Ref):
+        return {"ref": type(value).__name__, "digest": value.digest}
+    if isinstance(value, BaseModel):
+        modules.add(type(value).__module__)
+        fields = {n: _identity(getattr(value, n), modules, functions) for n in type(value).model_fields}
+        return {"type": name_of(type(value)), **fields}
+    if isinstance(value, FunctionType):
+        functions.append(value)
+        return {"function": name_of(value)}
+    if isinstance(value, dict):
+        return {str(k): _identity(v, modules, functions) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identity(v, modules, functions) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"a stage cannot take a {type(value).__name__}: it has no identity")
+
+
+def closure(modules: Iterable[str]) -> list[str]:
+    """The modules and all first-party modules they import, transitively, sorted."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name not in TRANSPORT:
+            found.add(name)
+            waiting += _module(name)[1]
+    return sorted(found)
+
+
+@cache
+def locked(imported: frozenset[str]) -> dict[str, str]:
+    """Name and version of the distributions that give the imports, and of all they require."""
+    by_import = metadata.packages_distributions()
+    waiting = [name for module in imported for name in by_import.get(module, ())]
+    found: dict[str, str] = {}
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[name] = distribution.version
+        for requirement in distribution.requires or []:
+            if "extra ==" not in requirement:
+                waiting.append(re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0])
+    return dict(sorted(found.items()))
+
+
+@cache
+def _module(name: str) -> tuple[Digest, frozenset[str], frozenset[str]]:
+    """Digest, first-party imports and third-party imports of a module."""
+    tree = _tree(name)
+    first, third = _imports(ast.walk(tree), name)
+    return _tree_digest(tree.body), first, third
+
+
+def _tree(name: str) -> ast.Module:
+    known = sys.modules.get(name)
+    spec = known.__spec__ if known is not None else importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise TypeError(f"the source of {name} cannot be found, so it has no identity")
+    return ast.parse(Path(spec.origin).read_bytes())
+
+
+def _imports(nodes: Iterable[ast.AST], module: str) -> tuple[frozenset[str], frozenset[str]]:
+    first: set[str] = set()
+    third: set[str] = set()
+    ours = FIRST_PARTY | {module.partition(".")[0]}
+    for name in _imported_names(nodes, module):
+        root = name.partition(".")[0]
+        if root in ours:
+            first.add(name)
+        elif root not in sys.stdlib_module_names:
+            third.add(root)
+    return frozenset(first), frozenset(third)
+
+
+def _imported_names(nodes: Iterable[ast.AST], module: str) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if TARGET.match(node.value):
+                yield node.value.partition(":")[0]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = module.split(".")[: -node.level]
+                base = ".".join([*parent, *([base] if base else [])])
+            yield base
+            for alias in node.names:
+                submodule = f"{base}.{alias.name}"
+                if base.partition(".")[0] in FIRST_PARTY and _is_module(submodule):
+                    yield submodule
+
+
+@cache
+def _is_module(name: str) -> bool:
+    if name in sys.modules:
+        return True
+    # To look into a package imports it; to look into a module would run it, and torch with it.
+    parent = name.rpartition(".")[0]
+    spec = importlib.util.find_spec(parent)
+    inside_package = spec is not None and spec.submodule_search_locations is not None
+    return inside_package and importlib.util.find_spec(name) is not None
+
+
+def _symbols(function: Callable[..., Any]) -> tuple[Digest, set[str], set[str]]:
+    """A function with the top-level names of its file it uses: digest and imported modules."""
+    module = function.__module__
+    defined: dict[str, list[ast.stmt]] = {}
+    for statement in _tree(module).body:
+        for name in _bound(statement):
+            defined.setdefault(name, []).append(statement)
+    used: dict[int, ast.stmt] = {}
+    waiting = [function.__qualname__]
+    while waiting:
+        for statement in defined.get(waiting.pop(), ()):
+            if statement.lineno not in used:
+                used[statement.lineno] = statement
+                waiting += [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
+    body = [used[line] for line in sorted(used)]
+    first, third = _imports((node for s in body for node in ast.walk(s)), module)
+    code = [s for s in body if not isinstance(s, ast.Import | ast.ImportFrom)]
+    return _tree_digest(code), set(first), set(third)
+
+
+def _bound(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return [(a.asname or a.name).partition(".")[0] for a in statement.names]
+    return [
+        node.id
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+
+
+def _tree_digest(body: list[ast.stmt]) -> Digest:
+    tree = _WithoutText().visit(ast.Module(body=list(body), type_ignores=[]))
+    return bytes_digest(ast.dump(tree).encode())
+
+
+class _WithoutText(ast.NodeTransformer):
+    """Drops docstrings, which change no behaviour."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # noqa: N802
+        return None if isinstance(node.value, ast.Constant) else node

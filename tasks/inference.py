@@ -1,0 +1,55 @@
+"""ONNX Runtime in process: what a served model answers, and what an answer costs."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from models.data import Tensors
+
+BATCH = 1024
+
+
+def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A CPU session with that many threads; raises onnxruntime's error for a broken model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def predict(found: onnxruntime.InferenceSession, inputs: Tensors) -> NDArray[Any]:
+    """The first output for all rows, computed in batches."""
+    count = len(next(iter(inputs.values())))
+    parts = [
+        found.run(None, {name: t[start : start + BATCH] for name, t in inputs.items()})[0]
+        for start in range(0, count, BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def cpu_microseconds(
+    sessions: Mapping[str, onnxruntime.InferenceSession],
+    inputs: Tensors,
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 60,
+) -> dict[str, dict[str, float]]:
+    """Least CPU time of one request, by session and batch size, measured in turns.
+
+    The minimum of CPU time, not of wall-clock time: other work on the machine hardly moves it.
+    """
+    best: dict[str, dict[str, float]] = {name: {} for name in sessions}
+    for batch in batches:
+        rows = {name: np.resize(t, (batch, *t.shape[1:])) for name, t in inputs.items()}
+        for _ in range(rounds):
+            for name, found in sessions.items():
+                start = time.thread_time_ns()
+                found.run(None, rows)
+                spent = (time.thread_time_ns() - start) / 1000
+                key = str(batch)
+                best[name][key] = min(spent, best[name].get(key, spent))
+    return best

@@ -1,0 +1,147 @@
+"""Numeric work in a process of its own, whose environment is set before torch is imported.
+
+Threads, instruction sets and library modes decide the last bits of a result, and most of them can
+only be set before the first import. The child reads its job as JSON and answers in JSON; whatever
+libraries print goes to its error stream. It dies with its parent.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from models import catalog
+from models.open import resolve
+from tasks import cluster
+
+T = TypeVar("T", bound=BaseModel)
+Profile = Literal["fast", "portable"]
+Emit = Callable[[dict[str, Any]], None]
+
+# Sources: oneMKL "Conditional Numerical Reproducibility", oneDNN "CPU Dispatcher Control", torch
+# ATen's ATEN_CPU_CAPABILITY, cuBLAS "Results reproducibility".
+PROFILES: dict[Profile, dict[str, str]] = {
+    "fast": {"MKL_CBWR": "AVX2,STRICT"},
+    "portable": {
+        "MKL_CBWR": "COMPATIBLE",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+}
+COMMON = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_DYNAMIC": "FALSE",
+    "MKL_DYNAMIC": "FALSE",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTHONHASHSEED": "0",
+}
+
+
+class IsolatedError(RuntimeError):
+    """The child failed; the message is what it said, or how it died."""
+
+
+def environment(profile: Profile, threads: int) -> dict[str, str]:
+    """The variables of a numeric profile with this many compute threads."""
+    counted = ("OMP", "MKL", "OPENBLAS")
+    return {
+        **COMMON,
+        **PROFILES[profile],
+        **{f"{name}_NUM_THREADS": str(threads) for name in counted},
+        "POLARS_MAX_THREADS": str(threads),
+    }
+
+
+def isolated(
+    target: str, job: BaseModel, result: type[T], *, stage: str, profile: Profile, threads: int,
+    gpu: bool = False,
+) -> T:  # fmt: skip
+    """Run `module:function` on a Dask worker in a fresh process; raises IsolatedError.
+
+    The function takes the job and `emit`, and gives a `result`. What it emits reaches the
+    progress listeners of this process.
+    """
+    text = cluster.run(
+        _on_worker, target, job.model_dump_json(), environment(profile, threads), stage, gpu=gpu
+    )
+    return result.model_validate_json(text)
+
+
+def _on_worker(target: str, job: str, variables: dict[str, str], stage: str) -> str:
+    return run(target, job, variables, lambda detail: cluster.report(stage, detail))
+
+
+def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
+    """Run the target in a child process of this one and give its JSON answer."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.isolated", target],
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process:
+            process.stdin.write(job)
+            process.stdin.close()
+            answer = None
+            for line in process.stdout:
+                kind, content = json.loads(line)
+                if kind == "progress":
+                    emit(content)
+                else:
+                    answer = kind, content
+        errors.seek(0)
+        said = errors.read()
+    if answer is None:
+        code = process.returncode
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise IsolatedError(f"{target} ended without an answer ({how}); it last said: {said[-800:]}")
+    if answer[0] == "error":
+        raise IsolatedError(f"{target}: {answer[1]}")
+    return str(answer[1])
+
+
+def main(target: str) -> None:
+    """The child: job from standard input, one JSON line for every event, the last is the answer."""
+    _die_with_parent()
+    # Libraries print; the answer must be the only thing on the pipe.
+    pipe = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def send(kind: str, content: Any) -> None:
+        pipe.write(json.dumps([kind, content]) + "\n")
+
+    try:
+        catalog.modules()
+        function = resolve(target)
+        hints = typing.get_type_hints(function)
+        job = hints["job"].model_validate_json(sys.stdin.read())
+        result = function(job, lambda detail: send("progress", detail))
+        send("result", result.model_dump_json())
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        send("error", f"{type(error).__name__}: {error}")
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

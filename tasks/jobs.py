@@ -1,0 +1,48 @@
+"""What the stages hand to their isolated processes; light, so that no stage imports torch."""
+
+from pydantic import SerializeAsAny
+
+from models.digests import Digest
+from models.open import Frozen
+from models.spec import Budget, Family, Gate, Training
+from tasks.refs import Artifact, Champion, Dataset, Report, Weights
+
+
+class TrainJob(Frozen):
+    """What the trainer needs; `checkpoint` names where it keeps its place."""
+
+    model: SerializeAsAny[Family]
+    training: Training
+    dataset: Dataset
+    checkpoint: Digest
+
+
+class EvaluateJob(Frozen):
+    """A trained network to be judged on the test rows."""
+
+    model: SerializeAsAny[Family]
+    dataset: Dataset
+    weights: Weights
+    threads: int
+    confidence: float
+
+
+class CompressJob(Frozen):
+    """A trained network to be compressed within a budget."""
+
+    model: SerializeAsAny[Family]
+    budget: Budget
+    dataset: Dataset
+    weights: Weights
+    threads: int
+
+
+class GateJob(Frozen):
+    """A compressed model to be judged on the test rows, beside the champion."""
+
+    gate: Gate
+    budget: Budget
+    dataset: Dataset
+    artifact: Artifact
+    report: Report
+    champion: Champion | None

@@ -1,0 +1,86 @@
+"""Pictures of a training and of its result, as PNG."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.objectives import Classification, Objective
+from tasks.refs import Weights
+from tasks.store import store
+from tasks.trainer import HISTORY_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(
+    objective: Objective, predicted: NDArray[Any], target: NDArray[Any], weights: Weights
+) -> Iterator[tuple[str, bytes]]:
+    """Title and PNG bytes: the learning curve, and a confusion matrix or the residuals."""
+    from matplotlib.figure import Figure
+
+    history = json.loads(store().get_file(weights.manifest, HISTORY_FILE))
+    figure = Figure((6, 3.5), layout="constrained")
+    epochs = [entry["epoch"] for entry in history]
+    left = figure.add_subplot(xlabel="epoch", ylabel="training loss")
+    left.plot(epochs, [entry["loss"] for entry in history], "C0o-", label="training loss")
+    right = left.twinx()
+    name = objective.primary.name
+    right.plot(epochs, [entry[name] for entry in history], "C1s-", label=f"validation {name}")
+    right.set_ylabel(f"validation {name}")
+    figure.legend(loc="outside upper center", ncols=2)
+    yield "learning curve", _png(figure)
+    if isinstance(objective, Classification):
+        yield "confusion matrix", _confusion(objective, predicted, target)
+    else:
+        yield "residuals", _residuals(predicted, target)
+
+
+def _confusion(
+    objective: Classification, predicted: NDArray[Any], target: NDArray[Any]
+) -> bytes:
+    from matplotlib.figure import Figure
+
+    size = len(objective.labels)
+    counts = np.zeros((size, size), int)
+    np.add.at(counts, (target, predicted.argmax(axis=1)), 1)
+    figure = Figure((5, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="true")
+    image = axes.imshow(np.log1p(counts), cmap="Blues")
+    axes.set_xticks(range(size), objective.labels)
+    axes.set_yticks(range(size), objective.labels)
+    middle = image.get_clim()[1] / 2
+    for row in range(size):
+        for column in range(size):
+            dark = np.log1p(counts[row, column]) > middle
+            axes.text(
+                column, row, str(counts[row, column]), ha="center", va="center", fontsize=8,
+                color="white" if dark else "black",
+            )  # fmt: skip
+    return _png(figure)
+
+
+def _residuals(predicted: NDArray[Any], target: NDArray[Any]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure((7, 3.5), layout="constrained")
+    scatter, spread = figure.subplots(1, 2)
+    scatter.hexbin(target, predicted, gridsize=60, bins="log", cmap="Blues")
+    ends = [float(target.min()), float(target.max())]
+    scatter.plot(ends, ends, "k--", linewidth=0.8)
+    scatter.set(xlabel="true", ylabel="predicted")
+    errors = predicted - target
+    limit = float(np.quantile(np.abs(errors), 0.995))
+    spread.hist(errors, bins=80, range=(-limit, limit))
+    spread.set(xlabel="predicted - true", ylabel="rows")
+    return _png(figure)
+
+
+def _png(figure: "Figure") -> bytes:
+    packed = io.BytesIO()
+    figure.savefig(packed, format="png", dpi=110, metadata={"Software": None})
+    return packed.getvalue()

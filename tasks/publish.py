@@ -1,0 +1,115 @@
+"""Show a run to people: Prefect artifacts in the UI, figures and files in the MLflow run."""
+
+import base64
+import json
+from typing import Any
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from tasks import tracking
+from tasks.progress import Event
+from tasks.refs import Artifact, Dataset, Endpoint, Report, Verdict
+from tasks.store import store
+
+
+class EpochLog:
+    """A progress listener that writes every epoch into the MLflow run of the training."""
+
+    def __init__(self, line: str) -> None:
+        self.line, self.run = line, ""
+
+    def __call__(self, event: Event) -> None:
+        """Log the event if it is the end of an epoch."""
+        if event.stage != "train":
+            return
+        if event.kind == "started":
+            self.run = ""
+            self.key = event.detail["key"]
+        elif event.kind == "progress" and "epoch" in event.detail:
+            self.run = self.run or tracking.run_for(self.line, self.key)
+            tracking.log_epoch(self.run, event.detail)
+
+
+def show(
+    line: str, dataset: Dataset, report: Report, artifact: Artifact, verdict: Verdict,
+    endpoint: Endpoint,
+) -> None:  # fmt: skip
+    """The run as Prefect artifacts: data, quality, compression, verdict, plots and endpoint."""
+    create_table_artifact(
+        key=f"{line}-quarantine",
+        table=[r.model_dump() for r in dataset.refused] or [{"reason": "nothing was refused"}],
+        description=f"Rows used: {json.dumps(dataset.rows)}",
+    )
+    create_table_artifact(key=f"{line}-quality", table=quality_table(report, verdict))
+    create_table_artifact(key=f"{line}-compression", table=compression_table(artifact))
+    create_markdown_artifact(key=f"{line}-verdict", markdown=verdict_markdown(line, verdict))
+    plots = report.observed.get("plots")
+    for title, digest in (plots if isinstance(plots, dict) else {}).items():
+        picture = base64.b64encode(store().get_content(str(digest))).decode()
+        create_image_artifact(
+            image_url=f"data:image/png;base64,{picture}",
+            key=f"{line}-{title.replace(' ', '-')}",
+            description=title,
+        )
+    create_link_artifact(link=endpoint.url, link_text="endpoint", key=f"{line}-endpoint")
+
+
+def log(run: str, report: Report, artifact: Artifact, verdict: Verdict) -> None:
+    """The same as metrics and files of the MLflow run; called once for a version."""
+    metrics = {f"test_{name}": found.value for name, found in report.metrics.items()}
+    metrics |= {f"served_{name}": value for name, value in verdict.metrics.items()}
+    for name, baseline in report.baselines.items():
+        metrics |= {f"baseline_{name}_{metric}": value for metric, value in baseline.items()}
+    metrics["served_bytes"] = float(_size(artifact, artifact.chosen))
+    tracking.log_metrics(run, metrics)
+    tracking.log_file(run, "verdict.json", verdict.model_dump_json(indent=1).encode())
+    tracking.log_file(run, "report.json", report.model_dump_json(indent=1).encode())
+    plots = report.observed.get("plots")
+    for title, digest in (plots if isinstance(plots, dict) else {}).items():
+        name = f"{title.replace(' ', '_')}.png"
+        tracking.log_file(run, name, store().get_content(str(digest)))
+
+
+def quality_table(report: Report, verdict: Verdict) -> list[dict[str, Any]]:
+    """Metrics before and after compression, with intervals and baselines."""
+    return [
+        {
+            "metric": name,
+            "uncompressed": round(found.value, 4),
+            "interval": f"{found.low:.4g} to {found.high:.4g}",
+            "served": round(verdict.metrics[name], 4),
+            **{f"baseline {b}": round(values[name], 4) for b, values in report.baselines.items()},
+        }
+        for name, found in report.metrics.items()
+    ]
+
+
+def compression_table(artifact: Artifact) -> list[dict[str, Any]]:
+    """Every candidate: size, loss of quality, CPU time; the chosen one is marked."""
+    cost: Any = artifact.observed.get("cpu_microseconds") or {}
+    return [
+        {
+            "candidate": candidate.name,
+            "chosen": "yes" if candidate.name == artifact.chosen else "",
+            "kilobytes": round(candidate.size / 1000, 1),
+            "loss": f"{candidate.loss:+.2%}",
+            "microseconds, batch 1": round(cost.get(candidate.name, {}).get("1", 0.0), 1),
+            "microseconds, batch 32": round(cost.get(candidate.name, {}).get("32", 0.0), 1),
+        }
+        for candidate in artifact.candidates
+    ]
+
+
+def verdict_markdown(line: str, verdict: Verdict) -> str:
+    """The verdict and its reasons."""
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    return f"# {line}: {verdict.decision}\n\n{reasons}\n"
+
+
+def _size(artifact: Artifact, name: str) -> int:
+    return next(c.size for c in artifact.candidates if c.name == name)

@@ -1,0 +1,153 @@
+"""What stages exchange: small frozen references, a digest and where its content is.
+
+`observed` holds what was seen on the way (seconds, counts of reused parts); it is recorded and
+never part of a digest. `stored` names the store's keys without which the reference is worthless:
+a cached reference with a key missing is no cache hit.
+"""
+
+from typing import Literal
+
+from pydantic import JsonValue
+
+from models.digests import Digest, Manifest
+from models.open import Frozen
+from models.signature import Signature
+from models.splits import Subset
+
+
+class Ref(Frozen):
+    """A reference to the output of a stage."""
+
+    digest: Digest
+    stored: tuple[str, ...] = ()
+    observed: dict[str, JsonValue] = {}
+
+
+class Listing(Ref):
+    """What a prefix of the bucket held at one moment: a table of key, size and ETag."""
+
+    objects: int
+    size: int
+    """Sum of the objects' sizes in bytes."""
+
+
+class Snapshot(Ref):
+    """The raw objects a run is made from: a table of name, size and SHA-256."""
+
+    objects: int
+    size: int
+    """Sum of the objects' sizes in bytes."""
+    located: Digest
+    """The table that also says which version of each object was read; not part of `digest`."""
+
+
+class Refusal(Frozen):
+    """How many rows, or whole objects, were quarantined for one reason."""
+
+    field: str
+    reason: str
+    rows: int
+
+
+class Dataset(Ref):
+    """Cleaned partitions, their splits and the fitted preprocessing; `digest` is its manifest."""
+
+    rows: dict[Subset, int]
+    refused: tuple[Refusal, ...]
+    signature: Signature
+
+
+class Weights(Ref):
+    """Trained parameters: `weights.safetensors` and `history.json`; `digest` is their manifest."""
+
+    manifest: Manifest
+    parameters: int
+
+
+class Interval(Frozen):
+    """A metric with its bootstrap confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Report(Ref):
+    """The quality of the uncompressed network on the test rows, with baselines beside it."""
+
+    metrics: dict[str, Interval]
+    baselines: dict[str, dict[str, float]]
+    slices: dict[str, dict[str, float]]
+    losses: Digest
+    """Table of per-row losses, in the order of the test rows."""
+
+
+class Candidate(Frozen):
+    """One compressed form of the network and what it costs."""
+
+    name: str
+    size: int
+    blake3: Digest
+    metrics: dict[str, float]
+    """On the validation rows."""
+    loss: float
+    """Loss of the primary metric against the uncompressed network, as a fraction."""
+
+
+class Artifact(Ref):
+    """The served form: a folder with the model, its signature and a sample."""
+
+    manifest: Manifest
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    within_budget: bool
+
+
+class Champion(Ref):
+    """The version that serves; `digest` is its version digest."""
+
+    number: int
+    manifest: Manifest
+
+
+class Comparison(Frozen):
+    """Challenger against champion on the same rows."""
+
+    champion: Digest
+    challenger_metric: float
+    champion_metric: float
+    worse_by: Interval
+    """Loss of the primary metric as a fraction of the champion's, with its paired bootstrap
+    interval; above 0 the challenger is worse."""
+
+
+class Verdict(Ref):
+    """What the gate decided, and why."""
+
+    decision: Literal["promote", "hold", "refuse"]
+    reasons: tuple[str, ...]
+    metrics: dict[str, float]
+    """Of the compressed model on the test rows."""
+    comparison: Comparison | None = None
+
+
+class Version(Ref):
+    """A registered model version; `digest` is the version digest."""
+
+    line: str
+    number: int
+    artifact: Digest
+    source: str
+    """s3:// address of the version's folder."""
+    run: str
+    """The MLflow run."""
+
+
+class Endpoint(Ref):
+    """Where a version answers."""
+
+    url: str
+    serving: int
+    """The version that answers when none is named."""
+
+

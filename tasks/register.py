@@ -1,0 +1,163 @@
+"""Register a version: its recipe, its files and its verdict, exactly once for one version digest.
+
+The version digest covers the snapshot, the identity and the output of every stage, and the served
+files. The files are complete in the store before MLflow shows the version. MLflow can neither
+compare-and-swap nor refuse a duplicate, so registrations of a line take turns by a lease in the
+store, and whoever holds it looks for the digest first.
+"""
+
+import json
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.digests import Digest, canonical_json, json_digest
+from models.signature import MANIFEST_FILE, MODEL_FILE, VERSION_FILE
+from tasks import publish, tracking
+from tasks.identity import locked
+from tasks.promotion import version_folder
+from tasks.refs import Artifact, Report, Verdict, Version
+from tasks.stage import stage
+from tasks.store import MissingError, store
+
+DIGEST_TAG = "modelmint.digest"
+LEASE_SECONDS = 60.0
+SERVING_IMPORTS = frozenset({"onnx", "onnxruntime", "numpy"})
+
+
+class RegistrationError(RuntimeError):
+    """Another process holds the line's registration and does not let go."""
+
+
+@stage("register", cached=False)
+def register(
+    line: str, recipe: dict[str, Any], artifact: Artifact, report: Report, verdict: Verdict
+) -> Version:  # fmt: skip
+    """The registered version with this recipe and artifact, the same one whoever asks."""
+    body = {
+        "schema": "modelmint.version/1",
+        "line": line,
+        "artifact": artifact.digest,
+        **recipe,
+    }
+    digest = json_digest(body)
+    folder = version_folder(line, digest)
+    with _lease(line):
+        found = _registered(line, digest)
+        unchanged = found is not None
+        if found is None:
+            # Two versions of one training, compressed differently, share its run.
+            run = tracking.run_for(line, recipe["stages"]["train"]["key"])
+            _upload(folder, body, artifact)
+            tracking.log_settings(run, recipe["settings"])
+            publish.log(run, report, artifact, verdict)
+            found = _create(line, digest, folder, run)
+            tracking.client().update_run(run, "FINISHED")
+        tags = {"verdict": verdict.decision, "reasons": "; ".join(verdict.reasons)}
+        for name, value in tags.items():
+            if found.tags.get(f"modelmint.{name}") != value:
+                tracking.client().set_model_version_tag(
+                    line, found.version, f"modelmint.{name}", value
+                )
+    return Version(
+        digest=digest,
+        observed={"unchanged": unchanged},
+        line=line,
+        number=int(found.version),
+        artifact=artifact.digest,
+        source=store().uri(folder),
+        run=found.run_id,
+    )
+
+
+def version_record(body: dict[str, Any]) -> bytes:
+    """`version.json`: the body of a version and its digest."""
+    return canonical_json({"digest": json_digest(body), "body": body})
+
+
+def _registered(line: str, digest: Digest) -> Any:
+    found = tracking.client().search_model_versions(
+        f"name = '{line}' and tags.`{DIGEST_TAG}` = '{digest}'"
+    )
+    return min(found, key=lambda v: int(v.version)) if found else None
+
+
+def _upload(folder: str, body: dict[str, Any], artifact: Artifact) -> None:
+    """Everything a server, MLflow or a person needs, the record that names it all last."""
+    files = {name: store().get_file(artifact.manifest, name) for name in artifact.manifest.files}
+    for name, content in {**_mlflow_files(files[MODEL_FILE]), **files}.items():
+        store().put(folder + name, content)
+    manifest = canonical_json(artifact.manifest.model_dump(mode="json"))
+    store().put(folder + MANIFEST_FILE, manifest)
+    store().put(folder + VERSION_FILE, version_record(body))
+
+
+def _mlflow_files(model: bytes) -> dict[str, bytes]:
+    """What makes the folder an MLflow model, so that `mlflow.pyfunc.load_model` reads it.
+
+    Holds random identifiers and times, so no digest covers it.
+    """
+    import mlflow.onnx
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        goal = Path(folder) / "model"
+        mlflow.onnx.save_model(
+            onnx.load_model_from_string(model),
+            os.fspath(goal),
+            pip_requirements=[f"{n}=={v}" for n, v in locked(SERVING_IMPORTS).items()],
+            onnx_execution_providers=["CPUExecutionProvider"],
+        )
+        return {p.name: p.read_bytes() for p in sorted(goal.iterdir()) if p.is_file()}
+
+
+def _create(line: str, digest: Digest, folder: str, run: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracking.client().create_registered_model(line)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return tracking.client().create_model_version(
+        line,
+        source=store().uri(folder.rstrip("/")),
+        run_id=run,
+        tags={DIGEST_TAG: digest},
+    )
+
+
+@contextmanager
+def _lease(line: str) -> Iterator[None]:
+    """Be the only one that registers a version of the line; raises RegistrationError."""
+    key = f"registry/{line}.lease"
+    owner = uuid.uuid4().hex
+    deadline = time.time() + 3 * LEASE_SECONDS
+    while not store().put_new(key, _terms(owner)):
+        try:
+            if json.loads(store().get(key).content)["until"] < time.time():
+                # Its holder died; whoever deletes it, only one put_new wins.
+                store().delete(key)
+                continue
+        except MissingError:
+            continue
+        if time.time() > deadline:
+            raise RegistrationError(f"{store().uri(key)} is held by another run: try again later")
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        try:
+            if json.loads(store().get(key).content)["owner"] == owner:
+                store().delete(key)
+        except MissingError:
+            pass
+
+
+def _terms(owner: str) -> bytes:
+    return json.dumps({"owner": owner, "until": time.time() + LEASE_SECONDS}).encode()

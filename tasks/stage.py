@@ -1,0 +1,192 @@
+"""A stage: a pure function of its arguments that runs as a Prefect task, cached by its stage key.
+
+    @stage("clean")
+    def clean(data: Data, snapshot: Snapshot) -> Dataset: ...
+
+A stage is given exactly the part of a line it depends on, so its arguments are its identity.
+Called inside a flow it is a Prefect task whose result is a JSON reference in the object store;
+`stage.function` is the bare function.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import orjson
+from anyio import to_thread
+from prefect import task
+from prefect.filesystems import WritableFileSystem
+from prefect.settings import get_current_settings
+from pydantic import JsonValue
+
+from models.digests import Digest, json_digest
+from models.open import Frozen
+from tasks import progress
+from tasks.identity import stage_identity
+from tasks.refs import Ref
+from tasks.store import MissingError, store
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=Ref)
+
+RESULTS = "stages/"
+
+
+class StageRun(Frozen):
+    """One stage of one run, as it is reported."""
+
+    name: str
+    key: Digest
+    digest: Digest
+    cached: bool
+    seconds: float
+    observed: dict[str, JsonValue]
+    identity: dict[str, JsonValue]
+
+
+_runs: ContextVar[list[StageRun] | None] = ContextVar("runs", default=None)
+_key: ContextVar[Digest] = ContextVar("key")
+
+
+@contextmanager
+def recording() -> Iterator[list[StageRun]]:
+    """Collect the stages that run in the block, in order."""
+    runs: list[StageRun] = []
+    token = _runs.set(runs)
+    try:
+        yield runs
+    finally:
+        _runs.reset(token)
+
+
+def current_key() -> Digest:
+    """The key of the stage that is running; raises LookupError outside of one."""
+    return _key.get()
+
+
+class Stage(Generic[P, R]):
+    """A stage's name and function; calling it runs it as a Prefect task."""
+
+    def __init__(self, name: str, function: Callable[P, R], cached: bool) -> None:
+        self.name, self.function, self.cached = name, function, cached
+        self.__doc__ = function.__doc__
+        self._signature = inspect.signature(function)
+
+    def identity(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        """What the output of this call is a function of; the stage key is its digest."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return stage_identity(self.name, self.function, bound.arguments)
+
+    def bare(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function itself, without Prefect and without a cache."""
+        return self._run(json_digest(self.identity(*args, **kwargs)), *args, **kwargs)
+
+    def _run(self, key: Digest, *args: P.args, **kwargs: P.kwargs) -> R:
+        token = _key.set(key)
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            _key.reset(token)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        identity = self.identity(*args, **kwargs)
+        key = json_digest(identity)
+        progress.tell(self.name, "started", key=key)
+        start = time.perf_counter()
+        ran = False
+
+        def run() -> R:
+            nonlocal ran
+            ran = True
+            return self._run(key, *args, **kwargs)
+
+        options: dict[str, Any] = {"persist_result": False}
+        if self.cached:
+            options = {
+                "persist_result": True,
+                "cache_key_fn": lambda _context, _parameters: key,
+                "result_storage": stage_results(),
+                "result_serializer": "json",
+            }
+        run.__name__, run.__doc__ = self.name, self.__doc__
+        result: R = task(run, name=self.name, task_run_name=f"{self.name}-{key[:8]}", **options)()
+        unchanged = not ran if self.cached else bool(result.observed.get("unchanged"))
+        done = StageRun(
+            name=self.name,
+            key=key,
+            digest=result.digest,
+            cached=unchanged,
+            seconds=round(time.perf_counter() - start, 3),
+            observed=result.observed,
+            identity=identity,
+        )
+        runs = _runs.get()
+        if runs is not None:
+            runs.append(done)
+        progress.tell(self.name, "finished", run=done)
+        return result
+
+
+def stage(name: str, *, cached: bool = True) -> Callable[[Callable[P, R]], Stage[P, R]]:
+    """Make a stage of a function. One that is not `cached` is idempotent and runs every time."""
+    return lambda function: Stage(name, function, cached)
+
+
+class StageResults(WritableFileSystem):
+    """Prefect result storage in our bucket, with the credentials of the environment.
+
+    A record that names a missing object reads as missing, so the stage is computed again instead
+    of handing a dead reference on.
+    """
+
+    _block_type_name = "Modelmint stage results"
+    _block_type_slug = "modelmint-stage-results"
+
+    # Prefect passes `_sync` to say that it does not await the answer.
+    def read_path(self, path: str, _sync: bool = True) -> bytes:
+        """The record stored as `path`; raises MissingError."""
+        content = store().get(RESULTS + path).content
+        for key in _stored(orjson.loads(content)):
+            if not store().exists(key):
+                raise MissingError(f"{path}: the store no longer has {key}")
+        return content
+
+    def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:
+        """Store the record as `path`."""
+        store().put(RESULTS + path, content)
+
+    async def aread_path(self, path: str) -> bytes:
+        """`read_path` for Prefect's asynchronous engine."""
+        return await to_thread.run_sync(self.read_path, path)
+
+    async def awrite_path(self, path: str, content: bytes) -> None:
+        """`write_path` for Prefect's asynchronous engine."""
+        await to_thread.run_sync(self.write_path, path, content)
+
+
+def _stored(record: Any) -> Iterator[str]:
+    """The values of every `stored` field, however Prefect wraps the reference."""
+    if isinstance(record, str) and record.startswith(("{", "[")):
+        record = orjson.loads(record)
+    if isinstance(record, dict):
+        yield from record.get("stored", ())
+        for name, value in record.items():
+            if name in ("result", "data"):
+                yield from _stored(value)
+
+
+def stage_results() -> StageResults:
+    """The result storage, known to the Prefect server."""
+    return _saved(str(get_current_settings().api.url))
+
+
+@cache
+def _saved(_address: str) -> StageResults:
+    block = StageResults()
+    block.save("default", overwrite=True)
+    return block

@@ -1,0 +1,214 @@
+"""The object store: S3 and nothing else, from the standard AWS environment variables.
+
+Content is addressed by digest and checked on every read, so what a reference names cannot change
+under it, and code that only moves content cannot change a result.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import polars as pl
+
+from models.digests import Digest, IntegrityError, Manifest, bytes_digest
+from models.table_digest import table_digest
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+BUCKET_SETTING = "MODELMINT_BUCKET"
+
+
+class StoreError(RuntimeError):
+    """The store does not answer or refuses; the message says where it is and what it said."""
+
+
+class MissingError(LookupError):
+    """No object of that name is in the store."""
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Fetched(NamedTuple):
+    """The content of an object and the version that was read, empty in unversioned buckets."""
+
+    content: bytes
+    version: str
+
+
+class Store:
+    """One bucket. Every method raises StoreError when the store does not answer."""
+
+    def __init__(self, client: "S3Client", bucket: str) -> None:
+        self.client, self.bucket = client, bucket
+
+    def uri(self, key: str) -> str:
+        """The s3:// address of a key."""
+        return f"s3://{self.bucket}/{key}"
+
+    def create_bucket(self) -> None:
+        """Create the bucket unless it is there."""
+        try:
+            self._call(lambda: self.client.head_bucket(Bucket=self.bucket), self.bucket)
+        except MissingError:
+            self._call(lambda: self.client.create_bucket(Bucket=self.bucket), self.bucket)
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """All objects below the prefix, in the order of their keys."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix
+        )
+        iterator = iter(pages)
+        while (page := self._call(lambda: next(iterator, None), prefix)) is not None:
+            for item in page.get("Contents", []):
+                yield Listed(item["Key"], item["Size"], item["ETag"].strip('"'))
+
+    def get(self, key: str, *, version: str = "", etag: str = "") -> Fetched:
+        """The object's bytes; raises MissingError, also when it no longer has the given ETag."""
+        conditions: dict[str, Any] = {"VersionId": version} if version else {}
+        if etag and not version:
+            conditions["IfMatch"] = f'"{etag}"'
+
+        def read() -> Fetched:
+            answer = self.client.get_object(Bucket=self.bucket, Key=key, **conditions)
+            return Fetched(answer["Body"].read(), answer.get("VersionId", ""))
+
+        return self._call(read, key)
+
+    def exists(self, key: str) -> bool:
+        """Whether an object of that name is there."""
+        try:
+            self._call(lambda: self.client.head_object(Bucket=self.bucket, Key=key), key)
+        except MissingError:
+            return False
+        return True
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write the object; readers see all of it or none."""
+        self._call(lambda: self.client.put_object(Bucket=self.bucket, Key=key, Body=content), key)
+
+    def put_new(self, key: str, content: bytes) -> bool:
+        """Write the object unless there is one; says whether this call wrote it."""
+        try:
+            self._call(
+                lambda: self.client.put_object(
+                    Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*"
+                ),
+                key,
+            )
+        except FileExistsError:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Remove the object if it is there."""
+        self._call(lambda: self.client.delete_object(Bucket=self.bucket, Key=key), key)
+
+    def put_content(self, content: bytes) -> Digest:
+        """Store bytes under their digest; writing the same content again costs one request."""
+        digest = bytes_digest(content)
+        if not self.exists(content_key(digest)):
+            self.put(content_key(digest), content)
+        return digest
+
+    def get_content(self, digest: Digest) -> bytes:
+        """The bytes with that digest; raises MissingError or IntegrityError."""
+        content = self.get(content_key(digest)).content
+        if bytes_digest(content) != digest:
+            raise IntegrityError(f"{self.uri(content_key(digest))} was altered: its digest differs")
+        return content
+
+    def put_table(self, table: pl.DataFrame) -> Digest:
+        """Store a table under the digest of its values."""
+        digest = table_digest(table)
+        if not self.exists(table_key(digest)):
+            packed = io.BytesIO()
+            table.write_parquet(packed, compression="lz4", statistics=False)
+            self.put(table_key(digest), packed.getvalue())
+        return digest
+
+    def get_table(self, digest: Digest) -> pl.DataFrame:
+        """The table with that digest; raises MissingError or IntegrityError."""
+        try:
+            table = pl.read_parquet(io.BytesIO(self.get(table_key(digest)).content))
+        except pl.exceptions.PolarsError as error:
+            raise IntegrityError(f"{self.uri(table_key(digest))} is no table: {error}") from None
+        if table_digest(table) != digest:
+            raise IntegrityError(f"{self.uri(table_key(digest))} was altered: its digest differs")
+        return table
+
+    def put_folder(self, files: dict[str, bytes]) -> Manifest:
+        """Store several files and the manifest that names them."""
+        manifest = Manifest.of(files)
+        for content in files.values():
+            self.put_content(content)
+        return manifest
+
+    def get_file(self, manifest: Manifest, name: str) -> bytes:
+        """One file of a stored folder; raises MissingError or IntegrityError."""
+        return self.get_content(manifest.files[name].blake3)
+
+    def _call(self, request: Callable[[], T], key: str) -> T:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return request()
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 404:
+                raise MissingError(f"{self.uri(key)}: there is no such object") from None
+            if status == 412 or code == "ConditionalRequestConflict":
+                if "IfMatch" in error.operation_name or error.operation_name == "GetObject":
+                    raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
+                raise FileExistsError(key) from None
+            raise StoreError(f"{self.uri(key)}: the store refuses: {error}") from None
+        except BotoCoreError as error:
+            where = self.client.meta.endpoint_url
+            raise StoreError(f"the store at {where} does not answer for {key}: {error}") from None
+
+
+def content_key(digest: Digest) -> str:
+    """Where bytes with that digest are kept."""
+    return f"content/{digest[:2]}/{digest}"
+
+
+def table_key(digest: Digest) -> str:
+    """Where the table with that digest is kept."""
+    return f"tables/{digest[:2]}/{digest}.parquet"
+
+
+def store() -> Store:
+    """The bucket named by MODELMINT_BUCKET (default `modelmint`), at AWS_ENDPOINT_URL if set."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID")
+    bucket = os.environ.get(BUCKET_SETTING, "modelmint")
+    return _connected(bucket, *(os.environ.get(name, "") for name in names))
+
+
+@cache
+def _connected(bucket: str, *environment: str) -> Store:
+    """One client for what the environment names now; boto3 reads the rest of it by itself."""
+    import boto3
+    from botocore.config import Config
+
+    client: S3Client = boto3.client(
+        "s3",
+        config=Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"total_max_attempts": 4, "mode": "standard"},
+            max_pool_connections=16,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+    return Store(client, bucket)

@@ -1,0 +1,27 @@
+"""Train the line's network on a Dask worker, in a process with the numeric profile of its spec."""
+
+from models.spec import Family, Training
+from tasks.isolated import isolated
+from tasks.refs import Dataset, Weights
+from tasks.stage import current_key, stage
+from tasks.jobs import TrainJob
+
+
+@stage("train")
+def train(model: Family, training: Training, dataset: Dataset) -> Weights:
+    """Weights after all epochs; the same bits whenever and however often it is interrupted.
+
+    Raises IsolatedError with the trainer's message.
+    """
+    if training.device == "auto":
+        raise ValueError("training.device must be settled before the stage: see cluster.device")
+    job = TrainJob(model=model, training=training, dataset=dataset, checkpoint=current_key())
+    return isolated(
+        "tasks.trainer:fit",
+        job,
+        Weights,
+        stage="train",
+        profile=training.profile,
+        threads=training.threads,
+        gpu=training.device == "cuda",
+    )

@@ -1,0 +1,299 @@
+"""Real versions (small ONNX networks with true digests) and real server processes."""
+
+import http.client
+import io
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import orjson
+import pytest
+import safetensors.numpy
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from models.data import Features
+from models.digests import Manifest, canonical_json, json_digest
+from models.images import ImageFeatures, ImageSize
+from models.objectives import Classification, Objective, Regression
+from models.signature import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    SAMPLE_FILE,
+    SIGNATURE_FILE,
+    VERSION_FILE,
+    Signature,
+)
+from models.tables import FittedNumber, TableFeatures
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMAND = (sys.executable, "-m", "deployments.serving")
+LABELS = ("boot", "coat", "dress")
+
+
+class Version(NamedTuple):
+    """A version folder in memory."""
+
+    line: str
+    digest: str
+    files: dict[str, bytes]
+
+    def place(self, root: Path, number: str) -> Path:
+        """Write it where a server looks for it."""
+        folder = root / self.line / number
+        folder.mkdir(parents=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+        return folder
+
+
+def network(nodes: list[Any], inputs: list[Any], outputs: list[Any], **weights: Any) -> bytes:
+    constants = [numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def assemble(
+    line: str,
+    model: bytes,
+    features: Features,
+    objective: Objective,
+    sample: dict[str, Any],
+    **body: Any,
+) -> Version:
+    signature = Signature(features=features, objective=objective)
+    files = {
+        MODEL_FILE: model,
+        SIGNATURE_FILE: signature.model_dump_json().encode(),
+        SAMPLE_FILE: safetensors.numpy.save(sample),
+    }
+    manifest = Manifest.of(files)
+    content = {"line": line, "artifact": manifest.digest, "code": "0" * 40, **body}
+    digest = json_digest(content)
+    files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
+    files[VERSION_FILE] = orjson.dumps({"digest": digest, "body": content})
+    return Version(line, digest, files)
+
+
+def table_version(
+    bias: float = 0.0, line: str = "air-time", off: float = 0.0, name: str = "numbers", **body: Any
+) -> Version:
+    """prediction = distance + 2 hour + bias; `off` is added to the recorded output only."""
+    nodes = [
+        helper.make_node("MatMul", [name, "w"], ["product"]),
+        helper.make_node("Add", ["product", "b"], ["sum"]),
+        helper.make_node("Reshape", ["sum", "shape"], ["prediction"]),
+    ]
+    model = network(
+        nodes,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        w=np.array([[1.0], [2.0]], np.float32),
+        b=np.array([bias], np.float32),
+        shape=np.array([-1], np.int64),
+    )
+    features = TableFeatures(
+        numbers=(
+            FittedNumber(name="distance", unit="mi", mean=0, deviation=1),
+            FittedNumber(name="hour", unit="h", mean=0, deviation=1),
+        ),
+        categories=(),
+    )
+    numbers = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    output = numbers @ np.array([1, 2], np.float32) + np.float32(bias + off)
+    sample = {"numbers": numbers, "prediction": output.astype(np.float32)}
+    objective = Regression(target="air_time", unit="min")
+    return assemble(line, model, features, objective, sample, **body)
+
+
+def image_version(line: str = "clothes") -> Version:
+    """Softmax of the brightness of the image's upper, middle and lower part."""
+    weights = np.zeros((784, 3), np.float32)
+    for part in range(3):
+        weights[part * 256 : (part + 1) * 256, part] = 0.0001
+    nodes = [
+        helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["real"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"]),
+    ]
+    model = network(
+        nodes,
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 1, 28, 28])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 3])],
+        w=weights,
+    )
+    image = np.arange(2 * 784).reshape(2, 1, 28, 28).astype(np.uint8)
+    scores = np.exp(image.reshape(2, 784).astype(np.float32) @ weights)
+    sample = {"image": image, "probabilities": scores / scores.sum(axis=1, keepdims=True)}
+    features = ImageFeatures(size=ImageSize(), mean=100.0, deviation=50.0)
+    return assemble(line, model, features, Classification(target="kind", labels=LABELS), sample)
+
+
+def png(value: int = 255) -> bytes:
+    """A 28 x 28 image that is bright in its middle part: class `coat`."""
+    pixels = np.zeros(784, np.uint8)
+    pixels[256:512] = value
+    stream = io.BytesIO()
+    Image.fromarray(pixels.reshape(28, 28)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class Answer(NamedTuple):
+    """A whole HTTP response; header names are lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Server:
+    """One server process over a repository folder."""
+
+    def __init__(self, root: Path, *options: str, environment: dict[str, str] | None = None):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._log = root.parent / f"{root.name}.log"
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "--port", str(self.port), "--repository", str(root), *options],
+                cwd=ROOT,
+                env=os.environ | (environment or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def _wait(self) -> None:
+        watched = os.pidfd_open(self.process.pid)
+        try:
+            for _ in range(600):
+                try:
+                    socket.create_connection(("127.0.0.1", self.port)).close()
+                    return
+                except OSError:
+                    if select.select([watched], [], [], 0.05)[0]:
+                        raise RuntimeError(f"the server ended:\n{self.log}") from None
+        finally:
+            os.close(watched)
+        raise RuntimeError(f"the server does not listen:\n{self.log}")
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """One request on a connection of its own; a dict is sent as JSON."""
+        connection = self.connect()
+        try:
+            return exchange(connection, method, path, body, **headers)
+        finally:
+            connection.close()
+
+    def load(self, version: Version, number: str, source: str | None = None) -> Answer:
+        parameters = {"version": number, "digest": version.digest}
+        if source is not None:
+            parameters["source"] = source
+        path = f"/v2/repository/models/{version.line}/load"
+        return self.ask("POST", path, {"parameters": parameters})
+
+    def promote(self, line: str, number: str) -> Answer:
+        return self.ask("POST", f"/v1/lines/{line}/promote", {"version": number})
+
+    def stop(self) -> int:
+        """The exit code after SIGTERM."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+def exchange(
+    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None, **named: str
+) -> Answer:
+    headers = {name.replace("_", "-"): value for name, value in named.items()}
+    if isinstance(body, dict):
+        body = orjson.dumps(body)
+        headers.setdefault("content-type", "application/json")
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    found = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, found, response.read())
+
+
+@pytest.fixture(scope="session")
+def table() -> Callable[..., Version]:
+    return table_version
+
+
+@pytest.fixture(scope="session")
+def image() -> Callable[..., Version]:
+    return image_version
+
+
+@pytest.fixture(scope="session")
+def picture() -> bytes:
+    return png()
+
+
+@pytest.fixture(scope="session")
+def talk() -> Callable[..., Answer]:
+    return exchange
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Starts server processes; every one is ended with the test."""
+    servers: list[Server] = []
+
+    def begin(root: Path, *options: str, **more: Any) -> Server:
+        servers.append(Server(root, *options, **more))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of `air-time` 1 (default) and 2, and `clothes` 1 (default), for reading only."""
+    root = tmp_path_factory.mktemp("shared") / "repository"
+    versions = [(table_version(), "1"), (table_version(10.0), "2"), (image_version(), "1")]
+    for version, number in versions:
+        version.place(root, number)
+    server = Server(root, "--max-body", "100000", "--body-seconds", "2")
+    try:
+        for version, number in versions:
+            assert server.load(version, number).status == 200
+        for line in ("air-time", "clothes"):
+            assert server.promote(line, "1").status == 200
+        yield server
+    finally:
+        server.stop()
