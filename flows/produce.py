@@ -1,6 +1,6 @@
 """Produce a model version: from what is in the bucket to what answers requests.
 
-    modelmint run digits
+modelmint run digits
 """
 
 from prefect import flow

@@ -52,7 +52,8 @@ def _checked(current: BaseModel, fields: dict[str, Any]) -> Any:
 def _assign(section: dict[str, Any], fields: list[str], value: Any, path: str) -> None:
     *parents, last = fields
     for name in parents:
-        section = section.get(name) if isinstance(section.get(name), dict) else {}
+        inner = section.get(name)
+        section = inner if isinstance(inner, dict) else {}
     if last not in section and parents[:1] != ["floors"]:
         known = ", ".join(n for n in section if n != "type") or "nothing"
         raise UnknownSettingError(f"--set: there is no setting {path!r}; there is {known}")

@@ -112,4 +112,5 @@ class Data(Open):
 
     def reference(self, name: str, payload: bytes) -> pl.DataFrame:
         """The table a reference object holds; raises RefusedObject when it cannot be read."""
+        del payload
         raise RefusedObject(f"reference {name}: {type(self).__name__} takes none")

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from models.data import REFUSED, Check, Data, Features, Parsed, RefusedObject, RefusedRequest, Tensors
+from models.data import (
+    REFUSED,
+    Check,
+    Data,
+    Features,
+    Parsed,
+    RefusedObject,
+    RefusedRequest,
+    Tensors,
+)
 from models.digests import bytes_digest
 from models.open import Frozen
 from models.tensors import TensorSpec
@@ -36,7 +45,7 @@ class ImageSize(Frozen):
         or over 16 million pixels is refused before a pixel is decoded.
         """
         try:
-            image = Image.open(io.BytesIO(payload), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(payload), formats=FORMATS)
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
             raise ValueError("not a PNG or JPEG image") from None
         width, height = image.size
@@ -94,7 +103,9 @@ class ImageFeatures(Features):
         """A PNG image."""
         pixels = self.encode(row.head(1))["image"][0].transpose(1, 2, 0)
         packed = io.BytesIO()
-        Image.fromarray(pixels.squeeze(-1) if self.size.channels == 1 else pixels).save(packed, "PNG")
+        Image.fromarray(pixels.squeeze(-1) if self.size.channels == 1 else pixels).save(
+            packed, "PNG"
+        )
         return packed.getvalue(), "image/png"
 
 

@@ -61,7 +61,7 @@ class ImageInput(nn.Module):
 class Chain(nn.Sequential):
     """Layers in order; the first one may take several tensors."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, *inputs: Tensor) -> Tensor:
         first, *rest = self
         x: Tensor = first(*inputs)
         for layer in rest:

@@ -42,4 +42,3 @@ class Spec(Family):
             last = hidden
         layers.append(nn.Linear(last, width))
         return Chain(*layers)
-

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, JsonValue, SerializeAsAny
+from pydantic import Field, JsonValue, SerializeAsAny, model_validator
 
 from models.data import Data, Features
 from models.objectives import Objective
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# Columns a cleaned partition has besides features and target.
+RESERVED = {"row", "identity", "split"}
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -129,6 +131,13 @@ class Line(Frozen):
     gate: Gate = Gate()
     budget: Budget = Budget()
     example: Example | None = None
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Line":
+        taken = RESERVED & {*self.data.kept, self.objective.target}
+        if taken:
+            raise ValueError(f"column {', '.join(sorted(taken))} is ours: give it another name")
+        return self
 
     def changed(
         self,

@@ -60,6 +60,7 @@ class ByHash(Split):
     """Share of all rows held out for validation."""
 
     def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
+        del rows
         share = _fraction(identity)
         names = np.select(
             [share < self.test, share < self.test + self.validation],

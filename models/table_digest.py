@@ -33,7 +33,7 @@ def _update(hasher: "blake3.blake3", column: pl.Series) -> None:
         text = text.cast(pa.large_string()) if text.type != pa.large_string() else text
         offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset :][: len(text) + 1]
         if len(text):
-            hasher.update((offsets - offsets[0]).view(np.uint8))
+            hasher.update((offsets - offsets[0]).view(np.uint8).data)
         data = text.buffers()[2]
         if data is not None and len(text):
             hasher.update(memoryview(data)[offsets[0] : offsets[-1]])
@@ -46,4 +46,4 @@ def _update(hasher: "blake3.blake3", column: pl.Series) -> None:
         raise TypeError(f"{column.name}: no digest for {kind}")
     else:
         values = column.to_physical().to_numpy()
-    hasher.update(np.ascontiguousarray(values).view(np.uint8).reshape(-1))
+    hasher.update(np.ascontiguousarray(values).view(np.uint8).reshape(-1).data)

@@ -11,8 +11,16 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.data import REFUSED, Check, Data, Features, Parsed, RefusedObject, RefusedRequest
-from models.data import Tensors as Tensors
+from models.data import (
+    REFUSED,
+    Check,
+    Data,
+    Features,
+    Parsed,
+    RefusedObject,
+    RefusedRequest,
+    Tensors,
+)
 from models.open import Frozen, Function
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
@@ -130,7 +138,7 @@ class TableFeatures(Features):
 
     def write(self, row: pl.DataFrame) -> tuple[bytes, str]:
         """A JSON record."""
-        names = [f.name for f in (*self.numbers, *self.categories)]
+        names = [*(n.name for n in self.numbers), *(c.name for c in self.categories)]
         return orjson.dumps(row.select(names).row(0, named=True)), "application/json"
 
     def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -154,12 +162,15 @@ class Tables(Data):
 
     @property
     def kept(self) -> tuple[str, ...]:
-        return tuple(f.name for f in (*self.numbers, *self.categories))
+        return (*(n.name for n in self.numbers), *(c.name for c in self.categories))
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
         raw = _read(name, payload, {n: TYPES[kind] for n, kind in self.columns.items()})
         cleaned: pl.DataFrame = self.clean(raw.rows.lazy(), references).collect()
-        if cleaned.height != raw.rows.height or cleaned.get_column("row").n_unique() != cleaned.height:
+        if (
+            cleaned.height != raw.rows.height
+            or cleaned.get_column("row").n_unique() != cleaned.height
+        ):
             raise ValueError(
                 f"{name}: clean got {raw.rows.height} rows and gave {cleaned.height}; it must give"
                 " every row once: mark unwanted rows by a null or an implausible value instead"
@@ -236,7 +247,9 @@ def _read(name: str, payload: bytes, types: Mapping[str, type[pl.DataType]]) -> 
         if name.endswith(".parquet"):
             rows = pl.read_parquet(io.BytesIO(payload)).with_row_index("row")
             _columns_present(rows.columns, types)
-            return Parsed(rows.select("row", *(pl.col(n).cast(t) for n, t in types.items())), nobody)
+            return Parsed(
+                rows.select("row", *(pl.col(n).cast(t) for n, t in types.items())), nobody
+            )
         header = pl.read_csv(payload, n_rows=0, infer_schema=False).columns
         _columns_present(header, types)
         try:

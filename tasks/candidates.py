@@ -78,6 +78,8 @@ def static(model: bytes, calibration: Tensors) -> bytes:
             goal,
             _Rows(calibration),
             quant_format=quantization.QuantFormat.QDQ,
+            # The head stays float: probabilities in steps of 1/255 are no probabilities.
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -85,7 +87,7 @@ def static(model: bytes, calibration: Tensors) -> bytes:
     )
 
 
-class _Rows(quantization.CalibrationDataReader):
+class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
     """Calibration rows in batches, in order."""
 
     def __init__(self, rows: Tensors) -> None:

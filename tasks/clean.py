@@ -138,9 +138,7 @@ def _wanted(data: Data, objects: Sequence[RawObject]) -> tuple[list[RawObject], 
     return wanted, refusals
 
 
-def _references(
-    data: Data, prefix: str, objects: Sequence[RawObject]
-) -> dict[str, RawObject]:
+def _references(data: Data, prefix: str, objects: Sequence[RawObject]) -> dict[str, RawObject]:
     by_name = {item.name: item for item in objects}
     for name, location in data.references.items():
         if location not in by_name:
@@ -175,11 +173,11 @@ def _record(
     job: Job, item: RawObject, kept: pl.DataFrame | None, refused: pl.DataFrame
 ) -> Partition:
     data, objective = job.data, job.objective
-    rows = pl.DataFrame(schema={"identity": pl.UInt64, "label": pl.String})
+    rows = pl.DataFrame(schema={"identity": pl.UInt64, "split": pl.String})
     if kept is not None and kept.height:
         identity = identity_hash(kept, data.identity)
         rows = kept.select("row", *data.kept, objective.target).with_columns(
-            pl.Series("identity", identity), data.split.label(kept, identity).alias("label")
+            pl.Series("identity", identity), data.split.label(kept, identity).alias("split")
         )
         first = np.zeros(len(identity), np.bool_)
         first[np.unique(identity, return_index=True)[1]] = True
@@ -205,7 +203,7 @@ def _quarantine(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
 
 
 def _summaries(data: Data, objective: Objective, rows: pl.DataFrame) -> dict[str, Any]:
-    groups = {str(key[0]): g for key, g in rows.partition_by("label", as_dict=True).items()}
+    groups = {str(key[0]): g for key, g in rows.partition_by("split", as_dict=True).items()}
     return {
         "labels": {label: groups[label].height for label in sorted(groups)},
         "features": {label: data.summarise(groups[label]) for label in sorted(groups)},
@@ -282,7 +280,9 @@ def _without(
     if not positions:
         return partition
     rows = without(store().get_table(partition.rows), positions)
-    again = Refusal(field="record", reason="repeats a row of an earlier object", rows=len(positions))
+    again = Refusal(
+        field="record", reason="repeats a row of an earlier object", rows=len(positions)
+    )
     return partition.model_copy(
         update={**_summaries(data, objective, rows), "refusals": (*partition.refusals, again)}
     )

@@ -60,7 +60,7 @@ def close() -> None:
 
 
 def device() -> Literal["cpu", "cuda"]:
-    """Where training will run: CUDA if a worker offers the resource GPU, or this machine has one."""
+    """Where training will run: CUDA if a worker offers the resource GPU, or this machine has it."""
     if os.environ.get(ADDRESS_SETTING):
         workers = client().scheduler_info(n_workers=-1)["workers"].values()
         return "cuda" if any("GPU" in w.get("resources", {}) for w in workers) else "cpu"
@@ -87,7 +87,7 @@ def spread(
 
     found = client()
     waiting = enumerate(items)
-    indices: dict[str, int] = {}
+    indices: dict[Any, int] = {}
     running = as_completed()
 
     def submit() -> bool:

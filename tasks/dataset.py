@@ -6,7 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
 from models.data import Tensors
 from models.digests import Digest
@@ -21,8 +20,8 @@ from tasks.store import store
 class Partition(Frozen):
     """One raw object, cleaned: its kept rows, its quarantine, and statistics for every label.
 
-    The table `rows` has the columns row (position in the raw object), identity (XXH3-64), label,
-    the features and the target. The table `refused` has row, field and reason.
+    The table `rows` has the columns row (position in the raw object), identity (XXH3-64), split
+    (its label), the features and the target. The table `refused` has row, field and reason.
     """
 
     name: str
@@ -33,8 +32,8 @@ class Partition(Frozen):
     refused: Digest
     refusals: tuple[Refusal, ...]
     labels: dict[str, int]
-    features: dict[str, JsonValue]
-    targets: dict[str, JsonValue]
+    features: dict[str, dict[str, Any]]
+    targets: dict[str, dict[str, Any]]
 
     @property
     def address(self) -> Digest:
@@ -67,7 +66,7 @@ def partitions(dataset: Dataset, subset: Subset) -> Iterator[pl.DataFrame]:
         if not set(labels) & set(partition.labels):
             continue
         table = without(store().get_table(partition.rows), found.excluded.get(partition.name, ()))
-        yield table.filter(pl.col("label").is_in(labels))
+        yield table.filter(pl.col("split").is_in(labels))
 
 
 def without(table: pl.DataFrame, positions: Sequence[int]) -> pl.DataFrame:
@@ -90,6 +89,8 @@ def tensors(dataset: Dataset, subset: Subset) -> tuple[Tensors, NDArray[Any]]:
     for table in partitions(dataset, subset):
         inputs.append(signature.features.encode(table))
         targets.append(signature.objective.encode(table))
-    joined = {spec.name: np.concatenate([t[spec.name] for t in inputs]) for spec in
-              signature.features.inputs}
+    joined = {
+        spec.name: np.concatenate([t[spec.name] for t in inputs])
+        for spec in signature.features.inputs
+    }
     return joined, np.concatenate(targets)

@@ -115,7 +115,9 @@ def _post(
     try:
         answer = client.post(path, content=content, headers={**JSON, **(headers or {})})
     except httpx.HTTPError as error:
-        raise DeploymentError(f"the model server at {client.base_url} does not answer: {error}") from None
+        raise DeploymentError(
+            f"the model server at {client.base_url} does not answer: {error}"
+        ) from None
     if answer.status_code >= 400:
         raise DeploymentError(f"{path}: the model server says {answer.status_code}: {answer.text}")
     return answer.json() if answer.content else {}

@@ -76,7 +76,9 @@ def _identity(value: Any, modules: set[str], functions: list[Callable[..., Any]]
         return {"ref": type(value).__name__, "digest": value.digest}
     if isinstance(value, BaseModel):
         modules.add(type(value).__module__)
-        fields = {n: _identity(getattr(value, n), modules, functions) for n in type(value).model_fields}
+        fields = {
+            n: _identity(getattr(value, n), modules, functions) for n in type(value).model_fields
+        }
         return {"type": name_of(type(value)), **fields}
     if isinstance(value, FunctionType):
         functions.append(value)
@@ -222,5 +224,5 @@ def _tree_digest(body: list[ast.stmt]) -> Digest:
 class _WithoutText(ast.NodeTransformer):
     """Drops docstrings, which change no behaviour."""
 
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # noqa: N802
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         return None if isinstance(node.value, ast.Constant) else node

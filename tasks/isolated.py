@@ -107,7 +107,9 @@ def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
     if answer is None:
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise IsolatedError(f"{target} ended without an answer ({how}); it last said: {said[-800:]}")
+        raise IsolatedError(
+            f"{target} ended without an answer ({how}); it last said: {said[-800:]}"
+        )
     if answer[0] == "error":
         raise IsolatedError(f"{target}: {answer[1]}")
     return str(answer[1])

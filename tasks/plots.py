@@ -40,9 +40,7 @@ def draw(
         yield "residuals", _residuals(predicted, target)
 
 
-def _confusion(
-    objective: Classification, predicted: NDArray[Any], target: NDArray[Any]
-) -> bytes:
+def _confusion(objective: Classification, predicted: NDArray[Any], target: NDArray[Any]) -> bytes:
     from matplotlib.figure import Figure
 
     size = len(objective.labels)

@@ -8,10 +8,9 @@ import time
 
 from pydantic import Field
 
-from models.digests import Digest
+from models.digests import Digest, Manifest
 from models.open import Frozen
 from models.signature import MANIFEST_FILE
-from models.digests import Manifest
 from tasks.refs import Champion
 from tasks.store import MissingError, store
 

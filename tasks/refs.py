@@ -149,5 +149,3 @@ class Endpoint(Ref):
     url: str
     serving: int
     """The version that answers when none is named."""
-
-

@@ -140,5 +140,3 @@ def _last(prefix: str) -> pl.DataFrame:
         return store().get_table(digest)
     except LookupError:
         return pl.DataFrame(schema=SCHEMA)
-
-

@@ -114,7 +114,8 @@ class Stage(Generic[P, R]):
                 "result_serializer": "json",
             }
         run.__name__, run.__doc__ = self.name, self.__doc__
-        result: R = task(run, name=self.name, task_run_name=f"{self.name}-{key[:8]}", **options)()
+        as_task = task(name=self.name, task_run_name=f"{self.name}-{key[:8]}", **options)
+        result = as_task(run)()
         unchanged = not ran if self.cached else bool(result.observed.get("unchanged"))
         done = StageRun(
             name=self.name,
@@ -148,7 +149,7 @@ class StageResults(WritableFileSystem):
     _block_type_slug = "modelmint-stage-results"
 
     # Prefect passes `_sync` to say that it does not await the answer.
-    def read_path(self, path: str, _sync: bool = True) -> bytes:
+    def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
         """The record stored as `path`; raises MissingError."""
         content = store().get(RESULTS + path).content
         for key in _stored(orjson.loads(content)):
@@ -156,7 +157,7 @@ class StageResults(WritableFileSystem):
                 raise MissingError(f"{path}: the store no longer has {key}")
         return content
 
-    def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:
+    def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:  # type: ignore[override]
         """Store the record as `path`."""
         store().put(RESULTS + path, content)
 

@@ -169,7 +169,9 @@ class Store:
                 raise MissingError(f"{self.uri(key)}: there is no such object") from None
             if status == 412 or code == "ConditionalRequestConflict":
                 if "IfMatch" in error.operation_name or error.operation_name == "GetObject":
-                    raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
+                    raise MissingError(
+                        f"{self.uri(key)} was overwritten since it was listed"
+                    ) from None
                 raise FileExistsError(key) from None
             raise StoreError(f"{self.uri(key)}: the store refuses: {error}") from None
         except BotoCoreError as error:
@@ -195,7 +197,7 @@ def store() -> Store:
 
 
 @cache
-def _connected(bucket: str, *environment: str) -> Store:
+def _connected(bucket: str, *_environment: str) -> Store:
     """One client for what the environment names now; boto3 reads the rest of it by itself."""
     import boto3
     from botocore.config import Config

@@ -2,9 +2,9 @@
 
 from models.spec import Family, Training
 from tasks.isolated import isolated
+from tasks.jobs import TrainJob
 from tasks.refs import Dataset, Weights
 from tasks.stage import current_key, stage
-from tasks.jobs import TrainJob
 
 
 @stage("train")

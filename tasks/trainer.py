@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.data import Tensors
-from models.layers import Served, training_loss
+from models.layers import Loss, Served, training_loss
 from models.spec import Family, Schedule, Training
+from tasks.checkpoint import Checkpoint
 from tasks.dataset import tensors
 from tasks.isolated import Emit
 from tasks.jobs import TrainJob
 from tasks.refs import Dataset, Weights
-from tasks.store import MissingError, content_key, store
+from tasks.store import content_key, store
 
 WEIGHTS_FILE = "weights.safetensors"
 HISTORY_FILE = "history.json"
-SECONDS_BETWEEN_CHECKPOINTS = 20.0
 EVALUATION_BATCH = 1024
 
 
@@ -52,7 +52,7 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
     batch = min(training.batch_size, count)
     # A last, shorter batch would weigh its rows more than others.
     steps = count // batch
-    place = _Place(f"checkpoints/{job.checkpoint}", network, optimizer)
+    place = Checkpoint(f"checkpoints/{job.checkpoint}", network, optimizer)
     epoch, first, total, history = place.resume()
     total = total.to(device)
     start, seen = time.perf_counter(), 0
@@ -61,23 +61,11 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
         order = torch.randperm(count, generator=_generator(training.seed, epoch, "order"))
         for step in range(first, steps):
             chosen = order[step * batch : (step + 1) * batch].to(device)
-            torch.manual_seed(_seed(training.seed, epoch, str(step)))
             rows = {name: inputs[name].index_select(0, chosen) for name in names}
-            if training.augmentation is not None:
-                generator = _generator(training.seed, epoch, f"augment {step}")
-                rows = training.augmentation.apply(rows, generator)
-            for group in optimizer.param_groups:
-                group["lr"] = training.optimizer.lr * rate(
-                    training.schedule, epoch * steps + step, training.epochs * steps
-                )
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(network(*(rows[n] for n in names)), targets.index_select(0, chosen))
-            loss.backward()
-            if training.clip:
-                nn.utils.clip_grad_norm_(network.parameters(), training.clip)
-            optimizer.step()
-            total += loss.detach().double()
+            total += _step(
+                network, optimizer, loss_of, training, rows, targets.index_select(0, chosen),
+                (epoch, step, steps),
+            )  # fmt: skip
             seen += batch
             if place.due():
                 place.keep(epoch, step + 1, total, history)
@@ -93,8 +81,8 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
         epoch, first, total = epoch + 1, 0, torch.zeros_like(total)
         history.append({"epoch": epoch, "loss": mean_loss, **metrics})
         place.keep(epoch, 0, total, history)
-        rate_seen = seen / (time.perf_counter() - start)
-        emit({**history[-1], "epochs": training.epochs, "samples_per_second": round(rate_seen)})
+        speed = round(seen / (time.perf_counter() - start))
+        emit({**history[-1], "epochs": training.epochs, "samples_per_second": speed})
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     manifest = store().put_folder(
         {
@@ -109,6 +97,34 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
         manifest=manifest,
         parameters=sum(p.numel() for p in network.parameters()),
     )
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Loss,
+    training: Training,
+    rows: dict[str, Tensor],
+    target: Tensor,
+    position: tuple[int, int, int],
+) -> Tensor:
+    """One step of the optimizer; the loss, float64 []."""
+    epoch, step, steps = position
+    torch.manual_seed(_seed(training.seed, epoch, str(step)))
+    if training.augmentation is not None:
+        generator = _generator(training.seed, epoch, f"augment {step}")
+        rows = training.augmentation.apply(rows, generator)
+    share = rate(training.schedule, epoch * steps + step, training.epochs * steps)
+    for group in optimizer.param_groups:
+        group["lr"] = training.optimizer.lr * share
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast("cuda", torch.bfloat16, enabled=target.is_cuda):
+        loss = loss_of(network(*rows.values()), target)
+    loss.backward()
+    if training.clip:
+        nn.utils.clip_grad_norm_(network.parameters(), training.clip)
+    optimizer.step()
+    return loss.detach().double()
 
 
 def deterministic(threads: int) -> None:
@@ -191,51 +207,3 @@ def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
     return kind(
         network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
     )
-
-
-class _Place:
-    """Where a training is: weights, optimizer state and position, in one object of the store."""
-
-    def __init__(self, key: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.key, self.network, self.optimizer = key, network, optimizer
-        self.kept = time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self.kept > SECONDS_BETWEEN_CHECKPOINTS
-
-    def keep(self, epoch: int, step: int, total: Tensor, history: list[dict[str, Any]]) -> None:
-        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        state["total"] = total
-        for index, values in self.optimizer.state_dict()["state"].items():
-            state |= {
-                f"optimizer.{index}.{name}": value
-                for name, value in values.items()
-                if isinstance(value, Tensor)
-            }
-        place = json.dumps({"epoch": epoch, "step": step, "history": history})
-        state = {name: value.detach().cpu().clone() for name, value in state.items()}
-        store().put(self.key, safetensors.torch.save(state, {"place": place}))
-        self.kept = time.monotonic()
-
-    def resume(self) -> tuple[int, int, Tensor, list[dict[str, Any]]]:
-        """Epoch, step, sum of this epoch's losses and history to go on from."""
-        zero = torch.zeros((), dtype=torch.float64)
-        try:
-            content = store().get(self.key).content
-        except MissingError:
-            return 0, 0, zero, []
-        length = int.from_bytes(content[:8], "little")
-        place = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["place"])
-        state = safetensors.torch.load(content)
-        prefix = "network."
-        self.network.load_state_dict(
-            {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        )
-        fresh = self.optimizer.state_dict()
-        values: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer."):
-                _, index, field = name.split(".", 2)
-                values.setdefault(int(index), {})[field] = value
-        self.optimizer.load_state_dict({**fresh, "state": values})
-        return place["epoch"], place["step"], state["total"], place["history"]

