@@ -6,6 +6,7 @@ Only Typer is imported at the top, so that help is instant.
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,9 @@ def lines(as_json: AsJson = False) -> None:
 def land(
     line: LineName,
     part: Annotated[str | None, typer.Option("--slice", help="Land only this slice.")] = None,
+    if_empty: Annotated[
+        bool, typer.Option("--if-empty", help="Land nothing where something is.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a line's example data, or one slice of it, into the bucket."""
@@ -57,9 +61,10 @@ def land(
 
     spec = catalog.find(line)
     with stack(STORE):
+        from tasks.land import is_empty
         from tasks.land import land as land_example
 
-        found = land_example(spec, part)
+        found = [] if if_empty and not is_empty(spec) else land_example(spec, part)
     _print(as_json, {"line": line, "landed": found}, lambda: _table(found))
 
 
@@ -85,7 +90,10 @@ def run(
 
     with console.status("starting the store, Prefect and the model server"):
         services = stack(STORE, PREFECT, SERVER)
+        imports = threading.Thread(target=_import_slow_modules)
+        imports.start()
         services.__enter__()
+        imports.join()
     try:
         from deployments.local import terminal
         from flows.produce import produce
@@ -98,6 +106,13 @@ def run(
         cluster.close()
         services.__exit__(None, None, None)
     _print(as_json, _summary(found), lambda: terminal.screen(console, spec.title, found, example))
+
+
+def _import_slow_modules() -> None:
+    """Import, while the services start, what takes seconds."""
+    import mlflow  # noqa: F401
+
+    import flows.produce  # noqa: F401
 
 
 def _summary(found: "Production") -> dict[str, Any]:
@@ -172,7 +187,6 @@ def predict(
 def serve(as_json: AsJson = False) -> None:
     """Bring the champions of all lines back to life, until interrupted."""
     import signal
-    import threading
 
     from deployments.local.stack import SERVER, STORE, stack
 
@@ -205,9 +219,21 @@ def _print(as_json: bool, answer: Any, show: Callable[[], None]) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    from deployments.local.terminal import table
+    from rich.console import Console
+    from rich.table import Table
 
-    table(rows)
+    table = Table(*(rows[0] if rows else ("nothing",)))
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def _assign(section: dict[str, Any], fields: list[str], value: Any, path: str) -
     for name in parents:
         inner = section.get(name)
         section = inner if isinstance(inner, dict) else {}
-    if last not in section and parents[:1] != ["floors"]:
+    if last not in section and parents != ["floors"]:
         known = ", ".join(n for n in section if n != "type") or "nothing"
         raise UnknownSettingError(f"--set: there is no setting {path!r}; there is {known}")
     section[last] = value

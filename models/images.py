@@ -46,13 +46,18 @@ class ImageSize(Frozen):
         """
         try:
             image: Image.Image = Image.open(io.BytesIO(payload), formats=FORMATS)
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        except Image.DecompressionBombError:
+            raise ValueError(f"it is over {LARGEST:,} pixels") from None
+        except (UnidentifiedImageError, OSError):
             raise ValueError("not a PNG or JPEG image") from None
         width, height = image.size
         if width * height > LARGEST:
             raise ValueError(f"{width} x {height} is over {LARGEST:,} pixels")
         if width * 2 < self.width or height * 2 < self.height:
             raise ValueError(f"{width} x {height} is under half of {self.width} x {self.height}")
+        if image.mode.startswith("I"):
+            # Pillow would cut every value off at 255.
+            raise ValueError("it has 16 bits a channel: save it with 8")
         try:
             image = image.convert(MODES[self.channels])
         except (OSError, SyntaxError) as error:
@@ -175,5 +180,9 @@ def _members(name: str, payload: bytes) -> Iterator[tuple[str, bytes]]:
                 if member.isfile():
                     stream = archive.extractfile(member)
                     yield member.name, stream.read() if stream else b""
+            end = payload[archive.offset : archive.offset + tarfile.BLOCKSIZE]
+            # A cut or damaged header after the first member ends the iteration without an error.
+            if end != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise RefusedObject("not a whole tar archive: it has no end mark")
     except tarfile.TarError as error:
         raise RefusedObject(f"not a whole tar archive: {error}") from None

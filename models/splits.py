@@ -70,12 +70,8 @@ class ByHash(Split):
         return pl.Series("label", names.astype(object), pl.String)
 
     def assign(self, labels: Iterable[str]) -> dict[str, Subset]:
-        present = set(labels)
-        names: tuple[Subset, ...] = ("train", "validation", "test")
-        for name in names:
-            if name not in present:
-                raise SplitError(f"no row fell into the {name} split: land more data")
-        return {name: name for name in names}
+        _none_empty(labels)
+        return {"train": "train", "validation": "validation", "test": "test"}
 
 
 class ByTime(Split):
@@ -112,4 +108,13 @@ class ByTime(Split):
                 return "test"
             return "validation" if label.endswith(HELD_OUT) else "train"
 
-        return {label: subset(label) for label in present}
+        found = {label: subset(label) for label in present}
+        _none_empty(found.values())
+        return found
+
+
+def _none_empty(found: Iterable[str]) -> None:
+    present = set(found)
+    for name in ("train", "validation", "test"):
+        if name not in present:
+            raise SplitError(f"no row fell into the {name} split: land more data")

@@ -23,10 +23,14 @@ def table_digest(table: pl.DataFrame) -> Digest:
 
 def _update(hasher: "blake3.blake3", column: pl.Series) -> None:
     nulls = column.is_null()
+    # Both cases are marked: else values that begin like a bitmap could pass for one.
+    hasher.update(b"nulls" if nulls.any() else b"whole")
     if nulls.any():
-        hasher.update(b"nulls")
         hasher.update(np.packbits(nulls.to_numpy()).tobytes())
         column = column.drop_nulls()
+    if column.dtype == pl.Categorical:
+        # Its codes number what this process happened to see.
+        column = column.cast(pl.String)
     kind = column.dtype
     if kind == pl.String:
         text = column.rechunk().to_arrow()

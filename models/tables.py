@@ -22,6 +22,7 @@ from models.data import (
     Tensors,
 )
 from models.open import Frozen, Function
+from models.splits import ByTime
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
@@ -31,6 +32,7 @@ TYPES: dict[str, type[pl.DataType]] = {
     "number": pl.Float64,
     "text": pl.String,
 }
+NAMES = {kind: name for name, kind in TYPES.items()}
 NULLS = ["NA", ""]
 UNKNOWN = 0
 
@@ -193,7 +195,12 @@ class Tables(Data):
             )
             for number in self.numbers
         ]
-        known = [Check(name, "missing", pl.col(name).is_not_null()) for name in self.identity]
+        # A row without a date would be a month of its own, and the newest one.
+        dated = [self.split.column] if isinstance(self.split, ByTime) else []
+        known = [
+            Check(name, "missing", pl.col(name).is_not_null())
+            for name in dict.fromkeys([*self.identity, *dated])
+        ]
         return [*known, *finite]
 
     def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
@@ -245,11 +252,10 @@ def _read(name: str, payload: bytes, types: Mapping[str, type[pl.DataType]]) -> 
         raise RefusedObject("the object is empty")
     try:
         if name.endswith(".parquet"):
-            rows = pl.read_parquet(io.BytesIO(payload)).with_row_index("row")
+            rows = pl.read_parquet(io.BytesIO(payload))
             _columns_present(rows.columns, types)
-            return Parsed(
-                rows.select("row", *(pl.col(n).cast(t) for n, t in types.items())), nobody
-            )
+            typed = rows.select(pl.col(n).cast(t) for n, t in types.items())
+            return Parsed(typed.with_row_index("row"), nobody)
         header = pl.read_csv(payload, n_rows=0, infer_schema=False).columns
         _columns_present(header, types)
         try:
@@ -287,7 +293,7 @@ def _read_as_text(payload: bytes, types: Mapping[str, type[pl.DataType]]) -> Par
     refused, wrong = [], pl.Series([False]).new_from_index(0, text.height)
     for column, kind in types.items():
         bad = typed.get_column(column).is_null() & text.get_column(column).is_not_null() & ~wrong
-        reason = pl.format("{} is no " + kind.__name__, pl.col(column)).alias("reason")
+        reason = pl.format(f"'{{}}' is no {NAMES[kind]}", pl.col(column)).alias("reason")
         refused.append(text.filter(bad).select("row", pl.lit(column).alias("field"), reason))
         wrong |= bad
     return Parsed(typed.filter(~wrong), pl.concat(refused).cast(REFUSED).sort("row"))  # type: ignore[arg-type]

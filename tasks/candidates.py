@@ -21,6 +21,8 @@ from models.signature import Signature
 
 OPSET = 20
 CALIBRATION_BATCH = 64
+# All that lies between two convolutions or products, or else values change type at every layer.
+QUANTISED = ["Conv", "MatMul", "Gemm", "Relu", "MaxPool", "AveragePool", "Reshape", "Transpose"]
 
 
 def build(
@@ -79,7 +81,7 @@ def static(model: bytes, calibration: Tensors) -> bytes:
             _Rows(calibration),
             quant_format=quantization.QuantFormat.QDQ,
             # The head stays float: probabilities in steps of 1/255 are no probabilities.
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            op_types_to_quantize=QUANTISED,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,

@@ -13,7 +13,7 @@ import ast
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -107,22 +107,42 @@ def closure(modules: Iterable[str]) -> list[str]:
 @cache
 def locked(imported: frozenset[str]) -> dict[str, str]:
     """Name and version of the distributions that give the imports, and of all they require."""
-    by_import = metadata.packages_distributions()
-    waiting = [name for module in imported for name in by_import.get(module, ())]
+    waiting = [name for module in imported for name in _providers(module)]
     found: dict[str, str] = {}
     while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
-            continue
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found[name] = distribution.version
-        for requirement in distribution.requires or []:
-            if "extra ==" not in requirement:
-                waiting.append(re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0])
+        name = _normal(waiting.pop())
+        if name not in found and (distribution := _distribution(name)) is not None:
+            found[name] = distribution[0]
+            waiting += distribution[1]
     return dict(sorted(found.items()))
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@cache
+def _distribution(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Version and unconditional requirements of an installed distribution."""
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+    needed = [r for r in found.requires or [] if "extra ==" not in r]
+    names = tuple(re.split(r"[\s;<>=!~\[(]", r, maxsplit=1)[0] for r in needed)
+    return found.version, names
+
+
+def _providers(module: str) -> list[str]:
+    # The map of all modules takes half a second to build, and most distributions need none.
+    if _distribution(_normal(module)) is not None:
+        return [module]
+    return list(_by_module().get(module, ()))
+
+
+@cache
+def _by_module() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 @cache

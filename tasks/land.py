@@ -11,6 +11,11 @@ class NoExampleError(LookupError):
     """The line brings no example data, or not that slice of it."""
 
 
+def is_empty(line: Line) -> bool:
+    """Whether nothing is below the line's prefix."""
+    return next(store().list(raw_prefix(line.data)), None) is None
+
+
 def land(line: Line, part: str | None = None) -> list[dict[str, Any]]:
     """Put one slice, or the default ones, below the line's prefix; names and sizes in bytes.
 

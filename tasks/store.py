@@ -202,7 +202,8 @@ def _connected(bucket: str, *_environment: str) -> Store:
     import boto3
     from botocore.config import Config
 
-    client: S3Client = boto3.client(
+    # A session of its own: the default one keeps the credentials it saw first.
+    client: S3Client = boto3.session.Session().client(
         "s3",
         config=Config(
             connect_timeout=5,

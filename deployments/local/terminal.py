@@ -121,13 +121,8 @@ def picture(png: bytes) -> str:
     )
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    """Print records as a table."""
-    Console().print(_table("", rows) if rows else "nothing")
-
-
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold")
     for name in rows[0]:
         numeric = isinstance(rows[0][name], int | float)
         table.add_column(name, justify="right" if numeric else "left")

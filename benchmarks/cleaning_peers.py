@@ -1,0 +1,273 @@
+"""The cleaning of the line `flights` as one would write it in pandas, Polars and DuckDB.
+
+    python -m benchmarks.cleaning_peers polars FOLDER GOAL
+
+Started by `benchmarks.cleaning`, each in a fresh process. From the CSV files in FOLDER to Parquet
+files in GOAL: parse, join weather and planes, derive the same columns, quarantine by the same
+checks with a reason, drop repeated records, label the split, and take count, mean and deviation of
+every number for every label. Bounds and column types come from the line itself. Threads: as many
+as the library takes. Which of two equal records stays is left to the library, as is its hash.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from models.lines.flights import FULL_TURN, line
+from models.objectives import Regression
+from models.splits import HELD_OUT, ByTime
+from models.tables import NULLS, Tables
+
+DATA = cast(Tables, line.data)
+OBJECTIVE = cast(Regression, line.objective)
+HELD_OUT_SHARE = cast(ByTime, DATA.split).validation
+BOUNDS = {number.name: (number.low, number.high) for number in DATA.numbers}
+TARGET = {OBJECTIVE.target: (OBJECTIVE.low, OBJECTIVE.high)}
+NUMBERS = [*BOUNDS, OBJECTIVE.target]
+SCHEDULE = ("sched_dep_time", "sched_arr_time")
+KEPT = [*DATA.kept, OBJECTIVE.target]
+Statistics = dict[str, dict[str, Any]]
+
+
+def with_polars(files: list[Path], references: dict[str, Path], goal: Path) -> Statistics:
+    """One lazy query with three outputs, on the streaming engine."""
+    import polars as pl
+
+    types = {"integer": pl.Int64, "number": pl.Float64, "text": pl.String}
+    schema = {name: types[kind] for name, kind in DATA.columns.items()}
+    tables = {name: DATA.reference(name, path.read_bytes()) for name, path in references.items()}
+    raw = pl.scan_csv(
+        files,
+        schema_overrides=schema,
+        null_values=NULLS,
+        row_index_name="row",
+        include_file_paths="object",
+    ).select("object", "row", *schema)
+    verdict: Any = pl
+    for check in [*DATA.checks(), *OBJECTIVE.checks()]:
+        reason = pl.lit(f"{check.field}: {check.reason}")
+        verdict = verdict.when(~check.holds.fill_null(False)).then(reason)
+    judged = _derived(raw, tables).with_columns(reason=verdict.otherwise(None))
+    identity = pl.struct(DATA.identity).hash()
+    month = pl.col("date").dt.strftime("%Y-%m")
+    split = pl.when(identity / 2.0**64 < HELD_OUT_SHARE).then(month + HELD_OUT).otherwise(month)
+    refused = pl.col("reason").is_not_null()
+    pl.collect_all(
+        [
+            judged.filter(~refused)
+            .select(*KEPT, identity=identity, split=split)
+            .sink_parquet(goal / "rows.parquet", compression="lz4", lazy=True),
+            judged.filter(refused)
+            .select("object", "row", "reason")
+            .sink_parquet(goal / "refused.parquet", compression="lz4", lazy=True),
+        ],
+        engine="streaming",
+    )
+    rows = pl.scan_parquet(goal / "rows.parquet")
+    repeated = ~rows.select("identity").collect().get_column("identity").is_first_distinct()
+    repeated.arg_true().to_frame("position").write_parquet(goal / "repeated.parquet")
+    if repeated.any():
+        rows = rows.filter(~repeated)
+    moments = [
+        each
+        for name in NUMBERS
+        for each in (
+            pl.col(name).count().alias(f"{name} count"),
+            pl.col(name).mean().alias(f"{name} mean"),
+            pl.col(name).std(ddof=0).alias(f"{name} deviation"),
+        )
+    ]
+    found = rows.group_by("split").agg(pl.len().alias("rows"), *moments)
+    return {row.pop("split"): row for row in found.collect(engine="streaming").to_dicts()}
+
+
+def _derived(rows: Any, tables: dict[str, Any]) -> Any:
+    """What the line's `clean` does, without keeping the order of the rows: twice as fast."""
+    import polars as pl
+
+    weather = (
+        tables["weather"]
+        .lazy()
+        .select(
+            "origin", "time_hour", "temp", "humid", "precip", "pressure", "visib",
+            wind_speed=pl.when(pl.col("wind_speed") < 120).then(pl.col("wind_speed")),
+            wind_angle=pl.col("wind_dir") * (FULL_TURN / 360),
+        )
+        .unique(["origin", "time_hour"], keep="any")
+    )  # fmt: skip
+    planes = tables["planes"].lazy().select("tailnum", "seats", built=pl.col("year"))
+    start, end = (pl.col(c) // 100 * 60 + pl.col(c) % 100 for c in SCHEDULE)
+    return (
+        rows.join(weather, ["origin", "time_hour"], how="left")
+        .join(planes.unique("tailnum", keep="any"), "tailnum", how="left")
+        .with_columns(
+            date=pl.date("year", "month", "day"),
+            scheduled=(end - start + 1440) % 1440,
+            clock_sin=(start * (FULL_TURN / 1440)).sin(),
+            clock_cos=(start * (FULL_TURN / 1440)).cos(),
+            wind_east=pl.col("wind_speed") * pl.col("wind_angle").sin(),
+            wind_north=pl.col("wind_speed") * pl.col("wind_angle").cos(),
+        )
+    )
+
+
+def with_duckdb(files: list[Path], references: dict[str, Path], goal: Path) -> Statistics:
+    """One query that writes rows and quarantine, then queries over what it wrote."""
+    import duckdb
+
+    types = {"integer": "BIGINT", "number": "DOUBLE", "text": "VARCHAR"}
+    database = duckdb.connect()
+    database.execute("SET preserve_insertion_order = false")
+
+    def scan(paths: list[Path], more: str = "") -> str:
+        return f"read_csv({[str(path) for path in paths]}, header=true, nullstr={NULLS}{more})"
+
+    checks = [(f"{name} IS NOT NULL", f"{name}: missing") for name in DATA.identity]
+    checks += [
+        (f"{name} IS NULL OR {name} BETWEEN {low} AND {high}", f"{name}: not within bounds")
+        for name, (low, high) in BOUNDS.items()
+    ]
+    for name, (low, high) in TARGET.items():
+        checks.append((f"{name} IS NOT NULL", f"{name}: missing"))
+        checks.append((f"isfinite({name})", f"{name}: not finite"))
+        checks.append((f"{name} BETWEEN {low} AND {high}", f"{name}: not within bounds"))
+    verdict = " ".join(f"WHEN NOT ({holds}) THEN '{reason}'" for holds, reason in checks)
+    typed = {name: types[kind] for name, kind in DATA.columns.items()}
+    minute = "(({0} // 100) * 60 + {0} % 100)".format
+    start, end = map(minute, SCHEDULE)
+    output = goal / "rows"
+    database.execute(f"""
+        COPY (WITH weather AS (
+            SELECT DISTINCT ON (origin, time_hour) origin, CAST(time_hour AS VARCHAR) time_hour,
+                temp, humid, precip, pressure, visib,
+                CASE WHEN wind_speed < 120 THEN wind_speed END wind_speed,
+                wind_dir * {FULL_TURN / 360} wind_angle
+            FROM {scan([references["weather"]], ", types={'time_hour': 'VARCHAR'}")}
+        ), planes AS (
+            SELECT DISTINCT ON (tailnum) tailnum, seats, year built
+            FROM {scan([references["planes"]])}
+        ), derived AS (
+            SELECT filename, make_date(f.year, f.month, f.day) date, f.*, w.*, p.*,
+                ({end} - {start} + 1440) % 1440 scheduled,
+                sin({start} * {FULL_TURN / 1440}) clock_sin,
+                cos({start} * {FULL_TURN / 1440}) clock_cos,
+                wind_speed * sin(wind_angle) wind_east,
+                wind_speed * cos(wind_angle) wind_north
+            FROM {scan(files, f", types={typed}, filename=true")} f
+            LEFT JOIN weather w ON f.origin = w.origin AND f.time_hour = w.time_hour
+            LEFT JOIN planes p ON f.tailnum = p.tailnum
+        )
+        SELECT filename, hash({", ".join(DATA.identity)}) identity,
+            strftime(date, '%Y-%m') ||
+                CASE WHEN identity / 2.0**64 < {HELD_OUT_SHARE} THEN '{HELD_OUT}' ELSE '' END split,
+            {", ".join(KEPT)}, CASE {verdict} END reason, reason IS NOT NULL refused
+        FROM derived
+        ) TO '{output}' (FORMAT parquet, COMPRESSION lz4, PARTITION_BY (refused))""")
+    rows = f"'{output}/refused=false/*.parquet'"
+    database.execute(f"""
+        CREATE TABLE repeated AS
+        SELECT identity FROM {rows} GROUP BY identity HAVING count(*) > 1""")
+    moments = ", ".join(
+        f'count({n}) "{n} count", avg({n}) "{n} mean", stddev_pop({n}) "{n} deviation"'
+        for n in NUMBERS
+    )
+    found = database.execute(f"""
+        SELECT split, count(*) "rows", {moments}
+        FROM (SELECT * FROM {rows} WHERE identity NOT IN (FROM repeated)
+              UNION ALL BY NAME
+              SELECT DISTINCT ON (identity) * FROM {rows} WHERE identity IN (FROM repeated))
+        GROUP BY split""")
+    names = [column[0] for column in found.description or ()]
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in found.fetchall()}
+
+
+def with_pandas(files: list[Path], references: dict[str, Path], goal: Path) -> Statistics:
+    """All files in one frame."""
+    import numpy as np
+    import pandas as pd
+
+    types = {"integer": "int64", "number": "float64", "text": "str"}
+    wanted = {name: types[kind] for name, kind in DATA.columns.items()}
+    read: dict[str, Any] = {"na_values": NULLS, "keep_default_na": False}
+    weather = pd.read_csv(references["weather"], **read)
+    weather["wind_speed"] = weather["wind_speed"].where(weather["wind_speed"] < 120)
+    angle = weather["wind_dir"] * (FULL_TURN / 360)
+    weather["wind_east"] = weather["wind_speed"] * np.sin(angle)
+    weather["wind_north"] = weather["wind_speed"] * np.cos(angle)
+    weather = weather.drop_duplicates(["origin", "time_hour"])
+    joined = [c for c in weather.columns if c in BOUNDS]
+    planes = pd.read_csv(references["planes"], **read).drop_duplicates("tailnum")
+    planes = planes.rename(columns={"year": "built"})[["tailnum", "seats", "built"]]
+    parts = []
+    for path in files:
+        part = pd.read_csv(path, usecols=list(wanted), dtype=cast(Any, wanted), **read)
+        parts.append(part.assign(object=path.name, row=np.arange(len(part))))
+    rows = pd.concat(parts, ignore_index=True)
+    del parts
+    rows = rows.merge(weather[["origin", "time_hour", *joined]], "left", ["origin", "time_hour"])
+    rows = rows.merge(planes, "left", "tailnum")
+    start = rows["sched_dep_time"] // 100 * 60 + rows["sched_dep_time"] % 100
+    end = rows["sched_arr_time"] // 100 * 60 + rows["sched_arr_time"] % 100
+    rows["date"] = pd.to_datetime(rows[["year", "month", "day"]])
+    rows["scheduled"] = (end - start + 1440) % 1440
+    rows["clock_sin"] = np.sin(start * (FULL_TURN / 1440))
+    rows["clock_cos"] = np.cos(start * (FULL_TURN / 1440))
+    failed = [(rows[name].isna(), f"{name}: missing") for name in DATA.identity]
+    for name, (low, high) in BOUNDS.items():
+        failed.append((~(rows[name].isna() | rows[name].between(low, high)), f"{name}: bounds"))
+    for name, (least, most) in TARGET.items():
+        failed.append((rows[name].isna(), f"{name}: missing"))
+        failed.append((~np.isfinite(rows[name]), f"{name}: not finite"))
+        failed.append((~rows[name].between(least, most), f"{name}: bounds"))
+    number = np.select([f for f, _ in failed], range(len(failed)), len(failed))
+    reason = pd.Series([*(text for _, text in failed), None], dtype="str")
+    rows["reason"] = reason.take(number).to_numpy()
+    good = number == len(failed)
+    rows.loc[~good, ["object", "row", "reason"]].to_parquet(
+        goal / "refused.parquet", compression="lz4"
+    )
+    rows = rows[good].drop_duplicates(list(DATA.identity))
+    rows["identity"] = pd.util.hash_pandas_object(rows[list(DATA.identity)], index=False)
+    month = rows["date"].dt.strftime("%Y-%m")
+    rows["split"] = month.where(rows["identity"] / 2.0**64 >= HELD_OUT_SHARE, month + HELD_OUT)
+    rows[["identity", "split", *KEPT]].to_parquet(goal / "rows.parquet", compression="lz4")
+    groups = rows.groupby("split")[NUMBERS]
+    count, mean, deviation = groups.count(), groups.mean(), groups.std(ddof=0)
+    sizes = rows.groupby("split").size()
+    return {
+        str(split): {"rows": int(sizes[split])}
+        | {f"{n} count": int(count.at[split, n]) for n in NUMBERS}
+        | {f"{n} mean": float(mean.at[split, n]) for n in NUMBERS}
+        | {f"{n} deviation": float(deviation.at[split, n]) for n in NUMBERS}
+        for split in sizes.index
+    }
+
+
+PEERS: dict[str, Callable[[list[Path], dict[str, Path], Path], Statistics]] = {
+    "pandas": with_pandas,
+    "polars": with_polars,
+    "duckdb": with_duckdb,
+}
+
+
+def main(name: str, folder: Path, goal: Path) -> None:
+    """Clean and print seconds of work, rows, and every number's mean over all rows, as JSON."""
+    files = sorted(folder.glob("*.csv"))
+    references = {name: folder / location for name, location in DATA.references.items()}
+    __import__(name)
+    start = time.perf_counter()
+    found = PEERS[name](files, references, goal)
+    seconds = time.perf_counter() - start
+    means = {}
+    for n in NUMBERS:
+        values = [(label[f"{n} count"], label[f"{n} mean"]) for label in found.values()]
+        means[n] = sum(c * m for c, m in values if c) / sum(c for c, _ in values)
+    rows = sum(label["rows"] for label in found.values())
+    print(json.dumps({"seconds": seconds, "rows": rows, "means": means}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

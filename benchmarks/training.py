@@ -1,0 +1,226 @@
+"""Training: samples a second of the one trainer against a bare PyTorch loop over the same model.
+
+    python -m benchmarks.training [--json] [--turns 3]
+
+About five minutes on two cores. Expect ratios around 1. Every run is a process of its own with the
+line's number of threads (1), from the same cleaned rows, and judges the validation rows after every
+epoch; `without validation` leaves that out of the bare loop's time only.
+
+- *modelmint*: `tasks.trainer.fit` in the `fast` profile with all it guarantees: deterministic
+  algorithms, seeded order, learning-rate schedule, checkpoints in the store.
+- *bare*: eager, AdamW as PyTorch builds it, `index_select` batches of tensors in memory; nothing
+  deterministic, no schedule, no checkpoint.
+- *loader*: the same with `DataLoader(TensorDataset(...), shuffle=True)`, as people write it.
+Goal: at least 1.0 times the bare loop.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks import measuring
+from models import catalog
+from models.digests import bytes_digest
+from models.spec import Line
+from tasks.jobs import TrainJob
+from tasks.refs import Dataset
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Case(NamedTuple):
+    """One line, trained for some epochs with or without its augmentation."""
+
+    line: str
+    epochs: int
+    augmented: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.line}, augmented" if self.augmented else self.line
+
+
+CASES = (Case("digits", 3), Case("digits", 3, augmented=True), Case("flights", 1))
+BARE = ("bare", "loader")
+PACKAGES = ("torch", "numpy")
+
+
+def main() -> None:
+    """Measure, print, write the result."""
+    parser = measuring.options(__doc__, turns=3)
+    parser.add_argument("--inside", nargs=2, metavar=("CONTESTANT", "JOB"), help="run as one")
+    options = parser.parse_args()
+    if options.inside:
+        print(json.dumps(loop(options.inside[0], Path(options.inside[1]))))
+        return
+    figures = _measured(options.turns)
+    rows = [
+        {
+            "line": case,
+            "who": who,
+            "samples/s": f"{found['samples per second']:,.0f}",
+            "modelmint is": f"{found['modelmint is']:.2f}x",
+            "without validation": f"{found['modelmint is, without validation']:.2f}x"
+            if who in BARE
+            else "",
+        }
+        for case, contestants in figures.items()
+        for who, found in contestants.items()
+    ]
+    measuring.publish("training", figures, rows, PACKAGES, options.json)
+
+
+def _measured(turns: int) -> dict[str, Any]:
+    from deployments.local.stack import STORE, stack
+
+    figures: dict[str, Any] = {}
+    datasets: dict[str, Dataset] = {}
+    with measuring.temporary_home() as home, stack(STORE):
+        for case in CASES:
+            line = catalog.find(case.line).on("cpu")
+            if case.line not in datasets:
+                datasets[case.line] = _cleaned(line)
+            job = _job(line, case, datasets[case.line])
+            path = home / "job.json"
+            path.write_text(job.model_dump_json())
+            found = measuring.in_turns(_contestants(job, path), turns)
+            figures[case.name] = _figures(found)
+    return figures
+
+
+def _figures(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    ours = [run["with"] for run in found["modelmint"]]
+    return {
+        who: {
+            "samples per second": median(run["with"] for run in runs),
+            "modelmint is": measuring.ratio(ours, [run["with"] for run in runs]),
+            "modelmint is, without validation": measuring.ratio(
+                ours, [run["without"] for run in runs]
+            ),
+            "all": runs,
+        }
+        for who, runs in found.items()
+    }
+
+
+def _cleaned(line: Line) -> Dataset:
+    from tasks import cluster
+    from tasks.clean import clean
+    from tasks.land import land
+    from tasks.snapshot import list_objects, raw_prefix, take_snapshot
+
+    land(line)
+    prefix = raw_prefix(line.data)
+    snapshot = take_snapshot.bare(prefix, list_objects(line.data))
+    try:
+        return clean.bare(line.data, line.objective, prefix, snapshot)
+    finally:
+        cluster.close()
+
+
+def _job(line: Line, case: Case, dataset: Dataset) -> TrainJob:
+    training = line.training.model_copy(
+        update={
+            "epochs": case.epochs,
+            "augmentation": line.training.augmentation if case.augmented else None,
+        }
+    )
+    return TrainJob(
+        model=line.model, training=training, dataset=dataset, checkpoint=bytes_digest(b"")
+    )
+
+
+def _contestants(job: TrainJob, path: Path) -> dict[str, Callable[[], dict[str, float]]]:
+    from tasks import isolated
+
+    training = job.training
+    variables = isolated.environment(training.profile, training.threads)
+
+    def modelmint() -> dict[str, float]:
+        # A checkpoint of its own: a training that is done would not be done again.
+        place = {"checkpoint": bytes_digest(os.urandom(32))}
+        text = job.model_copy(update=place).model_dump_json()
+        answer = isolated.run("tasks.trainer:fit", text, variables, lambda _: None)
+        rate = float(json.loads(answer)["observed"]["samples_per_second"])
+        return {"with": rate, "without": rate}
+
+    def bare(who: str) -> dict[str, float]:
+        threads = {name: str(training.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        command = measuring.python("benchmarks.training", "--inside", who, str(path))
+        return measuring.run(command, threads).answer
+
+    return {"modelmint": modelmint} | {who: lambda who=who: bare(who) for who in BARE}  # type: ignore[misc]
+
+
+def loop(who: str, path: Path) -> dict[str, float]:
+    """The loop one writes without thinking of anything; samples a second."""
+    import torch
+    from torch import nn
+
+    from models.layers import Served, training_loss
+    from tasks.dataset import tensors
+    from tasks.trainer import predict
+
+    job = TrainJob.model_validate_json(path.read_text())
+    training, signature = job.training, job.dataset.signature
+    torch.set_num_threads(training.threads)
+    names = [spec.name for spec in signature.features.inputs]
+    arrays, target = tensors(job.dataset, "train")
+    data = [torch.from_numpy(arrays[name]) for name in names] + [torch.from_numpy(target)]
+    validation, validation_target = tensors(job.dataset, "validation")
+    network = job.model.build(signature.features, signature.objective.width)
+    served = Served(network, signature.objective)
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=training.optimizer.lr,
+        weight_decay=training.optimizer.weight_decay,
+    )
+    loss_of = training_loss(signature.objective, training.label_smoothing)
+    chance = torch.Generator()
+    seen, judged, start = 0, 0.0, time.perf_counter()
+    for _ in range(training.epochs):
+        network.train()
+        for batch in (_loaded if who == "loader" else _selected)(data, training.batch_size):
+            *inputs, wanted = batch
+            if training.augmentation is not None:
+                rows = dict(zip(names, inputs, strict=True))
+                inputs = [*training.augmentation.apply(rows, chance).values()]
+            optimizer.zero_grad()
+            loss = loss_of(network(*inputs), wanted)
+            loss.backward()
+            if training.clip:
+                nn.utils.clip_grad_norm_(network.parameters(), training.clip)
+            optimizer.step()
+            loss.item()
+            seen += len(wanted)
+        before = time.perf_counter()
+        served.eval()
+        signature.objective.measure(predict(served, names, validation), validation_target)
+        judged += time.perf_counter() - before
+    seconds = time.perf_counter() - start
+    return {"with": seen / seconds, "without": seen / (seconds - judged)}
+
+
+def _selected(data: list["torch.Tensor"], size: int) -> Iterable[list["torch.Tensor"]]:
+    import torch
+
+    order = torch.randperm(len(data[0]))
+    for first in range(0, len(order) - size + 1, size):
+        chosen = order[first : first + size]
+        yield [tensor.index_select(0, chosen) for tensor in data]
+
+
+def _loaded(data: list["torch.Tensor"], size: int) -> Iterable[list["torch.Tensor"]]:
+    from torch.utils.data import DataLoader, TensorDataset
+
+    return DataLoader(TensorDataset(*data), batch_size=size, shuffle=True, drop_last=True)
+
+
+if __name__ == "__main__":
+    main()

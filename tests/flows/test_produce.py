@@ -1,0 +1,184 @@
+"""The whole chain on a third line that is one file, against the real services."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import polars as pl
+import pytest
+
+from deployments.local.stack import PREFECT, SERVER, STORE, stack
+from flows.produce import Production, produce
+from models import catalog
+from models.spec import Budget, Gate, Training
+from tasks import cluster
+from tasks.dataset import rows
+from tasks.land import land
+from tasks.promotion import promotions
+from tasks.stage import StageRun
+from tasks.store import store
+from tasks.versions import versions
+
+LINES = Path(__file__).parent.parent / "lines"
+LINE = "diabetes"
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Every service of a laptop run, and the folder with the third line."""
+    os.environ["MODELMINT_HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.environ["MODELMINT_LINES"] = str(LINES)
+    with stack(STORE, PREFECT, SERVER) as addresses:
+        yield addresses
+        cluster.close()
+    del os.environ["MODELMINT_HOME"], os.environ["MODELMINT_LINES"]
+
+
+@pytest.fixture(scope="module")
+def first(services: dict[str, str]) -> Production:
+    """The first version, from half of the data."""
+    del services
+    land(catalog.find(LINE))
+    return produce(LINE)
+
+
+def by_name(found: Production) -> dict[str, StageRun]:
+    return {stage.name: stage for stage in found.stages}
+
+
+def test_first_version_is_promoted_and_beats_the_mean(first: Production) -> None:
+    assert first.version.number == 1
+    assert first.verdict.decision == "promote"
+    assert first.endpoint.serving == 1
+    assert first.verdict.metrics["rmse"] < first.report.baselines["mean"]["rmse"]
+    interval = first.report.metrics["rmse"]
+    assert interval.low < interval.value < interval.high
+    assert not any(stage.cached for stage in first.stages)
+    assert sum(first.dataset.rows.values()) == 221
+    assert list(by_name(first)) == [
+        "snapshot", "clean", "train", "evaluate", "compress", "gate", "register", "deploy",
+    ]  # fmt: skip
+
+
+def test_served_model_answers_a_person(first: Production, services: dict[str, str]) -> None:
+    table = rows(first.dataset, "test").head(1)
+    payload, media_type = first.dataset.signature.features.write(table)
+    answer = httpx.post(
+        f"{services[SERVER]}/v1/lines/{LINE}/predict",
+        content=payload,
+        headers={"content-type": media_type},
+    )
+    assert answer.status_code == 200
+    assert answer.headers["modelmint-digest"] == first.version.digest
+    [prediction] = answer.json()["predictions"]
+    assert 0 < prediction["progression"] < 400
+
+
+def test_nothing_new_recomputes_nothing_and_gives_the_same_version(first: Production) -> None:
+    again = produce(LINE)
+    assert all(stage.cached for stage in again.stages)
+    assert again.version == first.version.model_copy(update={"observed": {"unchanged": True}})
+    assert again.verdict.decision == "promote"
+    assert len(versions(LINE)) == 1
+
+
+def test_a_new_object_costs_only_itself_and_meets_the_champion(first: Production) -> None:
+    land(catalog.find(LINE), "second")
+    second = produce(LINE)
+    assert by_name(second)["snapshot"].observed == {"hashed": 1, "reused": 1}
+    assert by_name(second)["clean"].observed == {"cleaned": 1, "reused": 1}
+    assert sum(second.dataset.rows.values()) == 442
+    assert second.version.number == 2
+    comparison = second.verdict.comparison
+    assert comparison is not None
+    assert comparison.champion == first.version.digest
+    # Test rows keep their split: those of the first version are still among them.
+    before = set(rows(first.dataset, "test").get_column("identity"))
+    assert before <= set(rows(second.dataset, "test").get_column("identity"))
+    assert second.endpoint.serving == (2 if second.verdict.decision == "promote" else 1)
+
+
+def test_a_version_below_the_floor_is_registered_and_not_served(first: Production) -> None:
+    serving = promotions(LINE).champion
+    refused = produce(LINE, gate=Gate(floors={"rmse": 1.0}))
+    assert refused.verdict.decision == "refuse"
+    assert "floor" in refused.verdict.reasons[0]
+    assert promotions(LINE).champion == serving
+    assert refused.endpoint.serving == (serving.number if serving else 0)
+    assert first.version.number in {v["version"] for v in versions(LINE)}
+
+
+def test_a_worse_version_is_held(first: Production) -> None:
+    serving = promotions(LINE).champion
+    held = produce(
+        LINE,
+        training=Training(epochs=1, seed=3),
+        gate=Gate(margin=0.01),
+        budget=Budget(quality_loss=0.5, slowdown=20),
+    )
+    assert held.verdict.decision == "hold"
+    assert held.verdict.comparison is not None
+    assert held.verdict.comparison.worse_by.low > 0.01
+    assert held.version.number > first.version.number
+    assert promotions(LINE).champion == serving
+    assert held.endpoint.serving == (serving.number if serving else 0)
+
+
+def test_a_lost_result_is_computed_again(first: Production) -> None:
+    again = produce(LINE)
+    for key in again.artifact.stored:
+        store().delete(key)
+    mended = produce(LINE)
+    stages = by_name(mended)
+    assert stages["train"].cached
+    assert not stages["compress"].cached
+    assert mended.version.digest == again.version.digest
+    assert mended.version.number > first.version.number
+
+
+def test_training_rows_never_hold_a_test_row(first: Production) -> None:
+    seen = [set(rows(first.dataset, s).get_column("identity")) for s in ("train", "validation")]
+    tested = set(rows(first.dataset, "test").get_column("identity"))
+    assert tested
+    assert not tested & (seen[0] | seen[1])
+
+
+def test_broken_data_fails_and_the_champion_goes_on(
+    first: Production, services: dict[str, str]
+) -> None:
+    prefix = f"raw/{catalog.find(LINE).data.raw}"
+    kept = {item.key: store().get(item.key).content for item in store().list(prefix)}
+    for key in kept:
+        store().put(key, b"patient,age\n1,2\n")
+    with pytest.raises(ValueError, match="column .*progression.* is missing"):
+        produce(LINE)
+    for key, content in kept.items():
+        store().put(key, content)
+    champion = promotions(LINE).champion
+    assert champion is not None
+    ready = httpx.get(f"{services[SERVER]}/v2/models/{LINE}")
+    assert ready.headers["modelmint-version"] == str(champion.number)
+    assert first.version.number <= champion.number
+
+
+def test_quarantine_names_object_row_and_reason(first: Production) -> None:
+    prefix = f"raw/{catalog.find(LINE).data.raw}"
+    content = store().get(prefix + "first.csv").content.decode().splitlines()
+    fields = content[17].split(",")
+    fields[0] = "seventeen"
+    content[17] = ",".join(fields)
+    store().put(prefix + "first.csv", "\n".join(content).encode())
+    from tasks.clean import clean
+    from tasks.dataset import manifest
+    from tasks.snapshot import list_objects, take_snapshot
+
+    line = catalog.find(LINE)
+    snapshot = take_snapshot.bare(prefix, list_objects(line.data))
+    dataset = clean.bare(line.data, line.objective, prefix, snapshot)
+    partition = next(p for p in manifest(dataset).partitions if p.name == "first.csv")
+    table = store().get_table(partition.refused)
+    assert table.filter(pl.col("field") != "record").rows() == [
+        (16, "age", "'seventeen' is no number")
+    ]
+    assert sum(first.dataset.rows.values()) == 221

@@ -1,0 +1,48 @@
+import torch
+
+from models.augmentation import Affine
+from models.spec import Augmentation
+
+PIXELS = torch.randint(0, 256, (6, 1, 12, 12), generator=torch.Generator().manual_seed(0))
+IMAGES = {"image": PIXELS.to(torch.uint8), "other": torch.arange(6)}
+
+
+def apply(augmentation: Augmentation, seed: int) -> dict[str, torch.Tensor]:
+    return augmentation.apply(IMAGES, torch.Generator().manual_seed(seed))
+
+
+def test_the_same_seed_gives_the_same_images_and_another_gives_others() -> None:
+    first, again, other = (apply(Affine(), seed)["image"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_every_image_is_moved_by_its_own_amount() -> None:
+    same = {"image": IMAGES["image"][:1].repeat(4, 1, 1, 1)}
+    moved = Affine().apply(same, torch.Generator().manual_seed(1))["image"]
+    assert len({tuple(image.flatten().tolist()) for image in moved}) == 4
+
+
+def test_nothing_to_move_changes_nothing() -> None:
+    found = apply(Affine(degrees=0, scale=0, shift=0), 1)["image"]
+    torch.testing.assert_close(found, IMAGES["image"].to(torch.float32), atol=1e-3, rtol=0)
+
+
+def test_images_stay_images_and_the_rest_stays_as_it_is() -> None:
+    found = apply(Affine(degrees=90, scale=0.5, shift=6), 3)
+    assert found["image"].shape == IMAGES["image"].shape
+    assert found["image"].dtype == torch.float32
+    assert found["image"].min() >= -1e-3
+    assert found["image"].max() <= 255 + 1e-3
+    assert torch.equal(found["other"], IMAGES["other"])
+
+
+def test_a_shift_moves_by_that_many_pixels_at_most() -> None:
+    dot = torch.zeros(64, 1, 21, 21, dtype=torch.uint8)
+    dot[:, :, 10, 10] = 255
+    moved = Affine(degrees=0, scale=0, shift=3).apply(
+        {"image": dot}, torch.Generator().manual_seed(0)
+    )["image"]
+    places = torch.nonzero(moved[:, 0] > 100)[:, 1:] - 10
+    assert places.abs().max() == 3
+    assert len(places.unique(dim=0)) > 10

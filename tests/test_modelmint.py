@@ -1,0 +1,141 @@
+"""The command line as a user runs it: separate processes that share the services of one home."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.local.stack import PREFECT, SERVER, STORE, stack
+
+ROOT = Path(__file__).parent.parent
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """Run `modelmint` with a home of its own, whose services stay up between the commands."""
+    home = tmp_path_factory.mktemp("home")
+    ours = {"MODELMINT_HOME": str(home), "MODELMINT_LINES": str(ROOT / "tests" / "lines")}
+    os.environ.update(ours)
+
+    def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "modelmint", *words],
+            cwd=ROOT,
+            env={**os.environ, **ours, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    outside = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    with stack(STORE, PREFECT, SERVER):
+        # Each command finds the services itself, as it would in a shell.
+        for name in ("AWS_ENDPOINT_URL", "PREFECT_API_URL", "MODELMINT_ENDPOINT"):
+            del os.environ[name]
+        yield run
+    os.environ.update(outside)
+    for name in ours:
+        del os.environ[name]
+
+
+def answer(found: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The one JSON object on standard output."""
+    assert found.returncode == 0, found.stderr[-2000:] + found.stdout[-500:]
+    [line] = found.stdout.splitlines()
+    value = json.loads(line)
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture(scope="module")
+def produced(command: Command) -> dict[str, Any]:
+    """The answer of the first run of the third line."""
+    landed = answer(command("land", "diabetes", "--json"))
+    assert [item["object"] for item in landed["landed"]] == ["first.csv"]
+    return answer(command("run", "diabetes", "--set", "training.epochs=20", "--json"))
+
+
+def test_lines_names_the_shipped_and_the_added(command: Command) -> None:
+    names = [line["name"] for line in answer(command("lines", "--json"))["lines"]]
+    assert names == ["diabetes", "digits", "flights"]
+
+
+def test_run_answers_with_version_metrics_and_stages(produced: dict[str, Any]) -> None:
+    assert produced["line"] == "diabetes"
+    assert produced["version"] == 1
+    assert produced["verdict"] == "promote"
+    assert produced["endpoint"].endswith("/v2/models/diabetes")
+    assert set(produced["metrics"]) == {"rmse", "mae"}
+    for stage in produced["stages"]:
+        assert {"name", "key", "digest", "cached", "seconds"} <= set(stage)
+        assert len(stage["key"]) == len(stage["digest"]) == 64
+
+
+def test_a_second_run_is_the_same_version(command: Command, produced: dict[str, Any]) -> None:
+    again = answer(command("run", "diabetes", "--set", "training.epochs=20", "--json"))
+    assert all(stage["cached"] for stage in again["stages"])
+    assert (again["version"], again["digest"]) == (produced["version"], produced["digest"])
+
+
+def test_versions_lists_it(command: Command, produced: dict[str, Any]) -> None:
+    [version] = answer(command("versions", "diabetes", "--json"))["versions"]
+    assert version["digest"] == produced["digest"]
+    assert version["champion"]
+    assert version["metrics"]["rmse"] == pytest.approx(produced["metrics"]["rmse"])
+
+
+def test_predict_reads_json_and_csv(
+    command: Command, produced: dict[str, Any], tmp_path: Path
+) -> None:
+    record = {"age": 0.03, "bmi": 0.06, "bp": 0.02, "s5": 0.01, "sex": "a"}
+    (tmp_path / "one.json").write_text(json.dumps(record))
+    found = answer(command("predict", "diabetes", str(tmp_path / "one.json"), "--json"))
+    assert found["digest"] == produced["digest"]
+    names, values = zip(*record.items(), strict=True)
+    rows = [",".join(names), *[",".join(map(str, values))] * 3]
+    (tmp_path / "three.csv").write_text("\n".join(rows))
+    three = answer(command("predict", "diabetes", str(tmp_path / "three.csv"), "--json"))
+    assert three["predictions"] == found["predictions"] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "nothing"], "no line is called 'nothing'; there are diabetes, digits, flights"),
+        (["run", "digits"], "raw/digits/ is empty"),
+        (["run", "digits", "--set", "training.epoch=3"], "no setting 'training.epoch'"),
+        (["run", "digits", "--set", "training.epochs=0"], "greater than or equal to 1"),
+        (["run", "digits", "--set", "model.size=huge"], "'tiny', 'small' or 'base'"),
+        (["land", "flights", "--slice", "2014-01"], "no slice '2014-01'"),
+        (["predict", "digits", "LICENSE"], "digits"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(
+    command: Command, words: list[str], expected: str
+) -> None:
+    found = command(*words)
+    assert found.returncode == 1
+    assert expected in found.stderr
+    assert "Traceback" not in found.stderr
+    as_json = command(*words, "--json")
+    assert as_json.returncode == 1
+    assert expected in json.loads(as_json.stdout)["error"]
+
+
+def test_a_store_that_does_not_answer_is_named(command: Command) -> None:
+    nowhere = "http://127.0.0.1:9"
+    found = command(
+        "versions", "diabetes",
+        AWS_ENDPOINT_URL=nowhere, AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b",
+        AWS_REGION="us-east-1",
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert nowhere in found.stderr
+    assert "does not answer" in found.stderr
