@@ -167,6 +167,51 @@ def versions(line: LineName, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def replay(
+    line: LineName,
+    version: Annotated[int, typer.Argument(min=1, help="Number of a registered version.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a version again from its recipe, with no cache, and compare every stage.
+
+    Exit code 0: identical; 1: a stage differs; 2: it cannot be made again here.
+    """
+    from rich.console import Console
+
+    from deployments.local.stack import PREFECT, STORE, stack
+    from tasks import cluster
+    from tasks.progress import listening
+
+    console = Console(stderr=as_json)
+    with stack(STORE, PREFECT):
+        # Prefect reads its environment when it is imported, and that names the services now.
+        from deployments.local.terminal import Progress
+        from flows.replay import replay as replay_flow
+        from tasks.replay import CannotReplayError
+
+        try:
+            with Progress(console) as progress, listening(progress):
+                found = replay_flow(line, version)
+        except CannotReplayError as error:
+            found = None
+            reason = str(error)
+        finally:
+            cluster.close()
+    if found is None:
+        _print(
+            as_json,
+            {"line": line, "version": version, "verdict": "cannot be replayed", "reason": reason},
+            lambda: console.print(f"{line} {version} cannot be replayed here: {reason}"),
+        )
+        raise typer.Exit(2)
+    stages = [stage.model_dump() for stage in found.stages]
+    _print(as_json, found.model_dump(mode="json"), lambda: _table(stages))
+    if not as_json:
+        console.print(f"{line} version {version}: [bold]{found.verdict}[/bold]")
+    raise typer.Exit(0 if found.verdict == "identical" else 1)
+
+
+@app.command()
 def predict(
     line: LineName,
     file: Annotated[Path, typer.Argument(help="A PNG, a JSON record or a CSV of rows.")],

@@ -17,11 +17,7 @@ two the best possible is 1/4: the goal is for the cost, which is the wall time o
 Goals: rows/s at least Polars streaming's, peak under 1 GiB at 30x, one month at most 1.3/7 = 0.186.
 """
 
-import json
-import os
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,11 +25,10 @@ from typing import Any
 import polars as pl
 
 from benchmarks import measuring
+from benchmarks.cleaning_modelmint import MONTHS_USED, use_bucket
 from benchmarks.measuring import MIB, Run
-from models.lines.flights import MONTHS, line, load
-from models.statistics import Moments, fold
+from models.lines.flights import line, load
 
-MONTHS_USED = MONTHS[:7]
 TOLERANCE = 1e-9
 PEERS = ("pandas", "polars", "duckdb")
 GOAL_PEAK_MIB = 1024
@@ -45,11 +40,7 @@ def main() -> None:
     """Measure, print, write the result."""
     parser = measuring.options(__doc__, turns=3)
     parser.add_argument("--scales", default="1,30", help="how many times the data, comma-separated")
-    parser.add_argument("--inside", help="run as a contestant: clean, or increment CORES TURNS")
     options = parser.parse_args()
-    if options.inside:
-        inside(options.inside, options.turns)
-        return
     from deployments.local import record
     from deployments.local.stack import STORE, stack
 
@@ -85,9 +76,7 @@ def _compared(scale: int, turns: int, store_pid: int) -> dict[str, Any]:
         def modelmint() -> Run:
             _forget()
             before, peak = measuring.cpu_seconds(store_pid), measuring.Peak(store_pid)
-            run = measuring.run(
-                measuring.python("benchmarks.cleaning", "--inside", "clean")
-            )
+            run = measuring.run(measuring.python("benchmarks.cleaning_modelmint", "all"))
             store_costs.append((measuring.cpu_seconds(store_pid) - before, peak.stop()))
             return run
 
@@ -188,8 +177,8 @@ def _forget() -> None:
 
 
 def _increment(cores: int, turns: int) -> dict[str, Any]:
-    how = ["--inside", f"increment {cores}", "--turns", str(turns)]
-    found = measuring.run(measuring.python("benchmarks.cleaning", *how)).answer
+    how = ["increment", str(cores), str(turns)]
+    found = measuring.run(measuring.python("benchmarks.cleaning_modelmint", *how)).answer
     return {
         "wall ratio": round(measuring.ratio(found["increment"], found["full"]), 3),
         "goal": GOAL_INCREMENT,
@@ -197,84 +186,5 @@ def _increment(cores: int, turns: int) -> dict[str, Any]:
     }
 
 
-def inside(what: str, turns: int) -> None:
-    """As a contestant, in a fresh process: work and print the figures as JSON."""
-    from tasks import cluster
-
-    try:
-        if what == "clean":
-            cluster.client()
-            print(json.dumps(_clean_all()))
-        else:
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(what.split()[1])])
-            print(json.dumps(_in_steps(turns)))
-    finally:
-        cluster.close()
-
-
-def _clean_all() -> dict[str, Any]:
-    from tasks.clean import clean
-    from tasks.dataset import manifest
-    from tasks.snapshot import list_objects, raw_prefix, take_snapshot
-
-    start = time.perf_counter()
-    prefix = raw_prefix(line.data)
-    snapshot = take_snapshot.bare(prefix, list_objects(line.data))
-    snapped = time.perf_counter()
-    dataset = clean.bare(line.data, line.objective, prefix, snapshot)
-    done = time.perf_counter()
-    summaries: list[Any] = [
-        (p.features[label], p.targets[label])
-        for p in manifest(dataset).partitions
-        for label in p.labels
-    ]
-    parts = {
-        name: [Moments(**features["numbers"][name]) for features, _ in summaries]
-        for name in summaries[0][0]["numbers"]
-    }
-    parts[line.objective.target] = [Moments(**target) for _, target in summaries]
-    return {
-        "seconds": done - start,
-        "snapshot seconds": snapped - start,
-        "rows": sum(dataset.rows.values()),
-        "means": {name: fold(found, Moments.merge).mean for name, found in parts.items()},
-    }
-
-
-def _in_steps(turns: int) -> dict[str, Any]:
-    found: dict[str, list[float]] = {"full": [], "increment": []}
-    for turn in range(turns + 1):
-        seconds = {"full": _turn(turn, 0), "increment": _turn(turn, len(MONTHS_USED) - 1)}
-        # The first turn warms the workers.
-        if turn:
-            for name, value in seconds.items():
-                found[name].append(value)
-    return found
-
-
-def _turn(turn: int, known: int) -> float:
-    """Seconds to clean all months when the first `known` are cleaned, in a bucket of its own."""
-    from tasks import cluster
-    from tasks.land import land
-    from tasks.store import store
-
-    bucket = f"cores-{len(os.sched_getaffinity(0))}-turn-{turn}-known-{known}"
-    use_bucket(bucket)
-    cluster.client().run(use_bucket, bucket)
-    store().create_bucket()
-    for month in MONTHS_USED[:known]:
-        land(line, month)
-    if known:
-        _clean_all()
-    for month in MONTHS_USED[known:]:
-        land(line, month)
-    return float(_clean_all()["seconds"])
-
-
-def use_bucket(name: str) -> None:
-    """Work in this bucket from now on; called here and on every worker."""
-    os.environ["MODELMINT_BUCKET"] = name
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -155,7 +155,7 @@ def _contestants(job: TrainJob, path: Path) -> dict[str, Callable[[], dict[str, 
         command = measuring.python("benchmarks.training", "--inside", who, str(path))
         return measuring.run(command, threads).answer
 
-    return {"modelmint": modelmint} | {who: lambda who=who: bare(who) for who in BARE}  # type: ignore[misc]
+    return {"modelmint": modelmint} | {who: lambda who=who: bare(who) for who in BARE}
 
 
 def loop(who: str, path: Path) -> dict[str, float]:
@@ -197,7 +197,6 @@ def loop(who: str, path: Path) -> dict[str, float]:
             if training.clip:
                 nn.utils.clip_grad_norm_(network.parameters(), training.clip)
             optimizer.step()
-            loss.item()
             seen += len(wanted)
         before = time.perf_counter()
         served.eval()

@@ -108,9 +108,9 @@ class ByTime(Split):
                 return "test"
             return "validation" if label.endswith(HELD_OUT) else "train"
 
-        found = {label: subset(label) for label in present}
-        _none_empty(found.values())
-        return found
+        assigned = {label: subset(label) for label in present}
+        _none_empty(assigned.values())
+        return assigned
 
 
 def _none_empty(found: Iterable[str]) -> None:

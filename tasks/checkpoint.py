@@ -42,6 +42,10 @@ class Checkpoint:
         store().put(self.key, safetensors.torch.save(state, {"place": place}))
         self.kept = time.monotonic()
 
+    def forget(self) -> None:
+        """The training is over and its weights are stored: the place is worthless."""
+        store().delete(self.key)
+
     def resume(self) -> tuple[int, int, Tensor, list[dict[str, Any]]]:
         """Epoch, step, sum of this epoch's losses and history to go on from."""
         zero = torch.zeros((), dtype=torch.float64)

@@ -8,6 +8,7 @@ are combined in the order of the object names, so the result does not depend on 
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +27,7 @@ from tasks import cluster, progress
 from tasks.dataset import DatasetManifest, Partition, without
 from tasks.refs import Dataset, Refusal, Snapshot
 from tasks.snapshot import RawObject, raw_objects
-from tasks.stage import stage
+from tasks.stage import scratch, stage
 from tasks.store import MissingError, content_key, store
 
 WHOLE_OBJECT = "object"
@@ -58,7 +59,7 @@ def clean(data: Data, objective: Objective, prefix: str, snapshot: Snapshot) -> 
     identity = clean.identity(data, objective, prefix, snapshot)
     identity["arguments"]["snapshot"] = {name: item.sha256 for name, item in references.items()}
     job = Job(
-        cleaning=json_digest(identity),
+        cleaning=scratch(json_digest(identity)),
         data=data,
         objective=objective,
         prefix=prefix,
@@ -258,7 +259,9 @@ def _total(refusals: Sequence[Refusal]) -> list[Refusal]:
 
 def _repeated(partitions: Sequence[Partition]) -> dict[str, tuple[int, ...]]:
     """Positions, in its table, of the rows of each partition that an earlier partition holds."""
-    parts = [np.frombuffer(store().get_content(p.identities), np.uint64) for p in partitions]
+    with ThreadPoolExecutor(8) as pool:
+        blobs = list(pool.map(lambda p: store().get_content(p.identities), partitions))
+    parts = [np.frombuffer(blob, np.uint64) for blob in blobs]
     identities = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
     ordered = np.sort(identities)
     if not (ordered[1:] == ordered[:-1]).any():

@@ -47,6 +47,11 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
     losses = _losses(job, job.artifact.manifest)
     metrics = {name: float(value) for name, value in objective.metrics(losses).items()}
     emit({"scored": len(next(iter(losses.values())))})
+    undefined = [f"{name} is {value}" for name, value in metrics.items() if not np.isfinite(value)]
+    if undefined:
+        raise ValueError(
+            f"{', '.join(undefined)} on the test rows: the served model answers with no numbers"
+        )
     refused = [*_broken_floors(job.gate, objective, metrics), *_over_budget(job, metrics)]
     comparison = None
     if job.champion is not None:
@@ -105,7 +110,6 @@ def _broken_floors(gate: Gate, objective: Objective, metrics: dict[str, float]) 
             raise ValueError(f"gate.floors names {name!r}; this line's metrics are {known}")
         higher = name == objective.primary.name and objective.primary.better == "higher"
         ok = metrics[name] >= floor if higher else metrics[name] <= floor
-        # NaN meets no floor.
         if not ok:
             broken.append(f"{name} is {metrics[name]:.4g}, the floor is {floor:.4g}")
     return broken

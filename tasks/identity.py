@@ -189,7 +189,8 @@ def _imported_names(nodes: Iterable[ast.AST], module: str) -> Iterator[str]:
             yield base
             for alias in node.names:
                 submodule = f"{base}.{alias.name}"
-                if base.partition(".")[0] in FIRST_PARTY and _is_module(submodule):
+                ours = FIRST_PARTY | {module.partition(".")[0]}
+                if base.partition(".")[0] in ours and _is_module(submodule):
                     yield submodule
 
 

@@ -8,6 +8,7 @@ from tasks.refs import Snapshot
 from tasks.stage import StageRun
 
 DETERMINED = ("clean", "train", "evaluate", "compress")
+SETTINGS = ("data", "objective", "model", "training", "budget")
 
 
 def recipe(line: Line, snapshot: Snapshot, runs: Iterable[StageRun]) -> dict[str, Any]:
@@ -19,9 +20,8 @@ def recipe(line: Line, snapshot: Snapshot, runs: Iterable[StageRun]) -> dict[str
     return {
         "snapshot": snapshot.digest,
         "settings": {
-            "model": line.model.model_dump(mode="json"),
-            "training": line.training.model_dump(mode="json"),
-            "budget": line.budget.model_dump(mode="json"),
+            **line.model_dump(mode="json", include=set(SETTINGS)),
+            "confidence": line.gate.confidence,
         },
         "stages": {
             run.name: {"identity": run.identity, "key": run.key, "digest": run.digest}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from models.digests import Digest, canonical_json, json_digest
+from models.digests import Digest, IntegrityError, canonical_json, json_digest
 from models.signature import MANIFEST_FILE, MODEL_FILE, VERSION_FILE
 from tasks import publish, tracking
 from tasks.identity import locked
@@ -28,6 +28,10 @@ from tasks.store import MissingError, store
 DIGEST_TAG = "modelmint.digest"
 LEASE_SECONDS = 60.0
 SERVING_IMPORTS = frozenset({"onnx", "onnxruntime", "numpy"})
+
+
+class UnknownVersionError(LookupError):
+    """The line has no version of that number."""
 
 
 class RegistrationError(RuntimeError):
@@ -54,7 +58,8 @@ def register(
             # Two versions of one training, compressed differently, share its run.
             run = tracking.run_for(line, recipe["stages"]["train"]["key"])
             _upload(folder, body, artifact)
-            tracking.log_settings(run, recipe["settings"])
+            shown = ("model", "training", "budget")
+            tracking.log_settings(run, {name: recipe["settings"][name] for name in shown})
             publish.log(run, report, artifact, verdict)
             found = _create(line, digest, folder, run)
             tracking.client().update_run(run, "FINISHED")
@@ -78,6 +83,28 @@ def register(
 def version_record(body: dict[str, Any]) -> bytes:
     """`version.json`: the body of a version and its digest."""
     return canonical_json({"digest": json_digest(body), "body": body})
+
+
+def registered(line: str, number: int) -> dict[str, Any]:
+    """The body of `version.json` of a registered version.
+
+    Raises UnknownVersionError, or IntegrityError when it is not what its digest says.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = tracking.client().get_model_version(line, str(number))
+    except MlflowException:
+        raise UnknownVersionError(f"{line} has no version {number}") from None
+    digest = found.tags[DIGEST_TAG]
+    record = json.loads(store().get(version_folder(line, digest) + VERSION_FILE).content)
+    body: dict[str, Any] = record["body"]
+    if json_digest(body) != digest:
+        raise IntegrityError(
+            f"{version_folder(line, digest)}{VERSION_FILE} was altered: its body has another digest"
+            f" than version {number} was registered with"
+        )
+    return body
 
 
 def _registered(line: str, digest: Digest) -> Any:

@@ -10,6 +10,7 @@ Called inside a flow it is a Prefect task whose result is a JSON reference in th
 
 import inspect
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,6 +51,8 @@ class StageRun(Frozen):
 
 _runs: ContextVar[list[StageRun] | None] = ContextVar("runs", default=None)
 _key: ContextVar[Digest] = ContextVar("key")
+_attempt: ContextVar[str] = ContextVar("attempt", default="")
+_check: ContextVar[Callable[[str, dict[str, Any]], None] | None] = ContextVar("check", default=None)
 
 
 @contextmanager
@@ -61,6 +64,26 @@ def recording() -> Iterator[list[StageRun]]:
         yield runs
     finally:
         _runs.reset(token)
+
+
+@contextmanager
+def afresh(check: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+    """Compute every stage of the block: no cached result, partition or checkpoint is used.
+
+    `check(stage, identity)` is called before each and may raise to refuse it.
+    """
+    attempt, checked = _attempt.set(uuid.uuid4().hex), _check.set(check)
+    try:
+        yield
+    finally:
+        _attempt.reset(attempt)
+        _check.reset(checked)
+
+
+def scratch(identity: Digest) -> Digest:
+    """Where a stage keeps what it may find again: by identity, or in a replay by attempt too."""
+    attempt = _attempt.get()
+    return json_digest([identity, attempt]) if attempt else identity
 
 
 def current_key() -> Digest:
@@ -96,6 +119,9 @@ class Stage(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         identity = self.identity(*args, **kwargs)
         key = json_digest(identity)
+        check = _check.get()
+        if check is not None:
+            check(self.name, identity)
         progress.tell(self.name, "started", key=key)
         start = time.perf_counter()
         ran = False
@@ -106,7 +132,7 @@ class Stage(Generic[P, R]):
             return self._run(key, *args, **kwargs)
 
         options: dict[str, Any] = {"persist_result": False}
-        if self.cached:
+        if self.cached and not _attempt.get():
             options = {
                 "persist_result": True,
                 "cache_key_fn": lambda _context, _parameters: key,

@@ -116,8 +116,7 @@ class Store:
     def put_content(self, content: bytes) -> Digest:
         """Store bytes under their digest; writing the same content again costs one request."""
         digest = bytes_digest(content)
-        if not self.exists(content_key(digest)):
-            self.put(content_key(digest), content)
+        self.put_new(content_key(digest), content)
         return digest
 
     def get_content(self, digest: Digest) -> bytes:
@@ -130,10 +129,9 @@ class Store:
     def put_table(self, table: pl.DataFrame) -> Digest:
         """Store a table under the digest of its values."""
         digest = table_digest(table)
-        if not self.exists(table_key(digest)):
-            packed = io.BytesIO()
-            table.write_parquet(packed, compression="lz4", statistics=False)
-            self.put(table_key(digest), packed.getvalue())
+        packed = io.BytesIO()
+        table.write_parquet(packed, compression="lz4", statistics=False)
+        self.put_new(table_key(digest), packed.getvalue())
         return digest
 
     def get_table(self, digest: Digest) -> pl.DataFrame:

@@ -4,7 +4,7 @@ from models.spec import Family, Training
 from tasks.isolated import isolated
 from tasks.jobs import TrainJob
 from tasks.refs import Dataset, Weights
-from tasks.stage import current_key, stage
+from tasks.stage import current_key, scratch, stage
 
 
 @stage("train")
@@ -15,7 +15,9 @@ def train(model: Family, training: Training, dataset: Dataset) -> Weights:
     """
     if training.device == "auto":
         raise ValueError("training.device must be settled before the stage: see cluster.device")
-    job = TrainJob(model=model, training=training, dataset=dataset, checkpoint=current_key())
+    job = TrainJob(
+        model=model, training=training, dataset=dataset, checkpoint=scratch(current_key())
+    )
     return isolated(
         "tasks.trainer:fit",
         job,

@@ -90,6 +90,7 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
             HISTORY_FILE: json.dumps(history, sort_keys=True).encode(),
         }
     )
+    place.forget()
     return Weights(
         digest=manifest.digest,
         stored=tuple(content_key(file.blake3) for file in manifest.files.values()),

@@ -70,9 +70,10 @@ def test_parameters_are_a_typed_form(server: httpx.Client) -> None:
     assert training["epochs"]["minimum"] == 1
     assert training["epochs"]["maximum"] == 10_000
     assert training["profile"]["enum"] == ["fast", "portable"]
-    assert "Peak learning rate" in schema["definitions"]["Optimizer"]["properties"]["lr"][
-        "description"
-    ]
+    assert (
+        "Peak learning rate"
+        in schema["definitions"]["Optimizer"]["properties"]["lr"]["description"]
+    )
     assert "Name of the model line" in schema["properties"]["line"]["description"]
 
 

@@ -1,6 +1,6 @@
 """A third line, as a user would add it: one file. 442 patients, shipped in scikit-learn.
 
-    MODELMINT_LINES=tests/lines modelmint run diabetes
+MODELMINT_LINES=tests/lines modelmint run diabetes
 """
 
 from collections.abc import Iterator, Mapping

@@ -51,7 +51,8 @@ def png_of_size(width: int, height: int) -> bytes:
 
 
 SIX = {f"{'ab'[i % 2]}/{i}.png": encoded(pixels(i)) for i in range(6)}
-HEADERS = [m.offset for m in tarfile.open(fileobj=io.BytesIO(tar(SIX)))]
+with tarfile.open(fileobj=io.BytesIO(tar(SIX))) as whole:
+    HEADERS = [member.offset for member in whole]
 
 
 # ---- decode

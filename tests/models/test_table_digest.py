@@ -48,9 +48,9 @@ def test_it_never_changes() -> None:
         parquet(TABLE, row_group_size=1, compression="zstd"),
         parquet(TABLE, row_group_size=3, compression="uncompressed", statistics=True),
         pl.from_arrow(TABLE.to_arrow()),
-        TABLE.sort("id").sort("id", descending=True)[[1, 0, 2, 3]].sort(
-            pl.col("id").replace_strict([1, -2, 3, 4], [0, 1, 2, 3])
-        ),
+        TABLE.sort("id")
+        .sort("id", descending=True)[[1, 0, 2, 3]]
+        .sort(pl.col("id").replace_strict([1, -2, 3, 4], [0, 1, 2, 3])),
     ],
     ids=["chunks", "slice", "slice-over-chunks", "row-groups", "plain", "arrow", "sorted-back"],
 )

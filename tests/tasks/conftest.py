@@ -1,14 +1,18 @@
-"""Cleaned sample data, once for the session, in a bucket of its own."""
+"""Sample data cleaned and a network trained on it, once for the session, in a bucket of its own."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
+from models import mlp
 from models.data import Data
+from models.digests import json_digest
 from models.objectives import Objective
+from models.spec import Budget, Optimizer, Training
 from tasks.clean import clean
-from tasks.refs import Dataset, Snapshot
+from tasks.jobs import CompressJob, EvaluateJob, TrainJob
+from tasks.refs import Artifact, Dataset, Report, Snapshot, Weights
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.store import BUCKET_SETTING, store
 from tests.conftest import environment, new_bucket, tell_workers
@@ -56,3 +60,49 @@ def made(_made: Made) -> Iterator[Made]:
     with environment(**{BUCKET_SETTING: _made.bucket}):
         tell_workers(_made.bucket)
         yield _made
+
+
+class Trained(NamedTuple):
+    """A network for the trips of `made`, judged and compressed."""
+
+    dataset: Dataset
+    weights: Weights
+    report: Report
+    artifact: Artifact
+
+
+MODEL = mlp.Spec(size="tiny")
+ANY_BUDGET = Budget(quality_loss=0.5, slowdown=100)
+
+
+def compress_job(dataset: Dataset, weights: Weights, budget: Budget = ANY_BUDGET) -> CompressJob:
+    """The job that compresses a network of `MODEL`."""
+    return CompressJob(model=MODEL, budget=budget, dataset=dataset, weights=weights, threads=1)
+
+
+@pytest.fixture(scope="session")
+def _trained(_made: Made) -> Trained:
+    from tasks.compress import search
+    from tasks.evaluate import measure
+    from tasks.trainer import fit
+
+    training = Training(epochs=25, batch_size=16, optimizer=Optimizer(lr=0.02), device="cpu")
+    dataset = _made.trips
+    with environment(**{BUCKET_SETTING: _made.bucket}):
+        fitting = TrainJob(
+            model=MODEL, training=training, dataset=dataset, checkpoint=json_digest("trained")
+        )
+        weights = fit(fitting, lambda _: None)
+        judging = EvaluateJob(
+            model=MODEL, dataset=dataset, weights=weights, threads=1, confidence=0.9
+        )
+        report = measure(judging, lambda _: None)
+        artifact = search(compress_job(dataset, weights), lambda _: None)
+    return Trained(dataset, weights, report, artifact)
+
+
+@pytest.fixture
+def trained(made: Made, _trained: Trained) -> Trained:
+    """A tiny network for the trips, in the bucket of `made`."""
+    del made
+    return _trained

@@ -41,7 +41,9 @@ def test_the_message_of_an_error_passes_through() -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
 def test_a_killed_child_is_named_with_its_signal_and_last_words(name: str) -> None:
-    with pytest.raises(IsolatedError, match=rf"ended without an answer \({name}\).*about to die of {name}"):
+    with pytest.raises(
+        IsolatedError, match=rf"ended without an answer \({name}\).*about to die of {name}"
+    ):
         ask("die", name)
 
 

@@ -106,24 +106,23 @@ def test_put_new_never_overwrites(bucket: str) -> None:
     assert store().put_new("a", b"third")
 
 
-def test_put_new_has_one_winner(bucket: str) -> None:
-    for attempt in range(2):
-        start = threading.Barrier(6)
-        won: list[int] = []
+@pytest.mark.parametrize("attempt", range(2))
+def test_put_new_has_one_winner(bucket: str, attempt: int) -> None:
+    start = threading.Barrier(6)
+    won: list[int] = []
 
-        def race(number: int, attempt: int = attempt, start: threading.Barrier = start) -> None:
-            start.wait()
-            if store().put_new(f"race/{attempt}", str(number).encode()):
-                won.append(number)
+    def race(number: int) -> None:
+        start.wait()
+        if store().put_new(f"race/{attempt}", str(number).encode()):
+            won.append(number)
 
-        threads = [threading.Thread(target=race, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
-        assert store().get(f"race/{attempt}").content == str(won[0]).encode()
-        won.clear()
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store().get(f"race/{attempt}").content == str(won[0]).encode()
 
 
 @pytest.mark.timeout(60)

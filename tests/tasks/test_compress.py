@@ -1,0 +1,151 @@
+import numpy as np
+import onnx
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
+from models.spec import Budget
+from tasks.compress import choose, search
+from tasks.dataset import tensors
+from tasks.inference import predict, session
+from tasks.isolated import environment, run
+from tasks.refs import Artifact, Candidate, Weights
+from tasks.store import content_key, store
+from tasks.trainer import HISTORY_FILE, WEIGHTS_FILE, restore
+from tests.tasks.conftest import ANY_BUDGET, MODEL, Trained, compress_job
+
+PLAIN, SMALL, SMALLEST = "fp32", "int8-dynamic", "int8-static"
+
+
+def candidate(name: str, size: int, loss: float) -> Candidate:
+    return Candidate(name=name, size=size, blake3="0" * 64, metrics={}, loss=loss)
+
+
+def measured(small: float = 0.0, smallest: float = 0.0) -> dict[str, Candidate]:
+    return {
+        PLAIN: candidate(PLAIN, 900, 0.0),
+        SMALL: candidate(SMALL, 300, small),
+        SMALLEST: candidate(SMALLEST, 250, smallest),
+    }
+
+
+def cost(small: float = 1.0, smallest: float = 1.0) -> dict[str, dict[str, float]]:
+    return {
+        PLAIN: {"1": 10.0, "32": 100.0},
+        SMALL: {"1": 10.0 * small, "32": 100.0},
+        SMALLEST: {"1": 10.0, "32": 100.0 * smallest},
+    }
+
+
+# ---- choose
+
+
+def test_the_smallest_within_the_budget_is_chosen() -> None:
+    assert choose(Budget(), measured(), cost()) == SMALLEST
+
+
+def test_a_candidate_that_loses_too_much_is_not_chosen() -> None:
+    budget = Budget(quality_loss=0.01)
+    assert choose(budget, measured(smallest=0.02), cost()) == SMALL
+    assert choose(budget, measured(smallest=0.01), cost()) == SMALLEST
+    assert choose(budget, measured(small=0.5, smallest=0.5), cost()) == PLAIN
+
+
+def test_a_candidate_of_undefined_quality_is_not_chosen() -> None:
+    assert choose(Budget(), measured(smallest=float("nan")), cost()) == SMALL
+
+
+def test_a_candidate_slow_at_either_batch_size_is_not_chosen() -> None:
+    budget = Budget(slowdown=1.5)
+    assert choose(budget, measured(), cost(smallest=1.6)) == SMALL
+    assert choose(budget, measured(), cost(small=1.6, smallest=1.6)) == PLAIN
+    assert choose(budget, measured(), cost(smallest=1.5)) == SMALLEST
+
+
+def test_speed_does_not_choose_among_those_within_the_budget() -> None:
+    assert choose(Budget(), measured(), cost(small=0.1)) == SMALLEST
+
+
+def test_too_large_for_the_budget_is_not_chosen() -> None:
+    assert choose(Budget(size_mb=0.00027), measured(), cost()) == SMALLEST
+    assert choose(Budget(size_mb=0.0001), measured(), cost()) == PLAIN
+
+
+# ---- search
+
+
+def test_another_process_gives_the_same_bytes(trained: Trained) -> None:
+    job = compress_job(trained.dataset, trained.weights).model_dump_json()
+    answer = run("tasks.compress:search", job, environment("fast", 1), lambda _: None)
+    found, here = Artifact.model_validate_json(answer), trained.artifact
+    assert [c.blake3 for c in found.candidates] == [c.blake3 for c in here.candidates]
+    assert [c.metrics for c in found.candidates] == [c.metrics for c in here.candidates]
+    assert found.digest == here.digest
+
+
+def test_the_artifact_is_whole_and_its_sample_true(trained: Trained) -> None:
+    artifact = trained.artifact
+    assert set(artifact.manifest.files) == {MODEL_FILE, SIGNATURE_FILE, SAMPLE_FILE}
+    assert all(store().exists(key) for key in artifact.stored)
+    signature = Signature.model_validate_json(store().get_file(artifact.manifest, SIGNATURE_FILE))
+    assert signature == trained.dataset.signature
+    sample = safetensors.numpy.load(store().get_file(artifact.manifest, SAMPLE_FILE))
+    expected = sample.pop(signature.objective.output.name)
+    found = predict(session(store().get_file(artifact.manifest, MODEL_FILE)), sample)
+    assert signature.closeness(found, expected) < 0.1
+
+
+def test_the_uncompressed_form_answers_as_the_network_does(trained: Trained) -> None:
+    rows, _ = tensors(trained.dataset, "test")
+    (plain,) = (c for c in trained.artifact.candidates if c.name == PLAIN)
+    assert plain.loss == 0.0
+    found = predict(session(store().get_content(plain.blake3)), rows)
+    served = restore(MODEL, trained.dataset, trained.weights)
+    with torch.inference_mode():
+        expected = served(*(torch.from_numpy(t) for t in rows.values())).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_candidate_takes_batches_of_any_size_and_names_no_path(trained: Trained) -> None:
+    rows, _ = tensors(trained.dataset, "test")
+    for candidate in trained.artifact.candidates:
+        content = store().get_content(candidate.blake3)
+        assert len(content) == candidate.size
+        onnx.checker.check_model(onnx.load_model_from_string(content))
+        assert b"/work" not in content
+        assert b"site-packages" not in content
+        for count in (1, 5):
+            few = {name: tensor[:count] for name, tensor in rows.items()}
+            assert predict(session(content), few).shape == (count,)
+
+
+def test_a_form_that_ruins_the_quality_is_not_chosen(trained: Trained) -> None:
+    # Beside a weight for "is missing", which no row needs, int8 has no steps left for the others.
+    content = store().get_file(trained.weights.manifest, WEIGHTS_FILE)
+    state = safetensors.torch.load(content)
+    first = next(value for value in state.values() if value.ndim == 2 and value.shape[0] == 16)
+    numbers = len(trained.dataset.signature.features.numbers)  # type: ignore[attr-defined]
+    first[:, numbers : 2 * numbers] = 1e5
+    manifest = store().put_folder(
+        {WEIGHTS_FILE: safetensors.torch.save(state), HISTORY_FILE: b"[]"}
+    )
+    spoilt = Weights(
+        digest=manifest.digest,
+        stored=tuple(content_key(file.blake3) for file in manifest.files.values()),
+        manifest=manifest,
+        parameters=1,
+    )
+    found = search(compress_job(trained.dataset, spoilt, Budget(slowdown=100)), lambda _: None)
+    losses = {c.name: c.loss for c in found.candidates}
+    assert losses[PLAIN] == 0.0
+    assert losses[SMALL] > 0.5
+    assert losses[SMALLEST] > 0.5
+    assert found.chosen == PLAIN
+    assert found.within_budget
+
+
+def test_a_budget_nothing_meets_is_reported(trained: Trained) -> None:
+    budget = ANY_BUDGET.model_copy(update={"size_mb": 1e-6})
+    found = search(compress_job(trained.dataset, trained.weights, budget), lambda _: None)
+    assert (found.chosen, found.within_budget) == (PLAIN, False)

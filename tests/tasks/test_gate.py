@@ -1,0 +1,139 @@
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
+from models.spec import Budget, Gate
+from tasks.gate import judge
+from tasks.jobs import GateJob
+from tasks.refs import Champion, Interval, Verdict
+from tasks.store import store
+from tests.tasks.conftest import Trained
+
+GATE = Gate(floors={"rmse": 10.0, "mae": 10.0}, margin=0.01, confidence=0.95)
+ANY = Budget(quality_loss=0.9)
+
+
+def verdict(trained: Trained, gate: Gate = GATE, budget: Budget = ANY, **changes: Any) -> Verdict:
+    fields: dict[str, Any] = {
+        "dataset": trained.dataset,
+        "artifact": trained.artifact,
+        "report": trained.report,
+        "champion": None,
+    }
+    job = GateJob(gate=gate, budget=budget, **{**fields, **changes})
+    return judge(job, lambda _: None)
+
+
+def champion(trained: Trained, scale: float = 1.0) -> Champion:
+    """A version that serves, whose every answer is the trained network's times `scale`."""
+    manifest = trained.artifact.manifest
+    model = onnx.load_model_from_string(store().get_file(manifest, MODEL_FILE))
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["unscaled" if name == output.name else name for name in node.output]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(scale), "scale"))
+    model.graph.node.append(helper.make_node("Mul", ["unscaled", "scale"], [output.name]))
+    files = {name: store().get_file(manifest, name) for name in (SIGNATURE_FILE, SAMPLE_FILE)}
+    kept = store().put_folder({MODEL_FILE: model.SerializeToString(), **files})
+    return Champion(digest="c" * 64, number=1, manifest=kept)
+
+
+def test_a_first_version_above_the_floors_is_promoted(trained: Trained) -> None:
+    found = verdict(trained)
+    assert found.decision == "promote"
+    assert found.comparison is None
+    assert 0 < found.metrics["rmse"] < 10
+    assert all(store().exists(key) for key in found.stored)
+
+
+@pytest.mark.parametrize("metric", ["rmse", "mae"])
+def test_a_broken_floor_refuses_and_is_named(trained: Trained, metric: str) -> None:
+    found = verdict(trained, GATE.model_copy(update={"floors": {metric: 1e-6}}))
+    assert found.decision == "refuse"
+    assert any(reason.startswith(f"{metric} is ") for reason in found.reasons)
+    assert any("the floor is 1e-06" in reason for reason in found.reasons)
+
+
+def test_a_floor_of_exactly_the_value_holds(trained: Trained) -> None:
+    value = verdict(trained).metrics["rmse"]
+    assert verdict(trained, Gate(floors={"rmse": value})).decision == "promote"
+
+
+def test_a_floor_for_a_metric_the_line_lacks_is_an_error(trained: Trained) -> None:
+    with pytest.raises(ValueError, match=r"gate\.floors names 'accuracy'.* metrics are rmse, mae"):
+        verdict(trained, Gate(floors={"accuracy": 0.5}))
+
+
+@pytest.mark.parametrize("gate", [GATE, Gate()], ids=["floors", "no-floors"])
+def test_answers_that_are_no_numbers_never_pass(trained: Trained, gate: Gate) -> None:
+    broken = champion(trained, scale=float("nan")).manifest
+    artifact = trained.artifact.model_copy(update={"manifest": broken, "digest": broken.digest})
+    with pytest.raises(ValueError, match=r"rmse is nan.* answers with no numbers"):
+        verdict(trained, gate, artifact=artifact)
+
+
+def test_clearly_worse_than_the_champion_is_held(trained: Trained) -> None:
+    worse = champion(trained, scale=1.5).manifest
+    artifact = trained.artifact.model_copy(update={"manifest": worse, "digest": worse.digest})
+    lenient = Gate(floors={"rmse": 1e6}, margin=0.01)
+    budget = Budget(quality_loss=0.999999)
+    report = verdict(trained, artifact=artifact, gate=lenient, budget=budget).metrics["rmse"]
+    told = trained.report.model_copy(
+        update={"metrics": {"rmse": Interval(value=report, low=report, high=report)}}
+    )
+    found = verdict(
+        trained, lenient, budget, artifact=artifact, report=told, champion=champion(trained)
+    )
+    assert found.decision == "hold"
+    assert found.comparison is not None
+    assert found.comparison.worse_by.low > 0.01
+    assert found.comparison.champion == "c" * 64
+    assert "worse than the champion" in found.reasons[0]
+
+
+def test_better_than_the_champion_is_promoted(trained: Trained) -> None:
+    found = verdict(trained, champion=champion(trained, scale=1.5))
+    assert found.decision == "promote"
+    assert found.comparison is not None
+    assert found.comparison.worse_by.high < 0
+
+
+def test_equal_to_the_champion_is_promoted(trained: Trained) -> None:
+    found = verdict(
+        trained, GATE.model_copy(update={"margin": 0.0}), champion=champion(trained, scale=1.0)
+    )
+    assert found.decision == "promote"
+    assert found.comparison is not None
+    assert found.comparison.worse_by == Interval(value=0.0, low=0.0, high=0.0)
+
+
+def test_a_broken_floor_refuses_also_what_beats_the_champion(trained: Trained) -> None:
+    found = verdict(trained, Gate(floors={"rmse": 1e-6}), champion=champion(trained, scale=1.5))
+    assert found.decision == "refuse"
+    assert found.comparison is not None
+
+
+def test_compression_that_cost_more_than_its_budget_is_refused(trained: Trained) -> None:
+    half = trained.report.metrics["rmse"].value / 4
+    told = trained.report.model_copy(
+        update={"metrics": {"rmse": Interval(value=half, low=half, high=half)}}
+    )
+    found = verdict(trained, budget=Budget(quality_loss=0.5), report=told)
+    assert found.decision == "refuse"
+    assert "compression costs" in found.reasons[0]
+
+
+def test_no_form_within_the_budget_is_refused(trained: Trained) -> None:
+    artifact = trained.artifact.model_copy(update={"within_budget": False})
+    found = verdict(trained, artifact=artifact)
+    assert found.decision == "refuse"
+    assert found.reasons == ("no compressed form is within the budget of size and quality",)
+
+
+def test_the_same_question_has_the_same_verdict(trained: Trained) -> None:
+    rival = champion(trained, scale=1.01)
+    assert verdict(trained, champion=rival).digest == verdict(trained, champion=rival).digest

@@ -1,0 +1,150 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.digests import json_digest
+from models.signature import MODEL_FILE, VERSION_FILE
+from models.spec import Budget, Gate, Training
+from tasks import tracking
+from tasks.dataset import tensors
+from tasks.gate import judge
+from tasks.inference import predict, session
+from tasks.jobs import GateJob
+from tasks.promotion import version_folder
+from tasks.refs import Verdict, Version
+from tasks.register import register
+from tasks.store import store
+from tasks.versions import versions
+from tests.tasks.conftest import MODEL, Trained
+
+ROOT = Path(__file__).resolve().parents[2]
+RACE = """
+import sys
+from tasks.refs import Artifact, Report, Verdict
+from tasks.register import register
+import json
+line, *texts = json.loads(sys.argv[1])
+recipe, artifact, report, verdict = texts
+artifact, report, verdict = (
+    kind.model_validate_json(text)
+    for kind, text in ((Artifact, artifact), (Report, report), (Verdict, verdict))
+)
+import mlflow.onnx
+print("ready", flush=True)
+sys.stdin.readline()
+version = register.bare(line, recipe, artifact, report, verdict)
+print(version.model_dump_json())
+"""
+
+
+def recipe(name: str = "x") -> dict[str, Any]:
+    return {
+        "snapshot": json_digest(name),
+        "settings": {
+            "model": MODEL.model_dump(mode="json"),
+            "training": Training().model_dump(mode="json"),
+            "budget": Budget().model_dump(mode="json"),
+            "gate": Gate().model_dump(mode="json"),
+        },
+        "stages": {"train": {"key": json_digest(name), "digest": json_digest("weights")}},
+    }
+
+
+@pytest.fixture
+def verdict(trained: Trained) -> Verdict:
+    job = GateJob(
+        gate=Gate(),
+        budget=Budget(quality_loss=0.9),
+        dataset=trained.dataset,
+        artifact=trained.artifact,
+        report=trained.report,
+        champion=None,
+    )
+    return judge(job, lambda _: None)
+
+
+def registered(line: str, trained: Trained, verdict: Verdict, name: str = "x") -> Version:
+    return register.bare(line, recipe(name), trained.artifact, trained.report, verdict)
+
+
+def test_two_processes_with_the_same_recipe_register_one_version(
+    trained: Trained, verdict: Verdict
+) -> None:
+    texts = (trained.artifact, trained.report, verdict)
+    job = json.dumps(["race", recipe(), *(ref.model_dump_json() for ref in texts)])
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, job],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    said = []
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        said.append(Version.model_validate_json(racer.communicate()[0]))
+    assert said[0].digest == said[1].digest
+    assert [version.number for version in said] == [1, 1]
+    assert sorted(bool(version.observed["unchanged"]) for version in said) == [False, True]
+    assert len(tracking.client().search_model_versions("name = 'race'")) == 1
+
+
+def test_mlflow_loads_a_version_and_it_predicts(trained: Trained, verdict: Verdict) -> None:
+    import mlflow.pyfunc
+
+    version = registered("loadable", trained, verdict)
+    rows, _ = tensors(trained.dataset, "test")
+    model = mlflow.pyfunc.load_model(f"models:/loadable/{version.number}")
+    content = store().get_file(trained.artifact.manifest, MODEL_FILE)
+    (answer,) = model.predict(rows).values()
+    np.testing.assert_allclose(answer, predict(session(content), rows), rtol=1e-5)
+
+
+def test_another_recipe_is_another_version_of_the_line(trained: Trained, verdict: Verdict) -> None:
+    first, second, again = (registered("growing", trained, verdict, name) for name in "aba")
+    assert [first.number, second.number, again.number] == [1, 2, 1]
+    assert (first.digest, first.run) == (again.digest, again.run)
+    assert first.digest != second.digest
+    assert [again.observed["unchanged"], second.observed["unchanged"]] == [True, False]
+    listed = versions("growing")
+    assert [entry["version"] for entry in listed] == [1, 2]
+    assert listed[0]["metrics"]["rmse"] == pytest.approx(verdict.metrics["rmse"])
+
+
+def test_the_files_of_a_version_prove_its_digest(trained: Trained, verdict: Verdict) -> None:
+    version = registered("proven", trained, verdict)
+    folder = version_folder("proven", version.digest)
+    assert version.source == store().uri(folder)
+    record = json.loads(store().get(folder + VERSION_FILE).content)
+    assert record["digest"] == version.digest == json_digest(record["body"])
+    assert record["body"]["artifact"] == trained.artifact.digest
+    for name in trained.artifact.manifest.files:
+        trained.artifact.manifest.check(name, store().get(folder + name).content)
+
+
+def test_a_new_verdict_of_a_known_version_is_recorded(trained: Trained, verdict: Verdict) -> None:
+    registered("judged", trained, verdict)
+    held = verdict.model_copy(update={"decision": "hold", "reasons": ("too slow",)})
+    registered("judged", trained, held)
+    (found,) = tracking.client().search_model_versions("name = 'judged'")
+    assert found.tags["modelmint.verdict"] == "hold"
+    assert found.tags["modelmint.reasons"] == "too slow"
+
+
+def test_a_lease_left_by_a_dead_process_is_taken_over(trained: Trained, verdict: Verdict) -> None:
+    left = json.dumps({"owner": "dead", "until": time.time() - 1}).encode()
+    store().put("registry/orphaned.lease", left)
+    assert registered("orphaned", trained, verdict).number == 1
+    assert not store().exists("registry/orphaned.lease")

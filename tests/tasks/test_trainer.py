@@ -1,0 +1,164 @@
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from models import cnn, mlp
+from models.augmentation import Affine
+from models.digests import json_digest
+from models.spec import Family, Optimizer, Schedule, Training
+from tasks import trainer
+from tasks.dataset import tensors
+from tasks.isolated import IsolatedError, environment, run
+from tasks.jobs import TrainJob
+from tasks.refs import Dataset, Weights
+from tasks.store import store
+from tasks.trainer import TrainingError, fit, predict, rate, restore
+from tests.tasks.conftest import Made
+
+MLP = mlp.Spec(size="tiny", dropout=0.1)
+CNN = cnn.Spec(size="tiny")
+TRAINING = Training(
+    epochs=4, batch_size=16, optimizer=Optimizer(lr=0.02), clip=1.0, seed=3, device="cpu"
+)
+AUGMENTED = TRAINING.model_copy(update={"augmentation": Affine(degrees=15, scale=0.1, shift=1)})
+
+
+def job(model: Family, training: Training, dataset: Dataset, *name: str) -> TrainJob:
+    return TrainJob(
+        model=model, training=training, dataset=dataset, checkpoint=json_digest(["test", *name])
+    )
+
+
+def train(
+    wanted: TrainJob,
+    target: str = "tasks.trainer:fit",
+    told: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> Weights:
+    """Train in a child process."""
+    variables = environment(wanted.training.profile, wanted.training.threads)
+    return Weights.model_validate_json(run(target, wanted.model_dump_json(), variables, told))
+
+
+def kill_child(_: object = None) -> None:
+    """End the process that trains, as the kernel does when memory is short."""
+    for process in psutil.Process().children(recursive=True):
+        if "fit_keeping_every_step" in " ".join(process.cmdline()):
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "training"), [("trips", MLP, TRAINING), ("shapes", CNN, AUGMENTED)]
+)
+def test_two_processes_and_a_killed_one_that_goes_on_end_with_the_same_bits(
+    made: Made, kind: str, model: Family, training: Training
+) -> None:
+    dataset: Dataset = getattr(made, kind)
+    whole = train(job(model, training, dataset, kind, "whole"))
+    cut = job(model, training, dataset, kind, "cut")
+    with pytest.raises(IsolatedError, match="SIGKILL"):
+        train(cut, "tests.tasks.samples:fit_keeping_every_step", kill_child)
+    told: list[dict[str, Any]] = []
+    resumed = train(cut, told=told.append)
+    assert told[0]["epoch"] > 1, "it started anew instead of going on"
+    assert told[-1]["epoch"] == training.epochs
+    assert resumed.digest == whole.digest
+
+
+def test_what_is_asked_for_decides_the_weights(made: Made) -> None:
+    def weights(name: str, **changes: Any) -> str:
+        changed = TRAINING.model_copy(update={"epochs": 1, **changes})
+        return fit(job(MLP, changed, made.trips, name), lambda _: None).digest
+
+    found = [
+        weights("a"),
+        weights("seed", seed=4),
+        weights("batch", batch_size=8),
+        weights("sgd", optimizer=Optimizer(name="sgd", lr=0.02)),
+        weights("adam", optimizer=Optimizer(name="adam", lr=0.02)),
+        weights("rate", schedule=Schedule(name="constant")),
+        weights("clip", clip=0.01),
+    ]
+    assert len(set(found)) == len(found)
+    assert weights("b") == found[0]
+
+
+def test_training_learns_and_tells_how(made: Made) -> None:
+    told: list[dict[str, Any]] = []
+    longer = TRAINING.model_copy(update={"epochs": 30})
+    weights = fit(job(MLP, longer, made.trips, "learns"), told.append)
+    assert [detail["epoch"] for detail in told] == list(range(1, 31))
+    objective = made.trips.signature.objective
+    inputs, target = tensors(made.trips, "test")
+    names = [spec.name for spec in made.trips.signature.features.inputs]
+    predicted = predict(restore(MLP, made.trips, weights), names, inputs)
+    constant = objective.measure(objective.constant(target, len(target))[1], target)
+    assert objective.measure(predicted, target)["rmse"] < constant["rmse"] / 4
+    history = json.loads(store().get_file(weights.manifest, trainer.HISTORY_FILE))
+    assert history[-1]["loss"] < history[0]["loss"] / 4
+    assert np.isfinite([entry["rmse"] for entry in history]).all()
+
+
+def test_a_finished_training_leaves_no_checkpoint_behind(made: Made) -> None:
+    before = {item.key for item in store().list("checkpoints/")}
+    fit(job(MLP, TRAINING, made.trips, "finished"), lambda _: None)
+    assert {item.key for item in store().list("checkpoints/")} == before
+
+
+def test_more_rows_in_a_batch_than_there_are_is_all_of_them(made: Made) -> None:
+    one = TRAINING.model_copy(update={"epochs": 1, "batch_size": 65_536})
+    assert fit(job(MLP, one, made.trips, "one batch"), lambda _: None).parameters > 0
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_advice(made: Made) -> None:
+    wild = TRAINING.model_copy(
+        update={"epochs": 20, "clip": 0.0, "optimizer": Optimizer(name="sgd", lr=10, momentum=0.99)}
+    )
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch \d+: lower the") as e:
+        fit(job(mlp.Spec(size="small"), wild, made.trips, "wild"), lambda _: None)
+    assert re.search(r"training\.clip", str(e.value))
+
+
+# ---- learning rate
+
+
+def rates(**fields: Any) -> list[float]:
+    return [rate(Schedule(**fields), step, 100) for step in range(100)]
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "onecycle", "step"])
+def test_every_schedule_rises_to_its_peak_and_never_above(name: str) -> None:
+    found = rates(name=name, warmup=0.2)
+    assert all(0 <= value <= 1 for value in found)
+    assert found[:20] == sorted(found[:20])
+    assert 0 < found[0] < 0.1
+    assert found[20] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "onecycle", "step"])
+def test_without_warmup_a_schedule_starts_at_its_peak(name: str) -> None:
+    assert rates(name=name, warmup=0)[0] == 1.0
+
+
+def test_after_warmup_constant_stays_and_cosine_falls_to_nearly_nothing() -> None:
+    assert set(rates(name="constant", warmup=0.1)[10:]) == {1.0}
+    falling = rates(name="cosine", warmup=0.1)[10:]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[45] == pytest.approx(0.5)
+    assert falling[-1] < 0.001
+
+
+def test_step_drops_at_each_third() -> None:
+    found = rates(name="step", warmup=0, drop=0.5)
+    assert [found[0], found[33], found[34], found[66], found[67], found[99]] == [
+        1.0, 1.0, 0.5, 0.5, 0.25, 0.25,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "onecycle", "step"])
+def test_a_run_of_one_step_has_a_rate(name: str) -> None:
+    assert 0 < rate(Schedule(name=name, warmup=0.5), 0, 1) <= 1  # type: ignore[arg-type]
