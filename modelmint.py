@@ -3,8 +3,11 @@
 Only Typer is imported at the top, so that help is instant.
 """
 
+import contextlib
+import importlib
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -85,16 +88,18 @@ def run(
 
     spec = catalog.find(line)
     sections = changed(spec, changes or [])
-    console = Console(stderr=as_json)
     from tasks import cluster
 
-    with console.status("starting the store, Prefect and the model server"):
-        services = stack(STORE, PREFECT, SERVER)
-        imports = threading.Thread(target=_import_slow_modules)
-        imports.start()
-        services.__enter__()
-        imports.join()
-    try:
+    console = Console(stderr=as_json)
+    # MLflow takes two seconds to import, and the services about as long to start.
+    imports = threading.Thread(target=importlib.import_module, args=("mlflow",))
+    with contextlib.ExitStack() as services:
+        with console.status("starting the store, Prefect and the model server"):
+            imports.start()
+            services.enter_context(stack(STORE, PREFECT, SERVER))
+            imports.join()
+        services.callback(cluster.close)
+        # Prefect reads its environment when it is imported, and that names the services now.
         from deployments.local import terminal
         from flows.produce import produce
         from tasks.progress import listening
@@ -102,17 +107,7 @@ def run(
         with terminal.Progress(console) as progress, listening(progress):
             found = produce(line, **sections)
         example = _example(found)
-    finally:
-        cluster.close()
-        services.__exit__(None, None, None)
     _print(as_json, _summary(found), lambda: terminal.screen(console, spec.title, found, example))
-
-
-def _import_slow_modules() -> None:
-    """Import, while the services start, what takes seconds."""
-    import mlflow  # noqa: F401
-
-    import flows.produce  # noqa: F401
 
 
 def _summary(found: "Production") -> dict[str, Any]:
@@ -136,7 +131,8 @@ def _example(found: "Production") -> dict[str, Any]:
     from deployments.local.terminal import picture
     from tasks.dataset import partitions
 
-    if not found.endpoint.serving:
+    if found.endpoint.serving != found.version.number:
+        # Another version serves, and its features may be others.
         return {}
     signature = found.dataset.signature
     row: pl.DataFrame = next(iter(partitions(found.dataset, "test"))).head(1)
@@ -231,7 +227,6 @@ def predict(
 @app.command()
 def serve(as_json: AsJson = False) -> None:
     """Bring the champions of all lines back to life, until interrupted."""
-    import signal
 
     from deployments.local.stack import SERVER, STORE, stack
 
@@ -250,9 +245,12 @@ def _post(path: str, payload: bytes, media_type: str) -> Any:
     from tasks.deploy import ENDPOINT_SETTING
 
     url = os.environ[ENDPOINT_SETTING] + path
-    answer = httpx.post(url, content=payload, headers={"content-type": media_type}, timeout=60)
+    try:
+        answer = httpx.post(url, content=payload, headers={"content-type": media_type}, timeout=60)
+    except httpx.HTTPError as error:
+        raise ConnectionError(f"the model server at {url} does not answer: {error}") from None
     if answer.status_code != 200:
-        raise LookupError(answer.json().get("error", answer.text))
+        raise LookupError(f"{url}: {answer.status_code}: {answer.text}")
     return answer.json()
 
 
@@ -283,6 +281,8 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     """Run a command; what went wrong is one line on standard error, or JSON, and exit code 1."""
+    # As for Ctrl-C: what was started is stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except Exception as error:

@@ -7,12 +7,14 @@ The store is the one the environment names. `all` cleans what has been landed; `
 months in buckets of its own and cleans them in steps, on some of the cores.
 """
 
+import importlib
 import json
 import os
 import sys
 import time
 from typing import Any
 
+from models import catalog
 from models.lines.flights import MONTHS, line
 from models.statistics import Moments, fold
 from tasks import cluster
@@ -29,7 +31,7 @@ def main(what: str, *numbers: str) -> None:
     """Work and print the figures as JSON."""
     try:
         if what == "all":
-            cluster.client()
+            cluster.client().run(ready)
             print(json.dumps(_clean_all()))
         else:
             cores, turns = map(int, numbers)
@@ -37,6 +39,13 @@ def main(what: str, *numbers: str) -> None:
             print(json.dumps(_in_steps(turns)))
     finally:
         cluster.close()
+
+
+def ready() -> None:
+    """Import what a worker needs and connect: nobody's imports are timed."""
+    importlib.import_module("tasks.clean")
+    catalog.modules()
+    store()
 
 
 def _clean_all() -> dict[str, Any]:

@@ -10,6 +10,7 @@ as the library takes. Which of two equal records stays is left to the library, a
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from models.splits import HELD_OUT
 from models.tables import NULLS
 
 
-def with_polars(files: list[Path], references: dict[str, Path], goal: Path) -> Statistics:
-    """One lazy query with three outputs, on the streaming engine."""
+def with_polars(
+    files: list[Path] | str, references: dict[str, Path], goal: Path | str
+) -> Statistics:
+    """One lazy query that writes rows and quarantine, on the streaming engine."""
     import polars as pl
 
     types = {"integer": pl.Int64, "number": pl.Float64, "text": pl.String}
@@ -59,16 +62,16 @@ def with_polars(files: list[Path], references: dict[str, Path], goal: Path) -> S
         [
             judged.filter(~refused)
             .select(*KEPT, identity=identity, split=split)
-            .sink_parquet(goal / "rows.parquet", compression="lz4", lazy=True),
+            .sink_parquet(f"{goal}/rows.parquet", compression="lz4", lazy=True),
             judged.filter(refused)
             .select("object", "row", "reason")
-            .sink_parquet(goal / "refused.parquet", compression="lz4", lazy=True),
+            .sink_parquet(f"{goal}/refused.parquet", compression="lz4", lazy=True),
         ],
         engine="streaming",
     )
-    rows = pl.scan_parquet(goal / "rows.parquet")
+    rows = pl.scan_parquet(f"{goal}/rows.parquet")
     repeated = ~rows.select("identity").collect().get_column("identity").is_first_distinct()
-    repeated.arg_true().to_frame("position").write_parquet(goal / "repeated.parquet")
+    repeated.arg_true().to_frame("position").write_parquet(f"{goal}/repeated.parquet")
     if repeated.any():
         rows = rows.filter(~repeated)
     moments = [
@@ -183,9 +186,18 @@ def with_duckdb(files: list[Path], references: dict[str, Path], goal: Path) -> S
     return clean(files, references, goal)
 
 
+def with_polars_over_s3(files: list[Path], references: dict[str, Path], goal: Path) -> Statistics:
+    """Polars reading and writing the bucket Modelmint uses; reference tables stay local."""
+    del files, goal
+    # By name: to import our store would cost every peer its memory.
+    bucket = f"s3://{os.environ['MODELMINT_BUCKET']}"
+    return with_polars(f"{bucket}/raw/{DATA.raw}*.csv", references, f"{bucket}/polars")
+
+
 PEERS: dict[str, Callable[[list[Path], dict[str, Path], Path], Statistics]] = {
     "pandas": with_pandas,
     "polars": with_polars,
+    "polars over s3": with_polars_over_s3,
     "duckdb": with_duckdb,
 }
 
@@ -194,7 +206,7 @@ def main(name: str, folder: Path, goal: Path) -> None:
     """Clean and print seconds of work, rows, and every number's mean over all rows, as JSON."""
     files = sorted(folder.glob("*.csv"))
     references = {name: folder / location for name, location in DATA.references.items()}
-    __import__(name)
+    __import__(name.partition(" ")[0])
     start = time.perf_counter()
     found = PEERS[name](files, references, goal)
     seconds = time.perf_counter() - start

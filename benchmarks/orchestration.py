@@ -10,8 +10,8 @@ its imports.
 - *bare*: the same stages as plain function calls in the same order, register and deploy included.
 - *again*: `produce` once more in another fresh process: everything is cached. `start-up` is the
   process until it calls the flow, `seconds` the call.
-`cpu` is the same ratio of CPU seconds of the process and its workers, imports included: what is left
-of the figure when other programs take the cores. Epochs are chosen so that a bare run of
+`cpu` is the same ratio of the CPU seconds of the process and its workers, imports included: the
+figure to trust while other programs take the cores. Epochs are chosen so that a bare run of
 flights takes about a minute. Leave the code alone meanwhile: its edits change the keys.
 Goals: flow at most 1.10 times bare; again under 3 s beyond start-up.
 """

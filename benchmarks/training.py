@@ -2,9 +2,9 @@
 
     python -m benchmarks.training [--json] [--turns 3]
 
-About five minutes on two cores. Expect ratios around 1. Every run is a process of its own with the
-line's number of threads (1), from the same cleaned rows, and judges the validation rows after every
-epoch; `without validation` leaves that out of the bare loop's time only.
+About five minutes on two idle cores. Expect ratios near 1. Every run is a process of its own with
+the line's number of threads (1), from the same cleaned rows, and judges the validation rows after
+every epoch; `without validation` leaves that out of the bare loop's time only.
 
 - *modelmint*: `tasks.trainer.fit` in the `fast` profile with all it guarantees: deterministic
   algorithms, seeded order, learning-rate schedule, checkpoints in the store.

@@ -80,7 +80,7 @@ class Training(Frozen):
     threads: int = Field(1, ge=1, le=256)
     """Compute threads. Another number gives other bits."""
     profile: Literal["fast", "portable"] = "fast"
-    """Numeric profile: `fast` repeats on a like machine, `portable` across CPU vendors."""
+    """Numeric profile: weights repeat on a like machine, or (`portable`) across CPU vendors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is settled before the run starts and recorded."""
 
@@ -94,6 +94,8 @@ class Gate(Frozen):
     """How much worse than the champion, as a fraction, is still no regression."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Confidence of the intervals and of the paired test against the champion."""
+    incomparable: Literal["hold", "promote"] = "hold"
+    """What to decide when the champion cannot be scored on these rows: other features, classes."""
 
 
 class Budget(Frozen):
@@ -104,7 +106,10 @@ class Budget(Frozen):
     size_mb: float | None = Field(None, gt=0)
     """Largest size of the served model, in units of 1e6 bytes."""
     slowdown: float = Field(1.5, ge=1)
-    """Largest CPU time of a request as a multiple of the uncompressed model's (batch 1 and 32)."""
+    """Largest CPU time of a request as a multiple of the uncompressed model's (batch 1 and 32).
+    The gate refuses a slower model; the choice itself never follows a stopwatch."""
+    exclude: tuple[str, ...] = ()
+    """Forms of compression not to choose."""
 
 
 class Example(Frozen):
@@ -146,14 +151,16 @@ class Line(Frozen):
         gate: Gate | None = None,
         budget: Budget | None = None,
     ) -> "Line":
-        """This line with other settings; raises ValidationError for a field the family lacks."""
+        """This line with other settings; a field that was not given stays as the line has it.
+
+        Raises ValidationError for a field the family lacks.
+        """
         family = type(self.model).model_validate({**dict(self.model), **(model or {})})
+        sections = {"training": training, "gate": gate, "budget": budget}
         return self.model_copy(
             update={
                 "model": family,
-                "training": training or self.training,
-                "gate": gate or self.gate,
-                "budget": budget or self.budget,
+                **{name: _over(getattr(self, name), given) for name, given in sections.items()},
             }
         )
 
@@ -163,3 +170,15 @@ class Line(Frozen):
             return self
         training = self.training.model_copy(update={"device": device})
         return self.model_copy(update={"training": training})
+
+
+def _over(section: Frozen, given: Frozen | None) -> Frozen:
+    """The section with the fields that were set in `given`, those inside its fields included."""
+    if given is None:
+        return section
+    changed = {name: getattr(given, name) for name in given.model_fields_set}
+    for name, value in changed.items():
+        before = getattr(section, name)
+        if isinstance(value, Frozen) and type(value) is type(before):
+            changed[name] = _over(before, value)
+    return section.model_copy(update=changed)

@@ -5,6 +5,7 @@ label belongs to which split is settled when all labels are known. So a partitio
 cleaned again because another one arrived.
 """
 
+import datetime
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Literal
@@ -85,6 +86,10 @@ class ByTime(Split):
     """A Datetime or Date column of the cleaned rows."""
     validation: float = Field(0.05, gt=0, lt=0.5)
     """Share of the rows before the test month held out for validation."""
+    since: datetime.date = datetime.date(1900, 1, 1)
+    """A row before this day is quarantined."""
+    until: datetime.date = datetime.date(2100, 12, 31)
+    """A row after this day is quarantined: one mistyped year must not become the test month."""
 
     def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
         held_out = pl.Series(_fraction(identity) < self.validation)

@@ -31,6 +31,7 @@ from tasks.stage import scratch, stage
 from tasks.store import MissingError, content_key, store
 
 WHOLE_OBJECT = "object"
+SMALLEST_SPLIT = 10
 
 
 class CleaningError(ValueError):
@@ -90,9 +91,11 @@ def clean_object(job_text: str, item_text: str) -> str:
     item = RawObject.model_validate_json(item_text)
     record_key = f"partitions/{job.cleaning}/{item.address}"
     try:
-        return store().get(record_key).content.decode()
+        record = store().get(record_key).content.decode()
     except MissingError:
-        pass
+        record = None
+    if record is not None and _is_whole(Partition.model_validate_json(record)):
+        return record
     payload = item.read(job.prefix)
     try:
         parsed = job.data.parse(item.name, payload, tables)
@@ -237,13 +240,20 @@ def _assemble(
         counts.update({splits[label]: 0 for label in p.labels})
         for label, count in p.labels.items():
             counts[splits[label]] += count
+    for split, count in counts.items():
+        if count < SMALLEST_SPLIT:
+            named = ", ".join(label for label in labels if splits[label] == split)
+            raise CleaningError(
+                f"only {count} rows fell into the {split} split ({named}), {SMALLEST_SPLIT} are"
+                " needed to judge a model: land more data, or mend what put them there"
+            )
     manifest = DatasetManifest(
         partitions=tuple(partitions), excluded=excluded, splits=splits, signature=signature
     )
     digest = store().put_content(canonical_json(manifest.model_dump(mode="json")))
     return Dataset(
         digest=digest,
-        stored=(content_key(digest),),
+        stored=(content_key(digest), *(key for p in partitions for key in p.stored)),
         rows=dict(counts),
         refused=tuple(total),
         signature=signature,
@@ -298,7 +308,15 @@ def _known(cleaning: Digest) -> dict[Digest, Partition]:
         last = DatasetManifest.model_validate_json(store().get_content(digest))
     except LookupError:
         return {}
-    return {p.address: p for p in last.partitions if p.name not in last.excluded}
+    whole = [p for p in last.partitions if p.name not in last.excluded]
+    with ThreadPoolExecutor(8) as pool:
+        checked = zip(whole, pool.map(_is_whole, whole), strict=True)
+        return {p.address: p for p, there in checked if there}
+
+
+def _is_whole(partition: Partition) -> bool:
+    """Whether everything the record names is still in the store."""
+    return all(store().exists(key) for key in partition.stored)
 
 
 def _remember(cleaning: Digest, digest: Digest) -> None:

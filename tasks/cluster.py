@@ -3,8 +3,10 @@
 import atexit
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +15,8 @@ from tasks import progress
 if TYPE_CHECKING:
     from distributed import Client
 
-TOPIC = "modelmint-progress"
+# Of this process alone: others may use the same scheduler.
+TOPIC = f"modelmint-progress-{uuid.uuid4().hex}"
 ADDRESS_SETTING = "DASK_SCHEDULER_ADDRESS"
 
 
@@ -64,7 +67,8 @@ def device() -> Literal["cpu", "cuda"]:
     if os.environ.get(ADDRESS_SETTING):
         workers = client().scheduler_info(n_workers=-1)["workers"].values()
         return "cuda" if any("GPU" in w.get("resources", {}) for w in workers) else "cpu"
-    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+    built_for_cpu = metadata.version("torch").endswith("+cpu")
+    return "cuda" if Path("/dev/nvidiactl").exists() and not built_for_cpu else "cpu"
 
 
 def run(function: Callable[..., str], *args: Any, gpu: bool = False) -> str:
@@ -108,11 +112,11 @@ def spread(
         submit()
 
 
-def report(stage: str, detail: dict[str, Any]) -> None:
-    """Called on a worker: tell the listeners of the process that holds the client."""
+def report(topic: str, stage: str, detail: dict[str, Any]) -> None:
+    """Called on a worker: tell the listeners of the process whose topic it is."""
     from distributed import get_worker
 
-    get_worker().log_event(TOPIC, {"stage": stage, "detail": detail})
+    get_worker().log_event(topic, {"stage": stage, "detail": detail})
 
 
 def _relay(event: tuple[Any, Any]) -> None:

@@ -14,7 +14,7 @@ from models.signature import Signature
 from models.splits import Subset
 from tasks.refs import Dataset, Refusal
 from tasks.snapshot import address
-from tasks.store import store
+from tasks.store import content_key, store, table_key
 
 
 class Partition(Frozen):
@@ -34,6 +34,11 @@ class Partition(Frozen):
     labels: dict[str, int]
     features: dict[str, dict[str, Any]]
     targets: dict[str, dict[str, Any]]
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The store's keys of everything the record names."""
+        return table_key(self.rows), table_key(self.refused), content_key(self.identities)
 
     @property
     def address(self) -> Digest:

@@ -37,6 +37,12 @@ def deploy(version: Version, artifact: Artifact, verdict: Verdict) -> Endpoint:
     unchanged = champion is not None and champion.digest == version.digest
     with httpx.Client(base_url=url, timeout=60) as client:
         if verdict.decision == "promote":
+            judged = verdict.comparison.champion if verdict.comparison else None
+            if champion is not None and champion.digest not in (judged, version.digest):
+                raise DeploymentError(
+                    f"{line} version {champion.number} became champion after version {number} was"
+                    " judged: run again, so that it is judged against that one"
+                )
             unchanged = unchanged and _serving(client, line) == version.number
             if not unchanged:
                 _load(client, version)
@@ -44,7 +50,7 @@ def deploy(version: Version, artifact: Artifact, verdict: Verdict) -> Endpoint:
                 promote(line, version.number, version.digest)
                 _post(client, f"/v1/lines/{line}/promote", {"version": number})
         serving = _serving(client, line)
-    if alias is not None:
+    if alias is not None and not unchanged:
         tracking.client().set_registered_model_alias(line, alias, number)
     return Endpoint(
         digest=version.digest,
@@ -95,7 +101,8 @@ def _smoke(client: httpx.Client, version: Version, artifact: Artifact) -> None:
     )
     output = answer["outputs"][0]
     found = np.asarray(output["data"], expected.dtype).reshape(output["shape"])
-    if found.shape != expected.shape or signature.closeness(found, expected) > SAME_RUNTIME:
+    same = found.shape == expected.shape and signature.closeness(found, expected) <= SAME_RUNTIME
+    if not same:
         raise DeploymentError(
             f"{version.line} version {version.number} answers its recorded sample with other"
             " values than ONNX Runtime does here; the version before goes on serving"
@@ -104,7 +111,10 @@ def _smoke(client: httpx.Client, version: Version, artifact: Artifact) -> None:
 
 def _serving(client: httpx.Client, line: str) -> int:
     """The version that answers when none is named; 0 while there is none."""
-    answer = client.get(f"/v2/models/{line}")
+    try:
+        answer = client.get(f"/v2/models/{line}")
+    except httpx.HTTPError as error:
+        raise _silent(client, error) from None
     return int(answer.headers["modelmint-version"]) if answer.status_code == 200 else 0
 
 
@@ -115,9 +125,11 @@ def _post(
     try:
         answer = client.post(path, content=content, headers={**JSON, **(headers or {})})
     except httpx.HTTPError as error:
-        raise DeploymentError(
-            f"the model server at {client.base_url} does not answer: {error}"
-        ) from None
+        raise _silent(client, error) from None
     if answer.status_code >= 400:
         raise DeploymentError(f"{path}: the model server says {answer.status_code}: {answer.text}")
     return answer.json() if answer.content else {}
+
+
+def _silent(client: httpx.Client, error: httpx.HTTPError) -> DeploymentError:
+    return DeploymentError(f"the model server at {client.base_url} does not answer: {error}")

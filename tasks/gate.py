@@ -7,12 +7,14 @@ bootstrap finds it worse than the champion by more than the line's margin. *prom
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from models.digests import canonical_json
 from models.objectives import Floats, Objective
 from models.signature import MODEL_FILE, SIGNATURE_FILE, Signature
 from models.spec import Budget, Gate
+from tasks.compress import UNCOMPRESSED
 from tasks.dataset import rows
 from tasks.evaluate import resampled
 from tasks.isolated import Emit, Profile, isolated
@@ -53,12 +55,17 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
             f"{', '.join(undefined)} on the test rows: the served model answers with no numbers"
         )
     refused = [*_broken_floors(job.gate, objective, metrics), *_over_budget(job, metrics)]
-    comparison = None
+    comparison, obstacle = None, None
     if job.champion is not None:
-        comparison = _compare(job, job.champion, objective, losses, metrics)
+        obstacle = _obstacle(job, job.champion)
+        if obstacle is None:
+            comparison = _compare(job, job.champion, objective, losses, metrics)
     decision, reasons = "promote", []
     if refused:
         decision, reasons = "refuse", refused
+    elif obstacle is not None:
+        decision = job.gate.incomparable
+        reasons = [f"the champion cannot be scored on these rows ({obstacle}); gate.incomparable"]
     elif comparison is not None and comparison.worse_by.low > job.gate.margin:
         decision = "hold"
         reasons = [
@@ -116,6 +123,15 @@ def _broken_floors(gate: Gate, objective: Objective, metrics: dict[str, float]) 
 
 
 def _over_budget(job: GateJob, metrics: dict[str, float]) -> list[str]:
+    cost: Any = job.artifact.observed.get("cpu_microseconds") or {}
+    chosen, plain = cost.get(job.artifact.chosen, {}), cost.get(UNCOMPRESSED, {})
+    slow = [b for b, spent in chosen.items() if spent > job.budget.slowdown * plain[b]]
+    if slow:
+        return [
+            f"{job.artifact.chosen} takes {chosen[slow[0]]:.0f} us of CPU time at batch {slow[0]},"
+            f" uncompressed {plain[slow[0]]:.0f} us: over budget.slowdown; to try another form, set"
+            " budget.exclude"
+        ]
     primary = job.dataset.signature.objective.primary
     loss = primary.loss(metrics[primary.name], job.report.metrics[primary.name].value)
     if not job.artifact.within_budget:
@@ -126,6 +142,24 @@ def _over_budget(job: GateJob, metrics: dict[str, float]) -> list[str]:
             f" {job.budget.quality_loss:.2%}"
         ]
     return []
+
+
+def _obstacle(job: GateJob, champion: Champion) -> str | None:
+    """Why the champion and the challenger cannot be scored on the same rows, if so."""
+    content = store().get_file(champion.manifest, SIGNATURE_FILE)
+    theirs = Signature.model_validate_json(content)
+    ours = job.dataset.signature
+    if theirs.features.inputs != ours.features.inputs:
+        return "its inputs have other names, types or shapes"
+    if theirs.objective.output != ours.objective.output:
+        return "its output has another type or shape"
+    table = rows(job.dataset, "test")
+    try:
+        theirs.features.encode(table)
+        theirs.objective.encode(table)
+    except pl.exceptions.PolarsError as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def _compare(
@@ -146,7 +180,8 @@ def _compare(
         challenger = objective.metrics(mine)[primary.name]
         reference = objective.metrics(others)[primary.name]
         sign = -1.0 if primary.better == "higher" else 1.0
-        difference: NDArray[Any] = sign * (challenger - reference) / np.abs(reference)
+        scale = np.maximum(np.abs(reference), 1e-12)
+        difference: NDArray[Any] = sign * (challenger - reference) / scale
         return difference
 
     samples = (*losses.values(), *(theirs[name] for name in names))

@@ -10,6 +10,7 @@ invalidate its cleaning. *Distributions* are those the code imports and what the
 """
 
 import ast
+import datetime
 import importlib.util
 import re
 import sys
@@ -33,9 +34,11 @@ FIRST_PARTY = {"flows", "tasks", "models", "modelmint_lines"}
 # These move content whose digest is checked on arrival, so they cannot change a result, and what
 # they import (Prefect, Dask, boto3, MLflow) stays out of the key.
 TRANSPORT = {
-    "tasks.store", "tasks.stage", "tasks.identity", "tasks.cluster", "tasks.isolated",
+    "tasks.store", "tasks.stage", "tasks.results", "tasks.identity", "tasks.cluster",
     "tasks.progress", "tasks.tracking", "models.catalog",
 }  # fmt: skip
+# What gives content its name: another rule is another content, wherever it is used.
+RULES = ("models.digests", "models.table_digest")
 
 
 def stage_key(stage: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Digest:
@@ -47,7 +50,7 @@ def stage_identity(
     stage: str, function: Callable[..., Any], arguments: dict[str, Any]
 ) -> dict[str, Any]:
     """What the key is the digest of, readable: kept with a version so that replays can compare."""
-    modules = {function.__module__}
+    modules = {function.__module__, *RULES}
     functions: list[Callable[..., Any]] = []
     values = {name: _identity(value, modules, functions) for name, value in arguments.items()}
     code: dict[str, str] = {}
@@ -89,6 +92,8 @@ def _identity(value: Any, modules: set[str], functions: list[Callable[..., Any]]
         return [_identity(v, modules, functions) for v in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if isinstance(value, datetime.date):
+        return value.isoformat()
     raise TypeError(f"a stage cannot take a {type(value).__name__}: it has no identity")
 
 
@@ -216,10 +221,10 @@ def _symbols(function: Callable[..., Any]) -> tuple[Digest, set[str], set[str]]:
     waiting = [function.__qualname__]
     while waiting:
         for statement in defined.get(waiting.pop(), ()):
-            if statement.lineno not in used:
-                used[statement.lineno] = statement
+            if id(statement) not in used:
+                used[id(statement)] = statement
                 waiting += [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
-    body = [used[line] for line in sorted(used)]
+    body = sorted(used.values(), key=lambda statement: (statement.lineno, statement.col_offset))
     first, third = _imports((node for s in body for node in ast.walk(s)), module)
     code = [s for s in body if not isinstance(s, ast.Import | ast.ImportFrom)]
     return _tree_digest(code), set(first), set(third)
@@ -230,11 +235,23 @@ def _bound(statement: ast.stmt) -> list[str]:
         return [statement.name]
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return [(a.asname or a.name).partition(".")[0] for a in statement.names]
-    return [
-        node.id
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    ]
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        return [
+            node.id
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Name)
+            and (isinstance(node.ctx, ast.Store) or _is_target(node, statement))
+        ]
+    # Anything else may bind or change whatever it mentions: `TABLE.update(...)`, `if`, `try`.
+    inner = [s for s in ast.iter_child_nodes(statement) if isinstance(s, ast.stmt)]
+    mentioned = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    return [*mentioned, *(name for s in inner for name in _bound(s))]
+
+
+def _is_target(node: ast.Name, statement: ast.Assign | ast.AnnAssign) -> bool:
+    """Whether the name is inside a target, as TABLE in `TABLE["x"] = 3`."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return any(node in ast.walk(target) for target in targets)
 
 
 def _tree_digest(body: list[ast.stmt]) -> Digest:

@@ -34,6 +34,7 @@ PROFILES: dict[Profile, dict[str, str]] = {
         "MKL_CBWR": "COMPATIBLE",
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
     },
 }
 COMMON = {
@@ -49,8 +50,18 @@ COMMON = {
 }
 
 
+# Variables that could change the last bits of a result; only a profile may set them.
+NUMERIC = ("ATEN_", "BLIS_", "CUBLAS_", "DNNL_", "GOTO_", "KMP_", "MALLOC_", "MKL_", "NPY_",
+           "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "ORT_", "PYTORCH_", "TORCH_")  # fmt: skip
+
+
 class IsolatedError(RuntimeError):
     """The child failed; the message is what it said, or how it died."""
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment without the variables that are a profile's to set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(NUMERIC)}
 
 
 def environment(profile: Profile, threads: int) -> dict[str, str]:
@@ -74,13 +85,18 @@ def isolated(
     progress listeners of this process.
     """
     text = cluster.run(
-        _on_worker, target, job.model_dump_json(), environment(profile, threads), stage, gpu=gpu
+        _on_worker,
+        target,
+        job.model_dump_json(),
+        environment(profile, threads),
+        (cluster.TOPIC, stage),
+        gpu=gpu,
     )
     return result.model_validate_json(text)
 
 
-def _on_worker(target: str, job: str, variables: dict[str, str], stage: str) -> str:
-    return run(target, job, variables, lambda detail: cluster.report(stage, detail))
+def _on_worker(target: str, job: str, variables: dict[str, str], address: tuple[str, str]) -> str:
+    return run(target, job, variables, lambda detail: cluster.report(*address, detail))
 
 
 def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
@@ -88,7 +104,7 @@ def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks.isolated", target],
-            env={**os.environ, **variables},
+            env={**inherited(), **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

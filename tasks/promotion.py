@@ -15,6 +15,10 @@ from tasks.refs import Champion
 from tasks.store import MissingError, store
 
 
+class PromotionError(RuntimeError):
+    """The record changed under the hands of the one who would change it."""
+
+
 class Entry(Frozen):
     """A version that became champion, and the one it was judged against."""
 
@@ -68,14 +72,24 @@ def champion_for(line: str, artifact: Digest) -> Champion | None:
 
 
 def promote(line: str, number: int, digest: Digest) -> None:
-    """Make the version champion; a version that is champion already changes nothing."""
-    record = promotions(line)
+    """Make the version champion; a version that is champion already changes nothing.
+
+    Raises PromotionError when another version became champion at the same moment.
+    """
+    try:
+        seen = store().get(_key(line))
+    except MissingError:
+        seen = None
+    record = Promotions.model_validate_json(seen.content) if seen else Promotions()
     if record.champion is not None and record.champion.digest == digest:
         return
     against = record.champion.digest if record.champion else None
     entry = Entry(number=number, digest=digest, against=against)
     updated = Promotions(history=(*record.history, entry))
-    store().put(_key(line), updated.model_dump_json(indent=1).encode())
+    content = updated.model_dump_json(indent=1).encode()
+    key = _key(line)
+    if not (store().replace(key, content, seen.etag) if seen else store().put_new(key, content)):
+        raise PromotionError(f"another version of {line} became champion meanwhile: run again")
 
 
 def _load(line: str, entry: Entry) -> Champion:

@@ -9,10 +9,6 @@ store, and whoever holds it looks for the digest first.
 import json
 import os
 import tempfile
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +16,19 @@ from models.digests import Digest, IntegrityError, canonical_json, json_digest
 from models.signature import MANIFEST_FILE, MODEL_FILE, VERSION_FILE
 from tasks import publish, tracking
 from tasks.identity import locked
+from tasks.lease import lease
 from tasks.promotion import version_folder
 from tasks.refs import Artifact, Report, Verdict, Version
 from tasks.stage import stage
 from tasks.store import MissingError, store
 
 DIGEST_TAG = "modelmint.digest"
-LEASE_SECONDS = 60.0
+REGISTERED_FILE = "registered.json"
 SERVING_IMPORTS = frozenset({"onnx", "onnxruntime", "numpy"})
 
 
 class UnknownVersionError(LookupError):
     """The line has no version of that number."""
-
-
-class RegistrationError(RuntimeError):
-    """Another process holds the line's registration and does not let go."""
 
 
 @stage("register", cached=False)
@@ -51,25 +44,30 @@ def register(
     }
     digest = json_digest(body)
     folder = version_folder(line, digest)
-    with _lease(line):
+    known = _remembered(folder, verdict)
+    if known is not None:
+        return known
+    with lease(f"registry/{line}.lease"):
         found = _registered(line, digest)
         unchanged = found is not None
         if found is None:
-            # Two versions of one training, compressed differently, share its run.
-            run = tracking.run_for(line, recipe["stages"]["train"]["key"])
+            # Below the run of its training, which other versions may share.
+            training = tracking.run_for(line, recipe["stages"]["train"]["key"])
+            run = tracking.run_for(line, digest, parent=training)
             _upload(folder, body, artifact)
             shown = ("model", "training", "budget")
             tracking.log_settings(run, {name: recipe["settings"][name] for name in shown})
             publish.log(run, report, artifact, verdict)
             found = _create(line, digest, folder, run)
-            tracking.client().update_run(run, "FINISHED")
+            for ended in (training, run):
+                tracking.client().update_run(ended, "FINISHED")
         tags = {"verdict": verdict.decision, "reasons": "; ".join(verdict.reasons)}
         for name, value in tags.items():
             if found.tags.get(f"modelmint.{name}") != value:
                 tracking.client().set_model_version_tag(
                     line, found.version, f"modelmint.{name}", value
                 )
-    return Version(
+    version = Version(
         digest=digest,
         observed={"unchanged": unchanged},
         line=line,
@@ -78,6 +76,26 @@ def register(
         source=store().uri(folder),
         run=found.run_id,
     )
+    remembered = {"tracking": tracking.address(), "verdict": verdict.digest}
+    content = {**remembered, "version": version.model_dump(mode="json")}
+    store().put(folder + REGISTERED_FILE, canonical_json(content))
+    return version
+
+
+def _remembered(folder: str, verdict: Verdict) -> Version | None:
+    """The version as it was registered in this MLflow with this verdict, without asking MLflow.
+
+    Importing MLflow takes two seconds, most of a run that finds nothing new.
+    """
+    try:
+        record = json.loads(store().get(folder + REGISTERED_FILE).content)
+    except MissingError:
+        return None
+    now = {"tracking": tracking.address(), "verdict": verdict.digest}
+    if not tracking.exists() or any(record[name] != value for name, value in now.items()):
+        return None
+    version = Version.model_validate(record["version"])
+    return version.model_copy(update={"observed": {"unchanged": True}})
 
 
 def version_record(body: dict[str, Any]) -> bytes:
@@ -157,34 +175,3 @@ def _create(line: str, digest: Digest, folder: str, run: str) -> Any:
         run_id=run,
         tags={DIGEST_TAG: digest},
     )
-
-
-@contextmanager
-def _lease(line: str) -> Iterator[None]:
-    """Be the only one that registers a version of the line; raises RegistrationError."""
-    key = f"registry/{line}.lease"
-    owner = uuid.uuid4().hex
-    deadline = time.time() + 3 * LEASE_SECONDS
-    while not store().put_new(key, _terms(owner)):
-        try:
-            if json.loads(store().get(key).content)["until"] < time.time():
-                # Its holder died; whoever deletes it, only one put_new wins.
-                store().delete(key)
-                continue
-        except MissingError:
-            continue
-        if time.time() > deadline:
-            raise RegistrationError(f"{store().uri(key)} is held by another run: try again later")
-        time.sleep(0.2)
-    try:
-        yield
-    finally:
-        try:
-            if json.loads(store().get(key).content)["owner"] == owner:
-                store().delete(key)
-        except MissingError:
-            pass
-
-
-def _terms(owner: str) -> bytes:
-    return json.dumps({"owner": owner, "until": time.time() + LEASE_SECONDS}).encode()

@@ -14,14 +14,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from typing import Any, Generic, ParamSpec, TypeVar
 
-import orjson
-from anyio import to_thread
-from prefect import task
-from prefect.filesystems import WritableFileSystem
-from prefect.settings import get_current_settings
 from pydantic import JsonValue
 
 from models.digests import Digest, json_digest
@@ -29,12 +23,9 @@ from models.open import Frozen
 from tasks import progress
 from tasks.identity import stage_identity
 from tasks.refs import Ref
-from tasks.store import MissingError, store
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Ref)
-
-RESULTS = "stages/"
 
 
 class StageRun(Frozen):
@@ -117,6 +108,11 @@ class Stage(Generic[P, R]):
             _key.reset(token)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        # Here and not above: an isolated process imports stages too, and needs no Prefect.
+        from prefect import task
+
+        from tasks.results import stage_results
+
         identity = self.identity(*args, **kwargs)
         key = json_digest(identity)
         check = _check.get()
@@ -162,58 +158,3 @@ class Stage(Generic[P, R]):
 def stage(name: str, *, cached: bool = True) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """Make a stage of a function. One that is not `cached` is idempotent and runs every time."""
     return lambda function: Stage(name, function, cached)
-
-
-class StageResults(WritableFileSystem):
-    """Prefect result storage in our bucket, with the credentials of the environment.
-
-    A record that names a missing object reads as missing, so the stage is computed again instead
-    of handing a dead reference on.
-    """
-
-    _block_type_name = "Modelmint stage results"
-    _block_type_slug = "modelmint-stage-results"
-
-    # Prefect passes `_sync` to say that it does not await the answer.
-    def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
-        """The record stored as `path`; raises MissingError."""
-        content = store().get(RESULTS + path).content
-        for key in _stored(orjson.loads(content)):
-            if not store().exists(key):
-                raise MissingError(f"{path}: the store no longer has {key}")
-        return content
-
-    def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:  # type: ignore[override]
-        """Store the record as `path`."""
-        store().put(RESULTS + path, content)
-
-    async def aread_path(self, path: str) -> bytes:
-        """`read_path` for Prefect's asynchronous engine."""
-        return await to_thread.run_sync(self.read_path, path)
-
-    async def awrite_path(self, path: str, content: bytes) -> None:
-        """`write_path` for Prefect's asynchronous engine."""
-        await to_thread.run_sync(self.write_path, path, content)
-
-
-def _stored(record: Any) -> Iterator[str]:
-    """The values of every `stored` field, however Prefect wraps the reference."""
-    if isinstance(record, str) and record.startswith(("{", "[")):
-        record = orjson.loads(record)
-    if isinstance(record, dict):
-        yield from record.get("stored", ())
-        for name, value in record.items():
-            if name in ("result", "data"):
-                yield from _stored(value)
-
-
-def stage_results() -> StageResults:
-    """The result storage, known to the Prefect server."""
-    return _saved(str(get_current_settings().api.url))
-
-
-@cache
-def _saved(_address: str) -> StageResults:
-    block = StageResults()
-    block.save("default", overwrite=True)
-    return block

@@ -30,6 +30,10 @@ class MissingError(LookupError):
     """No object of that name is in the store."""
 
 
+class _ConditionError(Exception):
+    """The object is not, or no longer, as the request demands."""
+
+
 class Listed(NamedTuple):
     """An object as a listing shows it."""
 
@@ -39,9 +43,10 @@ class Listed(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """The content of an object and the version that was read, empty in unversioned buckets."""
+    """The content of an object, its ETag, and its version, empty in unversioned buckets."""
 
     content: bytes
+    etag: str
     version: str
 
 
@@ -80,9 +85,13 @@ class Store:
 
         def read() -> Fetched:
             answer = self.client.get_object(Bucket=self.bucket, Key=key, **conditions)
-            return Fetched(answer["Body"].read(), answer.get("VersionId", ""))
+            content, etag = answer["Body"].read(), answer["ETag"].strip('"')
+            return Fetched(content, etag, answer.get("VersionId", ""))
 
-        return self._call(read, key)
+        try:
+            return self._call(read, key)
+        except _ConditionError:
+            raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
 
     def exists(self, key: str) -> bool:
         """Whether an object of that name is there."""
@@ -98,14 +107,22 @@ class Store:
 
     def put_new(self, key: str, content: bytes) -> bool:
         """Write the object unless there is one; says whether this call wrote it."""
+        return self._put_if(key, content, {"IfNoneMatch": "*"})
+
+    def replace(self, key: str, content: bytes, etag: str) -> bool:
+        """Overwrite the object if it still has the ETag; says whether this call wrote it."""
         try:
-            self._call(
-                lambda: self.client.put_object(
-                    Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*"
-                ),
-                key,
-            )
-        except FileExistsError:
+            return self._put_if(key, content, {"IfMatch": f'"{etag}"'})
+        except MissingError:
+            return False
+
+    def _put_if(self, key: str, content: bytes, condition: dict[str, Any]) -> bool:
+        def write() -> None:
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition)
+
+        try:
+            self._call(write, key)
+        except _ConditionError:
             return False
         return True
 
@@ -116,7 +133,8 @@ class Store:
     def put_content(self, content: bytes) -> Digest:
         """Store bytes under their digest; writing the same content again costs one request."""
         digest = bytes_digest(content)
-        self.put_new(content_key(digest), content)
+        # Unconditionally: whoever else writes this key writes the same bytes.
+        self.put(content_key(digest), content)
         return digest
 
     def get_content(self, digest: Digest) -> bytes:
@@ -131,7 +149,7 @@ class Store:
         digest = table_digest(table)
         packed = io.BytesIO()
         table.write_parquet(packed, compression="lz4", statistics=False)
-        self.put_new(table_key(digest), packed.getvalue())
+        self.put(table_key(digest), packed.getvalue())
         return digest
 
     def get_table(self, digest: Digest) -> pl.DataFrame:
@@ -166,11 +184,7 @@ class Store:
             if status == 404:
                 raise MissingError(f"{self.uri(key)}: there is no such object") from None
             if status == 412 or code == "ConditionalRequestConflict":
-                if "IfMatch" in error.operation_name or error.operation_name == "GetObject":
-                    raise MissingError(
-                        f"{self.uri(key)} was overwritten since it was listed"
-                    ) from None
-                raise FileExistsError(key) from None
+                raise _ConditionError(key) from None
             raise StoreError(f"{self.uri(key)}: the store refuses: {error}") from None
         except BotoCoreError as error:
             where = self.client.meta.endpoint_url

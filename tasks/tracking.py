@@ -3,6 +3,7 @@
 import math
 import os
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.store import store
@@ -13,9 +14,20 @@ if TYPE_CHECKING:
 RUN_TAG = "modelmint.run"
 
 
+def address() -> str:
+    """MLFLOW_TRACKING_URI, or empty for MLflow's own default."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def exists() -> bool:
+    """Whether the records can still be there: a file of a local database that was not deleted."""
+    prefix = "sqlite:///"
+    return not address().startswith(prefix) or Path(address().removeprefix(prefix)).exists()
+
+
 def client() -> "MlflowClient":
     """The client for MLFLOW_TRACKING_URI."""
-    return _connected(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return _connected(address())
 
 
 @cache
@@ -33,13 +45,16 @@ def experiment(line: str) -> str:
     return str(client().create_experiment(line, artifact_location=store().uri(f"mlflow/{line}")))
 
 
-def run_for(line: str, identity: str) -> str:
-    """The MLflow run with that identity, created when there is none."""
+def run_for(line: str, identity: str, parent: str = "") -> str:
+    """The MLflow run with that identity, created, below the parent, when there is none."""
     number = experiment(line)
     found = client().search_runs([number], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
-    created = client().create_run(number, tags={RUN_TAG: identity, "mlflow.source.name": line})
+    tags = {RUN_TAG: identity, "mlflow.source.name": line}
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    created = client().create_run(number, tags=tags)
     return str(created.info.run_id)
 
 
@@ -52,7 +67,7 @@ def log_epoch(run: str, detail: dict[str, Any]) -> None:
 
 
 def log_settings(run: str, settings: dict[str, Any], prefix: str = "") -> None:
-    """Nested settings as flat parameters; a parameter once logged stays."""
+    """Nested settings as flat parameters; raises MlflowException if one was logged otherwise."""
     from mlflow.entities import Param
 
     flat = dict(_flat(settings, prefix))
@@ -69,7 +84,6 @@ def log_metrics(run: str, metrics: dict[str, float]) -> None:
 def log_file(run: str, name: str, content: bytes) -> None:
     """A file among the run's artifacts."""
     import tempfile
-    from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(name).name

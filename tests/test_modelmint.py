@@ -21,6 +21,11 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """Run `modelmint` with a home of its own, whose services stay up between the commands."""
     home = tmp_path_factory.mktemp("home")
     ours = {"MODELMINT_HOME": str(home), "MODELMINT_LINES": str(ROOT / "tests" / "lines")}
+    before = dict(os.environ)
+    # Services that other tests of this session use are not for these.
+    for name in before:
+        if name.startswith(("AWS_", "MLFLOW_", "MODELMINT_", "PREFECT_")):
+            del os.environ[name]
     os.environ.update(ours)
 
     def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,15 +39,13 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
             check=False,
         )
 
-    outside = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
     with stack(STORE, PREFECT, SERVER):
         # Each command finds the services itself, as it would in a shell.
         for name in ("AWS_ENDPOINT_URL", "PREFECT_API_URL", "MODELMINT_ENDPOINT"):
             del os.environ[name]
         yield run
-    os.environ.update(outside)
-    for name in ours:
-        del os.environ[name]
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def answer(found: subprocess.CompletedProcess[str]) -> dict[str, Any]:

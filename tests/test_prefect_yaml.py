@@ -21,6 +21,10 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of a Prefect server that has been given prefect.yaml."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("PREFECT_"):
+            del os.environ[name]
     os.environ["MODELMINT_HOME"] = str(tmp_path_factory.mktemp("home"))
     with stack(PREFECT) as addresses:
         prefect = [sys.executable, "-m", "prefect"]
@@ -34,7 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             assert done.returncode == 0, done.stdout + done.stderr
         with httpx.Client(base_url=addresses[PREFECT], timeout=30) as client:
             yield client
-    del os.environ["MODELMINT_HOME"]
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def deployments() -> list[dict[str, Any]]:
@@ -43,7 +48,8 @@ def deployments() -> list[dict[str, Any]]:
     return found
 
 
-def test_every_shipped_line_has_a_deployment() -> None:
+def test_every_shipped_line_has_a_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODELMINT_LINES", raising=False)
     assert [d["parameters"]["line"] for d in deployments()] == list(catalog.lines())
 
 

@@ -17,6 +17,8 @@ from deployments.local.service import Running, Service
 
 HOME_SETTING = "MODELMINT_HOME"
 STORE, PREFECT, SERVER = "store", "prefect", "model server"
+# With a store of our own these would still lead boto3 to somebody else's.
+FOREIGN = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ENDPOINT_URL_S3")
 ADDRESSES = {
     STORE: "AWS_ENDPOINT_URL",
     PREFECT: "PREFECT_API_URL",
@@ -47,10 +49,15 @@ def stack(*wanted: str) -> Iterator[dict[str, str]]:
     folder = home()
     before = dict(os.environ)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    for name in ("NO_PROXY", "no_proxy"):
+        around = [os.environ.get(name, ""), "127.0.0.1", "localhost"]
+        os.environ[name] = ",".join(filter(None, around))
     os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
     # The UI gets every log; the terminal has its own progress.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # A Prefect that was imported too early to see its server would quietly start another one.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_ENABLED", "false")
     with ExitStack() as services:
         try:
             _start(services, folder, [name for name in wanted if ADDRESSES[name] not in before])
@@ -89,6 +96,8 @@ def _start(services: ExitStack, folder: Path, names: list[str]) -> None:
     with ThreadPoolExecutor(len(ADDRESSES)) as pool:
         others = {n: pool.submit(use, n) for n in names if n not in (STORE, SERVER)}
         if STORE in names:
+            for name in FOREIGN:
+                os.environ.pop(name, None)
             os.environ.update(store.environment(folder, use(STORE)))
             create_bucket()
         if SERVER in names:

@@ -16,6 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from safetensors import SafetensorError
 
 from deployments.serving.protocol import ProtocolError, Tensors
+from models import catalog
 from models.data import RefusedRequest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
@@ -84,6 +85,8 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
 
     Raises ProtocolError 422 when the network, the signature and the sample do not fit together.
     """
+    # A line may bring features or an objective of its own.
+    catalog.modules()
     try:
         signature = Signature.model_validate_json(files[SIGNATURE_FILE])
         sample = safetensors.numpy.load(files[SAMPLE_FILE])

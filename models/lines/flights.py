@@ -3,6 +3,7 @@
 modelmint run flights        about two minutes on two cores; expect RMSE about 10 minutes
 """
 
+import datetime
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,10 @@ def clean(rows: pl.LazyFrame, references: Mapping[str, pl.DataFrame]) -> pl.Lazy
         rows.join(weather, ["origin", "time_hour"], how="left", maintain_order="left")
         .join(planes, "tailnum", how="left", maintain_order="left")
         .with_columns(
-            date=pl.date("year", "month", "day"),
+            # 30 February is null, and quarantined.
+            date=pl.format("{}-{}-{}", "year", "month", "day").str.to_date(
+                "%Y-%-m-%-d", strict=False
+            ),
             # Arrival is in the destination's local time, past midnight for some.
             scheduled=(end - start + 1440) % 1440,
             clock_sin=(start * (FULL_TURN / 1440)).sin(),
@@ -95,7 +99,7 @@ line = Line(
         },
         clean=clean,
         identity=("date", "carrier", "flight", "origin", "dest", "sched_dep_time"),
-        split=ByTime(column="date"),
+        split=ByTime(column="date", since=datetime.date(2013, 1, 1)),
         numbers=(
             Number(name="distance", unit="mi", low=1, high=12_000),
             Number(name="scheduled", unit="min", low=0, high=1439),

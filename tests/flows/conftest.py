@@ -1,30 +1,32 @@
 """Every service of a laptop run, and a first version of the third line, for all flow tests."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deployments.local.stack import PREFECT, SERVER, STORE, stack
+from deployments.local.stack import SERVER, stack
 from flows.produce import Production, produce
 from models import catalog
 from tasks import cluster
 from tasks.land import land
+from tests.conftest import environment, new_bucket
 
 LINES = Path(__file__).parent.parent / "lines"
 LINE = "diabetes"
 
 
 @pytest.fixture(scope="package")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def services(
+    store_service: str, prefect_service: str, dask_service: None
+) -> Iterator[dict[str, str]]:
     """Every service of a laptop run, and the folder with the third line."""
-    os.environ["MODELMINT_HOME"] = str(tmp_path_factory.mktemp("home"))
-    os.environ["MODELMINT_LINES"] = str(LINES)
-    with stack(STORE, PREFECT, SERVER) as addresses:
+    del store_service, prefect_service, dask_service
+    # Workers and the model server read these when they start.
+    cluster.close()
+    with environment(MODELMINT_LINES=str(LINES)), new_bucket(), stack(SERVER) as addresses:
         yield addresses
         cluster.close()
-    del os.environ["MODELMINT_HOME"], os.environ["MODELMINT_LINES"]
 
 
 @pytest.fixture(scope="package")

@@ -90,7 +90,7 @@ def test_a_worse_version_is_held(first: Production) -> None:
     held = produce(
         LINE,
         training=Training(epochs=1, seed=3),
-        gate=Gate(margin=0.01),
+        gate=Gate(floors={"rmse": 1000}, margin=0.01),
         budget=Budget(quality_loss=0.5, slowdown=20),
     )
     assert held.verdict.decision == "hold"
@@ -99,6 +99,18 @@ def test_a_worse_version_is_held(first: Production) -> None:
     assert held.version.number > first.version.number
     assert promotions(LINE).champion == serving
     assert held.endpoint.serving == (serving.number if serving else 0)
+
+
+def test_one_training_compressed_in_two_ways_is_two_versions(first: Production) -> None:
+    again = produce(LINE)
+    other = produce(LINE, budget=Budget(exclude=(again.artifact.chosen,)))
+    stages = by_name(other)
+    assert stages["train"].cached
+    assert other.artifact.chosen != again.artifact.chosen
+    assert other.version.number > first.version.number
+    shown = {v["version"]: v["metrics"]["rmse"] for v in versions(LINE)}
+    assert shown[other.version.number] == pytest.approx(other.verdict.metrics["rmse"])
+    assert shown[again.version.number] == pytest.approx(again.verdict.metrics["rmse"])
 
 
 def test_a_lost_result_is_computed_again(first: Production) -> None:

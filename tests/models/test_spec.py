@@ -101,3 +101,15 @@ def test_an_example_lands_what_its_line_reads(name: str) -> None:
     parsed = line.data.parse(raw, landed[raw], tables)
     assert parsed.rows.height >= 100
     assert {*line.data.kept, *line.data.identity, line.objective.target} <= set(parsed.rows.columns)
+
+
+def test_a_section_that_names_one_field_leaves_the_others_as_the_line_has_them() -> None:
+    line = SHIPPED["flights"]
+    found = line.changed(
+        gate=Gate(margin=0.02), training=Training.model_validate({"optimizer": {"lr": 0.5}})
+    )
+    assert found.gate.floors == line.gate.floors
+    assert found.gate.margin == 0.02
+    assert found.training.batch_size == line.training.batch_size
+    assert found.training.optimizer.lr == 0.5
+    assert found.training.optimizer.weight_decay == line.training.optimizer.weight_decay

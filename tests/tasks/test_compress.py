@@ -30,46 +30,31 @@ def measured(small: float = 0.0, smallest: float = 0.0) -> dict[str, Candidate]:
     }
 
 
-def cost(small: float = 1.0, smallest: float = 1.0) -> dict[str, dict[str, float]]:
-    return {
-        PLAIN: {"1": 10.0, "32": 100.0},
-        SMALL: {"1": 10.0 * small, "32": 100.0},
-        SMALLEST: {"1": 10.0, "32": 100.0 * smallest},
-    }
-
-
 # ---- choose
 
 
 def test_the_smallest_within_the_budget_is_chosen() -> None:
-    assert choose(Budget(), measured(), cost()) == SMALLEST
+    assert choose(Budget(), measured()) == SMALLEST
 
 
 def test_a_candidate_that_loses_too_much_is_not_chosen() -> None:
     budget = Budget(quality_loss=0.01)
-    assert choose(budget, measured(smallest=0.02), cost()) == SMALL
-    assert choose(budget, measured(smallest=0.01), cost()) == SMALLEST
-    assert choose(budget, measured(small=0.5, smallest=0.5), cost()) == PLAIN
+    assert choose(budget, measured(smallest=0.02)) == SMALL
+    assert choose(budget, measured(smallest=0.01)) == SMALLEST
+    assert choose(budget, measured(small=0.5, smallest=0.5)) == PLAIN
 
 
 def test_a_candidate_of_undefined_quality_is_not_chosen() -> None:
-    assert choose(Budget(), measured(smallest=float("nan")), cost()) == SMALL
+    assert choose(Budget(), measured(smallest=float("nan"))) == SMALL
 
 
-def test_a_candidate_slow_at_either_batch_size_is_not_chosen() -> None:
-    budget = Budget(slowdown=1.5)
-    assert choose(budget, measured(), cost(smallest=1.6)) == SMALL
-    assert choose(budget, measured(), cost(small=1.6, smallest=1.6)) == PLAIN
-    assert choose(budget, measured(), cost(smallest=1.5)) == SMALLEST
-
-
-def test_speed_does_not_choose_among_those_within_the_budget() -> None:
-    assert choose(Budget(), measured(), cost(small=0.1)) == SMALLEST
+def test_an_excluded_candidate_is_not_chosen() -> None:
+    assert choose(Budget(exclude=(SMALLEST,)), measured()) == SMALL
 
 
 def test_too_large_for_the_budget_is_not_chosen() -> None:
-    assert choose(Budget(size_mb=0.00027), measured(), cost()) == SMALLEST
-    assert choose(Budget(size_mb=0.0001), measured(), cost()) == PLAIN
+    assert choose(Budget(size_mb=0.00027), measured()) == SMALLEST
+    assert choose(Budget(size_mb=0.0001), measured()) == PLAIN
 
 
 # ---- search

@@ -1,3 +1,8 @@
+import base64
+import json
+import pickle
+from typing import Any
+
 import pytest
 from prefect import flow
 
@@ -109,3 +114,24 @@ def test_listeners_hear_of_start_and_end() -> None:
     assert [(event.stage, event.kind) for event in heard] == [
         ("make", "started"), ("make", "finished"), ("tell", "started"), ("tell", "finished"),
     ]  # fmt: skip
+
+
+def test_a_result_that_would_be_unpickled_or_is_no_reference_is_not_read(bucket: str) -> None:
+    from prefect.results import ResultRecord, ResultRecordMetadata
+    from prefect.serializers import JSONSerializer, PickleSerializer
+
+    from tasks.results import StageResults, UntrustedResultError
+
+    def record(serializer: Any, result: bytes) -> bytes:
+        metadata = ResultRecordMetadata(storage_key="k", serializer=serializer)
+        found: bytes = ResultRecord(metadata=metadata, result=None).serialize()
+        parsed = json.loads(found)
+        parsed["result"] = result.decode()
+        return json.dumps(parsed).encode()
+
+    pickled = base64.encodebytes(pickle.dumps({"any": "thing"}))
+    foreign = b'{"__class__": "subprocess.Popen", "data": {}}'
+    for serializer, result in ((PickleSerializer(), pickled), (JSONSerializer(), foreign)):
+        store().put("stages/k", record(serializer, result))
+        with pytest.raises(UntrustedResultError, match="stages/k"):
+            StageResults().read_path("k")
