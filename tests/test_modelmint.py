@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deployments.local.stack import PREFECT, SERVER, STORE, stack
@@ -142,3 +146,46 @@ def test_a_store_that_does_not_answer_is_named(command: Command) -> None:
     assert found.returncode == 1
     assert nowhere in found.stderr
     assert "does not answer" in found.stderr
+
+
+def documented() -> list[list[str]]:
+    """Every `modelmint` command of the README, with the third line for the shipped ones."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    found = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("modelmint")]
+    swapped = {"flights": "diabetes", "digits": "diabetes", "three.png": "record.json"}
+    return [[swapped.get(word, word) for word in words] for words in found if words != ["serve"]]
+
+
+def test_the_commands_of_the_readme_work(
+    command: Command, produced: dict[str, Any], tmp_path: Path
+) -> None:
+    record = {"age": 0.03, "bmi": 0.06, "bp": 0.02, "s5": 0.01, "sex": "a"}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    commands = documented()
+    assert {words[0] for words in commands} == {
+        "lines", "land", "run", "versions", "replay", "predict",
+    }  # fmt: skip
+    for words in commands:
+        paths = [str(tmp_path / w) if w == "record.json" else w for w in words]
+        found = command(*paths)
+        assert found.returncode == 0, (words, found.stderr[-1500:])
+        assert found.stdout.strip()
+    assert produced["version"] == 1
+
+
+def test_serve_brings_the_champion_back_and_ends_cleanly(
+    command: Command, produced: dict[str, Any]
+) -> None:
+    del command
+    with subprocess.Popen(
+        [sys.executable, "-m", "modelmint", "serve", "--json"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        endpoint = json.loads(process.stdout.readline())["endpoint"]
+        ready = httpx.get(f"{endpoint}/v2/models/diabetes/ready")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert ready.json()["ready"]
+    assert int(ready.json()["version"]) >= produced["version"]
