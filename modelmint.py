@@ -68,7 +68,9 @@ def land(
         from tasks.land import land as land_example
 
         found = [] if if_empty and not is_empty(spec) else land_example(spec, part)
-    _print(as_json, {"line": line, "landed": found}, lambda: _table(found))
+    answer = {"line": line, "landed": found}
+    there = f"nothing landed: there are objects below raw/{spec.data.raw} already"
+    _print(as_json, answer, lambda: _table(found) if found else print(there))
 
 
 @app.command()

@@ -1,7 +1,5 @@
 """Tables: CSV and Parquet objects whose columns become numbers and categories."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.data import (
-    REFUSED,
     Check,
     Data,
     Features,
@@ -23,18 +20,12 @@ from models.data import (
     Tensors,
 )
 from models.open import Frozen, Function, name_of
+from models.records import NULLS, TYPES, read_records
 from models.splits import ByTime
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Column = Literal["integer", "number", "text"]
-TYPES: dict[str, type[pl.DataType]] = {
-    "integer": pl.Int64,
-    "number": pl.Float64,
-    "text": pl.String,
-}
-NAMES = {kind: name for name, kind in TYPES.items()}
-NULLS = ["NA", ""]
 UNKNOWN = 0
 
 
@@ -168,7 +159,7 @@ class Tables(Data):
         return (*(n.name for n in self.numbers), *(c.name for c in self.categories))
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
-        raw = _read(name, payload, {n: TYPES[kind] for n, kind in self.columns.items()})
+        raw = read_records(name, payload, {n: TYPES[kind] for n, kind in self.columns.items()})
         try:
             cleaned: pl.DataFrame = self.clean(raw.rows.lazy(), references).collect()
         except pl.exceptions.PolarsError as error:
@@ -254,85 +245,3 @@ class Tables(Data):
             frequent = sorted(v for v, count in counts.items() if count >= category.minimum)
             categories.append(FittedCategory(name=category.name, vocabulary=tuple(frequent)))
         return TableFeatures(numbers=tuple(numbers), categories=tuple(categories))
-
-
-def _read(name: str, payload: bytes, types: Mapping[str, type[pl.DataType]]) -> Parsed:
-    if not payload:
-        raise RefusedObject("the object is empty")
-    try:
-        if name.endswith(".parquet"):
-            rows = pl.read_parquet(io.BytesIO(payload))
-            _columns_present(rows.columns, types)
-            return _converted(rows.select(list(types)).with_row_index("row"), types, [])
-        header = pl.read_csv(payload, n_rows=0, infer_schema=False).columns
-        _columns_present(header, types)
-        if _ragged(payload, len(header)):
-            return _read_record_by_record(payload, header, types)
-        try:
-            rows = pl.read_csv(
-                payload,
-                columns=list(types),
-                schema_overrides=dict(types),
-                null_values=NULLS,
-                row_index_name="row",
-            )
-            return Parsed(rows.select("row", *types), pl.DataFrame(schema=REFUSED))
-        except pl.exceptions.ComputeError:
-            return _read_record_by_record(payload, header, types)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, csv.Error) as error:
-        raise RefusedObject(f"not readable as {name.rpartition('.')[2]}: {error}") from None
-
-
-def _columns_present(found: Sequence[str], wanted: Mapping[str, Any]) -> None:
-    missing = sorted(set(wanted) - set(found))
-    if missing:
-        raise RefusedObject(f"column {', '.join(missing)} is missing")
-
-
-def _ragged(payload: bytes, fields: int) -> bool:
-    """Whether some record has not as many fields as the header: Polars fills or fails silently.
-
-    Counting is a hundredth of reading. Where fields are quoted, commas tell nothing.
-    """
-    lines = payload.count(b"\n") + (not payload.endswith(b"\n"))
-    return b'"' not in payload and payload.count(b",") != lines * (fields - 1)
-
-
-def _read_record_by_record(
-    payload: bytes, header: Sequence[str], types: Mapping[str, type[pl.DataType]]
-) -> Parsed:
-    """Read every field as text and convert value by value, to name the rows that do not fit."""
-    kept: list[list[str | None]] = []
-    numbers, refused = [], []
-    records = csv.reader(io.StringIO(payload.decode("utf-8-sig")), strict=True)
-    next(records)
-    for row, record in enumerate(records):
-        if len(record) == len(header):
-            numbers.append(row)
-            kept.append([None if field in NULLS else field for field in record])
-        elif record:
-            reason = f"has {len(record)} fields, the header has {len(header)}"
-            refused.append({"row": row, "field": "record", "reason": reason})
-    text = pl.DataFrame(kept, schema=dict.fromkeys(header, pl.String), orient="row")
-    text = text.select(pl.Series("row", numbers, pl.UInt32), *types)
-    return _converted(text, types, refused)
-
-
-def _converted(
-    raw: pl.DataFrame, types: Mapping[str, type[pl.DataType]], refused: Sequence[dict[str, Any]]
-) -> Parsed:
-    """Rows whose values all fit the wanted types; the others are refused, one reason each."""
-    typed = raw.select("row", *(pl.col(n).cast(t, strict=False) for n, t in types.items()))
-    refusals = [pl.DataFrame(list(refused), schema=REFUSED)]
-    wrong = pl.repeat(False, raw.height, eager=True)
-    for column, kind in types.items():
-        before, after = raw.get_column(column), typed.get_column(column)
-        bad = after.is_null() & before.is_not_null()
-        if before.dtype.is_float() and kind is pl.Int64:
-            bad |= (after.cast(before.dtype) != before).fill_null(False)
-        bad &= ~wrong
-        reason = pl.format(f"'{{}}' is no {NAMES[kind]}", pl.col(column)).alias("reason")
-        found = raw.filter(bad).select("row", pl.lit(column).alias("field"), reason)
-        refusals.append(found.cast(REFUSED))  # type: ignore[arg-type]
-        wrong |= bad
-    return Parsed(typed.filter(~wrong), pl.concat(refusals).sort("row"))

@@ -28,6 +28,9 @@ class Progress(AbstractContextManager["Progress"]):
 
     def __exit__(self, *error: object) -> None:
         self.live.stop()
+        if not self.live.console.is_terminal:
+            # Rich ends its last frame without a newline where it cannot redraw it.
+            self.live.console.print()
 
     def __call__(self, event: Event) -> None:
         """Redraw for the event."""

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from models.data import RefusedObject, RefusedRequest
+from models.records import read_records
 from models.splits import ByHash, ByTime
 from models.tables import (
     Category,
@@ -15,7 +16,6 @@ from models.tables import (
     Number,
     TableFeatures,
     Tables,
-    _read,
 )
 
 NO_REFERENCES: dict[str, pl.DataFrame] = {}
@@ -327,7 +327,7 @@ def test_slices_are_the_values_of_every_category() -> None:
 
 def test_rows_with_too_many_or_too_few_fields_are_refused_by_number() -> None:
     payload = b"id,zone,km\n1,north,2\n2,south,3,4\n3,west\n4,east,5\n"
-    parsed = _read("a.csv", payload, {"id": pl.Int64, "zone": pl.String, "km": pl.Float64})
+    parsed = read_records("a.csv", payload, {"id": pl.Int64, "zone": pl.String, "km": pl.Float64})
     assert parsed.rows.get_column("row").to_list() == [0, 3]
     assert parsed.refused.rows() == [
         (1, "record", "has 4 fields, the header has 3"),
@@ -338,6 +338,6 @@ def test_rows_with_too_many_or_too_few_fields_are_refused_by_number() -> None:
 def test_a_parquet_value_that_does_not_fit_refuses_its_row_only() -> None:
     packed = io.BytesIO()
     pl.DataFrame({"id": [1.0, 2.7, None], "zone": ["a", "b", "c"]}).write_parquet(packed)
-    parsed = _read("a.parquet", packed.getvalue(), {"id": pl.Int64, "zone": pl.String})
+    parsed = read_records("a.parquet", packed.getvalue(), {"id": pl.Int64, "zone": pl.String})
     assert parsed.rows.rows() == [(0, 1, "a"), (2, None, "c")]
     assert parsed.refused.rows() == [(1, "id", "'2.7' is no integer")]

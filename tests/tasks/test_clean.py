@@ -7,7 +7,8 @@ import pytest
 
 from models.splits import ByHash
 from tasks import cluster
-from tasks.clean import WHOLE_OBJECT, CleaningError, clean
+from tasks.assemble import CleaningError
+from tasks.clean import WHOLE_OBJECT, clean
 from tasks.dataset import manifest, rows
 from tasks.refs import Dataset
 from tasks.snapshot import raw_prefix
