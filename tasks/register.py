@@ -76,8 +76,7 @@ def register(
         source=store().uri(folder),
         run=found.run_id,
     )
-    remembered = {"tracking": tracking.address(), "verdict": verdict.digest}
-    content = {**remembered, "version": version.model_dump(mode="json")}
+    content = {**_circumstances(verdict), "version": version.model_dump(mode="json")}
     store().put(folder + REGISTERED_FILE, canonical_json(content))
     return version
 
@@ -91,11 +90,17 @@ def _remembered(folder: str, verdict: Verdict) -> Version | None:
         record = json.loads(store().get(folder + REGISTERED_FILE).content)
     except MissingError:
         return None
-    now = {"tracking": tracking.address(), "verdict": verdict.digest}
+    now = _circumstances(verdict)
     if not tracking.exists() or any(record[name] != value for name, value in now.items()):
         return None
     version = Version.model_validate(record["version"])
     return version.model_copy(update={"observed": {"unchanged": True}})
+
+
+def _circumstances(verdict: Verdict) -> dict[str, str]:
+    """What has to be as it was for a registration to be still what was asked for."""
+    judged = verdict.model_dump(mode="json", include={"digest", "decision", "reasons"})
+    return {"tracking": tracking.address(), "verdict": json_digest(judged)}
 
 
 def version_record(body: dict[str, Any]) -> bytes:
