@@ -44,7 +44,7 @@ COMMON = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "PYTHONHASHSEED": "0",
     # Each step frees and takes the same large blocks; glibc would give them back to the kernel and
-    # have every page of them zeroed again, which cost up to half of a training's time.
+    # have every page of them zeroed again; benchmarks/training.py shows what that is worth.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
