@@ -18,7 +18,7 @@ PATIENCE = 300.0
 
 
 class LeaseError(RuntimeError):
-    """Another process holds the lease and does not let go, or took it from this one."""
+    """Another process holds the lease and does not let go."""
 
 
 @contextmanager
