@@ -69,8 +69,8 @@ def produce(
         verdict = decide(
             spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
         )
-        recorded = recipe(spec, snapshot, runs)
-        version = register(line, recorded, artifact, report, verdict)
+        recorded = recipe(spec, snapshot, artifact, runs)
+        version = register(recorded, prefix, snapshot, artifact, report, verdict)
         endpoint = deploy(version, artifact, verdict)
     show(line, dataset, report, artifact, verdict, endpoint)
     return Production(

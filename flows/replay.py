@@ -1,51 +1,126 @@
-"""Replay a version: make it again from its recipe, with no cache, and compare every digest.
+"""Replay versions: make them again from their recipes, with no cache, and compare every digest.
 
 modelmint replay digits 1
 """
 
-from functools import partial
+from typing import Any, Literal
 
 from prefect import flow
+from prefect.artifacts import create_table_artifact
 
+from models import catalog
+from models.version import Verified
+from tasks import checkout
 from tasks.clean import clean
 from tasks.compress import compress
 from tasks.evaluate import evaluate
-from tasks.register import registered
-from tasks.replay import (
+from tasks.recorded import (
     CannotReplayError,
-    Replay,
-    check_identity,
-    compared,
+    ChangedCodeError,
     recorded_line,
+    recorded_output,
     recorded_snapshot,
-    write_back,
+    recorded_version,
 )
+from tasks.refs import Dataset, Weights
+from tasks.replay import Replay, check_identity, check_numbers, compared, forget, needed, write_back
 from tasks.snapshot import raw_prefix
-from tasks.stage import afresh, recording
+from tasks.stage import StageRun, afresh, recording
 from tasks.store import MissingError
 from tasks.train import train
+from tasks.versions import least_replayed
+
+Stage = Literal["clean", "train", "evaluate", "compress"]
+
+
+class DiffersError(RuntimeError):
+    """A version of the sample did not come out the same, or could not be made again."""
 
 
 @flow(name="replay", flow_run_name="replay {line} {version}", persist_result=False)
-def replay(line: str, version: int) -> Replay:
+def replay(
+    line: str,
+    version: int,
+    stage: Stage | None = None,
+    from_raw: bool = False,
+    here: bool = False,
+    install: bool = False,
+) -> Replay:
     """Prove that a version is the output of its recipe, or name the first stage that differs.
 
     Args:
         line: Name of the model line.
         version: Number of the registered version.
+        stage: Only this stage, from its recorded inputs.
+        from_raw: The stage named and all it needs, from the raw objects.
+        here: Use the code and the libraries of this checkout even where others are recorded.
+        install: Install the recorded libraries, and run the recorded code with them.
     """
-    body = registered(line, version)
-    spec = recorded_line(line, body)
-    prefix, snapshot = raw_prefix(spec.data), recorded_snapshot(spec, body["snapshot"])
+    found = recorded_version(line, version)
+    try:
+        if install:
+            raise ChangedCodeError("the recorded code and libraries are asked for")
+        runs = _stages(found, needed(stage, from_raw), here)
+    except ChangedCodeError:
+        if here or checkout.inside():
+            raise
+        return checkout.replayed(found, version, stage, from_raw=from_raw, install=install)
+    result = compared(line, version, found.recipe, runs)
+    write_back(result, found)
+    return result
+
+
+def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageRun]:
+    recipe = found.recipe
+    spec = recorded_line(recipe)
     profile, threads = spec.training.profile, spec.training.threads
-    with afresh(partial(check_identity, body)), recording() as runs:
+
+    def check(name: str, identity: dict[str, Any]) -> None:
+        if not here:
+            check_identity(recipe, name, identity)
+        if name == wanted[0]:
+            check_numbers(spec, found, wanted)
+
+    with afresh(check) as kept, recording() as runs:
         try:
-            dataset = clean(spec.data, spec.objective, prefix, snapshot)
+            if "clean" in wanted:
+                snapshot = recorded_snapshot(spec, found)
+                dataset = clean(spec.data, spec.objective, raw_prefix(spec.data), snapshot)
+            else:
+                dataset = recorded_output(Dataset, recipe.stages["clean"])
+            if "train" in wanted:
+                weights = train(spec.model, spec.training, dataset)
+            elif wanted != ("clean",):
+                weights = recorded_output(Weights, recipe.stages["train"])
+            if "evaluate" in wanted:
+                evaluate(spec.model, dataset, weights, spec.gate.confidence, profile, threads)
+            if "compress" in wanted:
+                compress(spec.model, spec.budget, dataset, weights, profile, threads)
         except MissingError as error:
-            raise CannotReplayError(f"missing raw object: {error}") from None
-        weights = train(spec.model, spec.training, dataset)
-        evaluate(spec.model, dataset, weights, spec.gate.confidence, profile, threads)
-        compress(spec.model, spec.budget, dataset, weights, profile, threads)
-    found = compared(line, version, body, runs)
-    write_back(found)
-    return found
+            raise CannotReplayError(f"missing object: {error}") from None
+        finally:
+            forget(kept)
+    return runs
+
+
+@flow(name="replay-sample", persist_result=False)
+def replay_sample(lines: list[str] | None = None, each: int = 1) -> list[dict[str, Any]]:
+    """Replay the versions of every line whose last proof is oldest, champions first.
+
+    Args:
+        lines: Names of the model lines, instead of all there are.
+        each: Versions a line.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in lines or catalog.lines():
+        for version in least_replayed(line, each):
+            try:
+                outcome: str = replay(line, version).verdict
+            except CannotReplayError as error:
+                outcome = f"cannot be replayed: {error}"
+            rows.append({"line": line, "version": version, "verdict": outcome})
+    create_table_artifact(key="replays", table=rows, description="Versions made again, compared")
+    failed = [row for row in rows if row["verdict"] != "identical"]
+    if failed:
+        raise DiffersError("; ".join(f"{r['line']} {r['version']}: {r['verdict']}" for r in failed))
+    return rows

@@ -13,6 +13,8 @@ SIGNATURE_FILE = "signature.json"
 SAMPLE_FILE = "sample.safetensors"
 MANIFEST_FILE = "manifest.json"
 VERSION_FILE = "version.json"
+PROVENANCE_FILE = "provenance.json"
+VERDICT_FILE = "verdict.json"
 
 
 class Signature(Frozen):

@@ -1,11 +1,12 @@
 """Dask: the cluster at DASK_SCHEDULER_ADDRESS, or one of this machine's cores for this process."""
 
 import atexit
+import json
 import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +76,9 @@ def run(function: Callable[..., str], *args: Any, gpu: bool = False) -> str:
     """Run a function on a worker, on one with the resource GPU if asked, and wait."""
     # A cluster of this process has no resources to ask for: its one machine has the device.
     resources = {"GPU": 1} if gpu and os.environ.get(ADDRESS_SETTING) else None
-    future = client().submit(function, *args, pure=False, resources=resources)
+    future = client().submit(
+        _checked, _identity(), function, *args, pure=False, resources=resources
+    )
     result: str = future.result()
     return result
 
@@ -89,7 +92,7 @@ def spread(
     """
     from distributed import as_completed
 
-    found = client()
+    found, identity = client(), _identity()
     waiting = enumerate(items)
     indices: dict[Any, int] = {}
     running = as_completed()
@@ -99,7 +102,7 @@ def spread(
         if following is None:
             return False
         index, item = following
-        future = found.submit(function, *item, pure=False)
+        future = found.submit(_checked, identity, function, *item, pure=False)
         indices[future.key] = index
         running.add(future)
         return True
@@ -110,6 +113,28 @@ def spread(
     for future in running:
         yield indices.pop(future.key), future.result()
         submit()
+
+
+def _identity() -> str:
+    """The identity of the stage that asks, as text; empty outside of a stage."""
+    from tasks.stage import current_identity
+
+    identity = current_identity()
+    return json.dumps(identity, sort_keys=True) if identity else ""
+
+
+def _checked(identity: str, function: Callable[..., str], *args: Any) -> str:
+    """On a worker: run the function, if this process has the code the stage is keyed by."""
+    if identity:
+        _check(identity)
+    return function(*args)
+
+
+@lru_cache(maxsize=16)
+def _check(identity: str) -> None:
+    from tasks.identity import check_here
+
+    check_here(json.loads(identity))
 
 
 def report(topic: str, stage: str, detail: dict[str, Any]) -> None:

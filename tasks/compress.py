@@ -12,6 +12,7 @@ from models.digests import bytes_digest, canonical_json
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Family
 from tasks.dataset import tensors
+from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit, Profile, isolated
 from tasks.jobs import CompressJob
 from tasks.refs import Artifact, Candidate, Dataset, Weights
@@ -83,6 +84,7 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     return Artifact(
         digest=manifest.digest,
         stored=tuple(content_key(file.blake3) for file in manifest.files.values()),
+        fingerprint=fingerprint(job.model, signature),
         observed={"cpu_microseconds": cost},
         manifest=manifest,
         chosen=chosen,

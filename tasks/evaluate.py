@@ -10,6 +10,7 @@ from models.digests import canonical_json
 from models.objectives import Floats, Objective, Regression
 from models.spec import Family
 from tasks.dataset import rows, tensors
+from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit, Profile, isolated
 from tasks.jobs import EvaluateJob
 from tasks.refs import Dataset, Interval, Report, Weights
@@ -74,6 +75,7 @@ def measure(job: EvaluateJob, emit: Emit) -> Report:
     return Report(
         digest=digest,
         stored=(content_key(digest), table_key(scored)),
+        fingerprint=fingerprint(job.model, signature),
         observed={"plots": dict(drawn)},
         metrics=metrics,
         baselines=baselines,

@@ -1,6 +1,6 @@
 """The stage key: a digest of everything the output of a stage is a function of.
 
-    key = digest(stage, arguments, first-party code, locked distributions, Python)
+    key = digest(stage, arguments, first-party code, locked distributions, Python, libc, machine)
 
 *Code* is the stage's module and every first-party module it imports, transitively, plus the
 modules of the classes found in its arguments, as syntax trees without comments and docstrings: to
@@ -12,6 +12,7 @@ invalidate its cleaning. *Distributions* are those the code imports and what the
 import ast
 import datetime
 import importlib.util
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,11 +24,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from models import catalog
 from models.digests import Digest, bytes_digest, json_digest
-from models.open import name_of
+from models.open import name_of, resolve
+from models.version import StageIdentity
 from tasks.refs import Ref
 
-SCHEMA = 1
 # Code another process runs is named by text of this form (see tasks.isolated); it counts as import.
 TARGET = re.compile(r"^(flows|tasks|models)(\.[a-z_]+)+:[A-Za-z_]+$")
 FIRST_PARTY = {"flows", "tasks", "models", "modelmint_lines"}
@@ -64,14 +66,49 @@ def stage_identity(
         digest, _, third_party = _module(name)
         code[name] = digest
         imported |= third_party
-    return {
-        "schema": SCHEMA,
-        "stage": stage,
-        "arguments": values,
-        "code": dict(sorted(code.items())),
-        "distributions": locked(frozenset(imported)),
-        "python": ".".join(map(str, sys.version_info[:3])),
-    }
+    identity = StageIdentity(
+        stage=stage,
+        arguments=values,
+        code=dict(sorted(code.items())),
+        distributions=locked(frozenset(imported)),
+        python=platform.python_version(),
+        libc=" ".join(platform.libc_ver()),
+        machine=platform.machine(),
+    )
+    return identity.model_dump(mode="json")
+
+
+class OtherCodeError(RuntimeError):
+    """This process runs other code than a stage key says."""
+
+
+def check_here(identity: Mapping[str, Any]) -> None:
+    """Raise OtherCodeError unless this process has the code and the libraries of the identity.
+
+    What a process has loaded is what it read first: a worker that outlives an edit keeps the old
+    code, and would store its results under the new key.
+    """
+    catalog.modules()
+    other = [name for name, digest in identity["code"].items() if _here(name) != digest]
+    for name, version in identity["distributions"].items():
+        found = _distribution(name)
+        if found is None or found[0] != version:
+            other.append(f"{name} {found[0] if found else 'absent'} instead of {version}")
+    if identity["python"] != platform.python_version():
+        other.append(f"Python {platform.python_version()} instead of {identity['python']}")
+    if other:
+        raise OtherCodeError(
+            f"worker {platform.node()} runs other code than stage {identity['stage']} is keyed by"
+            f" ({', '.join(other[:4])}; {len(other)} in all): restart it from this checkout"
+        )
+
+
+def _here(name: str) -> Digest | None:
+    """The digest of a module, or of a function with what it uses, as this process has it."""
+    try:
+        return _symbols(resolve(name))[0] if ":" in name else _module(name)[0]
+    except (TypeError, ValueError, ImportError, OSError):
+        return None
 
 
 def _identity(value: Any, modules: set[str], functions: list[Callable[..., Any]]) -> Any:

@@ -27,7 +27,8 @@ Profile = Literal["fast", "portable"]
 Emit = Callable[[dict[str, Any]], None]
 
 # Sources: oneMKL "Conditional Numerical Reproducibility", oneDNN "CPU Dispatcher Control", torch
-# ATen's ATEN_CPU_CAPABILITY, cuBLAS "Results reproducibility".
+# ATen's ATEN_CPU_CAPABILITY, NumPy "CPU build options", cuBLAS "Results reproducibility"; that
+# `portable` keeps its word on other processors is what benchmarks/platforms.py tries.
 PROFILES: dict[Profile, dict[str, str]] = {
     "fast": {"MKL_CBWR": "AVX2,STRICT"},
     "portable": {
@@ -35,6 +36,7 @@ PROFILES: dict[Profile, dict[str, str]] = {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
     },
 }
 COMMON = {

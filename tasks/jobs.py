@@ -4,6 +4,7 @@ from pydantic import SerializeAsAny
 
 from models.digests import Digest
 from models.open import Frozen
+from models.signature import Signature
 from models.spec import Budget, Family, Gate, Training
 from tasks.refs import Artifact, Champion, Dataset, Report, Weights
 
@@ -46,3 +47,18 @@ class GateJob(Frozen):
     artifact: Artifact
     report: Report
     champion: Champion | None
+
+
+class FingerprintJob(Frozen):
+    """What the numeric fingerprint of a place is taken with."""
+
+    model: SerializeAsAny[Family]
+    signature: Signature
+    threads: int
+    device: str = "cpu"
+
+
+class Fingerprints(Frozen):
+    """The numeric fingerprint, by library."""
+
+    digests: dict[str, Digest]

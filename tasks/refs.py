@@ -21,6 +21,8 @@ class Ref(Frozen):
     digest: Digest
     stored: tuple[str, ...] = ()
     observed: dict[str, JsonValue] = {}
+    fingerprint: dict[str, Digest] = {}
+    """The numeric fingerprint of where it was computed, by library; see tasks.fingerprint."""
 
 
 class Listing(Ref):

@@ -1,9 +1,9 @@
 """Register a version: its recipe, its files and its verdict, exactly once for one version digest.
 
 The version digest covers the snapshot, the identity and the output of every stage, and the served
-files. The files are complete in the store before MLflow shows the version. MLflow can neither
-compare-and-swap nor refuse a duplicate, so registrations of a line take turns by a lease in the
-store, and whoever holds it looks for the digest first.
+files. The files are complete in the store, and signed, before MLflow shows the version. MLflow can
+neither compare-and-swap nor refuse a duplicate, so registrations of a line take turns by a lease in
+the store, and whoever holds it looks for the digest first.
 """
 
 import json
@@ -12,13 +12,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from models.digests import Digest, IntegrityError, canonical_json, json_digest
-from models.signature import MANIFEST_FILE, MODEL_FILE, VERSION_FILE
+from models.digests import Digest, canonical_json, json_digest
+from models.signature import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    PROVENANCE_FILE,
+    VERDICT_FILE,
+    VERSION_FILE,
+)
+from models.version import Recipe, record
 from tasks import publish, tracking
 from tasks.identity import locked
 from tasks.lease import lease
 from tasks.promotion import version_folder
-from tasks.refs import Artifact, Report, Verdict, Version
+from tasks.provenance import judgement, provenance
+from tasks.refs import Artifact, Report, Snapshot, Verdict, Version
 from tasks.stage import stage
 from tasks.store import MissingError, store
 
@@ -33,16 +41,11 @@ class UnknownVersionError(LookupError):
 
 @stage("register", cached=False)
 def register(
-    line: str, recipe: dict[str, Any], artifact: Artifact, report: Report, verdict: Verdict
+    recipe: Recipe, prefix: str, snapshot: Snapshot, artifact: Artifact, report: Report,
+    verdict: Verdict,
 ) -> Version:  # fmt: skip
     """The registered version with this recipe and artifact, the same one whoever asks."""
-    body = {
-        "schema": "modelmint.version/1",
-        "line": line,
-        "artifact": artifact.digest,
-        **recipe,
-    }
-    digest = json_digest(body)
+    line, digest = recipe.line, recipe.digest
     folder = version_folder(line, digest)
     known = _remembered(folder, verdict)
     if known is not None:
@@ -50,23 +53,11 @@ def register(
     with lease(f"registry/{line}.lease"):
         found = _registered(line, digest)
         unchanged = found is not None
+        if found is None or not store().exists(folder + PROVENANCE_FILE):
+            _upload(folder, recipe, prefix, snapshot, artifact)
         if found is None:
-            # Below the run of its training, which other versions may share.
-            training = tracking.run_for(line, recipe["stages"]["train"]["key"])
-            run = tracking.run_for(line, digest, parent=training)
-            _upload(folder, body, artifact)
-            shown = ("model", "training", "budget")
-            tracking.log_settings(run, {name: recipe["settings"][name] for name in shown})
-            publish.log(run, report, artifact, verdict)
-            found = _create(line, digest, folder, run)
-            for ended in (training, run):
-                tracking.client().update_run(ended, "FINISHED")
-        tags = {"verdict": verdict.decision, "reasons": "; ".join(verdict.reasons)}
-        for name, value in tags.items():
-            if found.tags.get(f"modelmint.{name}") != value:
-                tracking.client().set_model_version_tag(
-                    line, found.version, f"modelmint.{name}", value
-                )
+            found = _recorded(recipe, folder, report, artifact, verdict)
+        _judged(recipe, folder, found, verdict)
     version = Version(
         digest=digest,
         observed={"unchanged": unchanged},
@@ -81,19 +72,50 @@ def register(
     return version
 
 
+def _recorded(
+    recipe: Recipe, folder: str, report: Report, artifact: Artifact, verdict: Verdict
+) -> Any:
+    """A new MLflow version with its run, which lies below the run of its training."""
+    line = recipe.line
+    # Other versions may share the training.
+    training = tracking.run_for(line, recipe.stages["train"].key)
+    run = tracking.run_for(line, recipe.digest, parent=training)
+    shown = ("model", "training", "budget")
+    tracking.log_settings(run, {name: recipe.settings[name] for name in shown})
+    publish.log(run, report, artifact, verdict)
+    found = _create(line, recipe.digest, folder, run)
+    for ended in (training, run):
+        tracking.client().update_run(ended, "FINISHED")
+    return found
+
+
+def _judged(recipe: Recipe, folder: str, found: Any, verdict: Verdict) -> None:
+    """The newest verdict, signed beside the files and as tags of the MLflow version."""
+    tags = {"verdict": verdict.decision, "reasons": "; ".join(verdict.reasons)}
+    changed = {n: v for n, v in tags.items() if found.tags.get(f"modelmint.{n}") != v}
+    if changed or not store().exists(folder + VERDICT_FILE):
+        content = judgement(recipe, canonical_json(record(recipe)), verdict)
+        store().put(folder + VERDICT_FILE, content)
+    for name, value in changed.items():
+        tracking.client().set_model_version_tag(
+            recipe.line, found.version, f"modelmint.{name}", value
+        )
+
+
 def _remembered(folder: str, verdict: Verdict) -> Version | None:
     """The version as it was registered in this MLflow with this verdict, without asking MLflow.
 
     Importing MLflow takes two seconds, most of a run that finds nothing new.
     """
     try:
-        record = json.loads(store().get(folder + REGISTERED_FILE).content)
+        known = json.loads(store().get(folder + REGISTERED_FILE).content)
+        signed = store().exists(folder + PROVENANCE_FILE)
     except MissingError:
         return None
     now = _circumstances(verdict)
-    if not tracking.exists() or any(record[name] != value for name, value in now.items()):
+    if not (signed and tracking.exists()) or any(known[n] != v for n, v in now.items()):
         return None
-    version = Version.model_validate(record["version"])
+    version = Version.model_validate(known["version"])
     return version.model_copy(update={"observed": {"unchanged": True}})
 
 
@@ -103,31 +125,45 @@ def _circumstances(verdict: Verdict) -> dict[str, str]:
     return {"tracking": tracking.address(), "verdict": json_digest(judged)}
 
 
-def version_record(body: dict[str, Any]) -> bytes:
-    """`version.json`: the body of a version and its digest."""
-    return canonical_json({"digest": json_digest(body), "body": body})
+def digest_of(line: str, number: int) -> Digest:
+    """The digest a version was registered with; raises UnknownVersionError.
 
-
-def registered(line: str, number: int) -> dict[str, Any]:
-    """The body of `version.json` of a registered version.
-
-    Raises UnknownVersionError, or IntegrityError when it is not what its digest says.
+    From the record in the store, which needs no MLflow, or else from MLflow.
     """
+    try:
+        return store().get(_number_key(line, number)).content.decode()
+    except MissingError:
+        pass
     from mlflow.exceptions import MlflowException
 
     try:
         found = tracking.client().get_model_version(line, str(number))
-    except MlflowException:
+        return str(found.tags[DIGEST_TAG])
+    except (MlflowException, KeyError):
         raise UnknownVersionError(f"{line} has no version {number}") from None
-    digest = found.tags[DIGEST_TAG]
-    record = json.loads(store().get(version_folder(line, digest) + VERSION_FILE).content)
-    body: dict[str, Any] = record["body"]
-    if json_digest(body) != digest:
-        raise IntegrityError(
-            f"{version_folder(line, digest)}{VERSION_FILE} was altered: its body has another digest"
-            f" than version {number} was registered with"
-        )
-    return body
+
+
+def _number_key(line: str, number: int) -> str:
+    return f"versions/{line}/numbers/{number}"
+
+
+def register_import(recipe: Recipe, verdict: dict[str, Any] | None) -> int:
+    """The number here of a version whose folder is in the store already, made elsewhere."""
+    line, digest = recipe.line, recipe.digest
+    with lease(f"registry/{line}.lease"):
+        found = _registered(line, digest)
+        if found is None:
+            run = tracking.run_for(line, digest)
+            metrics = verdict["metrics"] if verdict else {}
+            tracking.log_metrics(run, {f"served_{n}": value for n, value in metrics.items()})
+            found = _create(line, digest, version_folder(line, digest), run)
+            tracking.client().update_run(run, "FINISHED")
+            tags = {"imported": "yes", "verdict": verdict["decision"] if verdict else ""}
+            for name, value in tags.items():
+                tracking.client().set_model_version_tag(
+                    line, found.version, f"modelmint.{name}", value
+                )
+    return int(found.version)
 
 
 def _registered(line: str, digest: Digest) -> Any:
@@ -137,14 +173,17 @@ def _registered(line: str, digest: Digest) -> Any:
     return min(found, key=lambda v: int(v.version)) if found else None
 
 
-def _upload(folder: str, body: dict[str, Any], artifact: Artifact) -> None:
-    """Everything a server, MLflow or a person needs, the record that names it all last."""
+def _upload(
+    folder: str, recipe: Recipe, prefix: str, snapshot: Snapshot, artifact: Artifact
+) -> None:
+    """Everything a server, MLflow or a person needs; what signs it all comes last."""
     files = {name: store().get_file(artifact.manifest, name) for name in artifact.manifest.files}
-    for name, content in {**_mlflow_files(files[MODEL_FILE]), **files}.items():
+    files = {**_mlflow_files(files[MODEL_FILE]), **files}
+    files[MANIFEST_FILE] = canonical_json(artifact.manifest.model_dump(mode="json"))
+    files[VERSION_FILE] = canonical_json(record(recipe))
+    for name, content in files.items():
         store().put(folder + name, content)
-    manifest = canonical_json(artifact.manifest.model_dump(mode="json"))
-    store().put(folder + MANIFEST_FILE, manifest)
-    store().put(folder + VERSION_FILE, version_record(body))
+    store().put(folder + PROVENANCE_FILE, provenance(recipe, snapshot, files, prefix))
 
 
 def _mlflow_files(model: bytes) -> dict[str, bytes]:
@@ -162,11 +201,14 @@ def _mlflow_files(model: bytes) -> dict[str, bytes]:
             os.fspath(goal),
             pip_requirements=[f"{n}=={v}" for n, v in locked(SERVING_IMPORTS).items()],
             onnx_execution_providers=["CPUExecutionProvider"],
+            # Else weights a second time, in a file with a random name.
+            save_as_external_data=False,
         )
         return {p.name: p.read_bytes() for p in sorted(goal.iterdir()) if p.is_file()}
 
 
 def _create(line: str, digest: Digest, folder: str, run: str) -> Any:
+    """The next MLflow version of the line; the caller holds the registry's lease."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -174,9 +216,11 @@ def _create(line: str, digest: Digest, folder: str, run: str) -> Any:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return tracking.client().create_model_version(
+    found = tracking.client().create_model_version(
         line,
         source=store().uri(folder.rstrip("/")),
         run_id=run,
         tags={DIGEST_TAG: digest},
     )
+    store().put(_number_key(line, int(found.version)), digest.encode())
+    return found

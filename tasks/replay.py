@@ -1,26 +1,33 @@
 """What a replay needs and what it says: can this version be made again here, and is it the same?"""
 
 import datetime
-import platform
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import polars as pl
-
-from models import catalog
+from models.attestation import described
 from models.digests import Digest
 from models.open import Frozen
+from models.signature import PROVENANCE_FILE, SIGNATURE_FILE, VERSION_FILE, Signature
 from models.spec import Line
-from tasks import tracking
+from models.version import Recipe, Verified
+from tasks import provenance, tracking
+from tasks.folders import REPLAYS
+from tasks.isolated import isolated
+from tasks.jobs import FingerprintJob, Fingerprints
+from tasks.promotion import version_folder
 from tasks.recipe import DETERMINED
-from tasks.refs import Snapshot
-from tasks.snapshot import SCHEMA, raw_prefix
+from tasks.recorded import CannotReplayError, ChangedCodeError, ChangedEnvironmentError
 from tasks.stage import StageRun
-from tasks.store import store, table_key
+from tasks.store import store
 
-
-class CannotReplayError(RuntimeError):
-    """The version cannot be made again here; the message says what is missing or different."""
+# What a stage takes from others; `evaluate` gives evidence only.
+NEEDS = {
+    "clean": (),
+    "train": ("clean",),
+    "evaluate": ("clean", "train"),
+    "compress": ("clean", "train"),
+}
+assert tuple(NEEDS) == DETERMINED
 
 
 class Compared(Frozen):
@@ -37,55 +44,33 @@ class Replay(Frozen):
 
     line: str
     version: int
+    digest: Digest
     verdict: Literal["identical", "differs"]
     first_difference: str | None
     stages: tuple[Compared, ...]
+    code: Literal["this checkout", "the recorded code"] = "this checkout"
 
 
-def recorded_line(name: str, body: dict[str, Any]) -> Line:
-    """The line as the version's recipe has it; raises CannotReplayError."""
-    catalog.modules()
-    settings = {k: v for k, v in body["settings"].items() if k != "confidence"}
-    gate = {"confidence": body["settings"]["confidence"]}
-    try:
-        return Line.model_validate({"name": name, "title": name, "gate": gate, **settings})
-    except ValueError as error:
-        raise CannotReplayError(
-            f"changed code: the recipe does not fit this code: {error}"
-        ) from None
+def needed(stage: str | None, from_raw: bool) -> tuple[str, ...]:
+    """The stages to compute, in order: all, one from its recorded inputs, or all up to one."""
+    if stage is None:
+        return DETERMINED
+    if stage not in NEEDS:
+        raise ValueError(f"no stage {stage!r} is replayed; there are {', '.join(NEEDS)}")
+    return (*NEEDS[stage], stage) if from_raw else (stage,)
 
 
-def recorded_snapshot(line: Line, digest: Digest) -> Snapshot:
-    """The recorded snapshot, found in the bucket as it is now; raises CannotReplayError."""
-    prefix = raw_prefix(line.data)
-    wanted = store().get_table(digest)
-    there = pl.DataFrame(
-        [(item.key.removeprefix(prefix), item.size, item.etag) for item in store().list(prefix)],
-        schema={"name": pl.String, "size": pl.Int64, "etag": pl.String},
-        orient="row",
+def check_identity(recipe: Recipe, stage: str, now: dict[str, Any]) -> None:
+    """Raise ChangedCodeError or ChangedEnvironmentError unless all is as it was recorded."""
+    before = recipe.stages[stage].identity.model_dump(mode="json")
+    kinds: tuple[tuple[str, str, type[CannotReplayError]], ...] = (
+        ("distributions", "changed distribution", ChangedEnvironmentError),
+        ("code", "changed code", ChangedCodeError),
     )
-    located = wanted.join(there, on=["name", "size"], how="left", maintain_order="left")
-    lost = located.filter(pl.col("etag").is_null()).get_column("name").to_list()
-    if lost:
-        raise CannotReplayError(
-            f"missing raw object: {store().uri(prefix + lost[0])} is gone or has another size"
-            f" ({len(lost)} of {wanted.height} objects)"
-        )
-    table = located.with_columns(version=pl.lit("")).select(list(SCHEMA))
-    address = store().put_table(table)
-    return Snapshot(
-        digest=digest,
-        stored=(table_key(digest), table_key(address)),
-        objects=table.height,
-        size=int(table["size"].sum()),
-        located=address,
-    )
-
-
-def check_identity(recorded: dict[str, Any], stage: str, now: dict[str, Any]) -> None:
-    """Raise CannotReplayError unless code, distributions and Python are the recorded ones."""
-    before = recorded["stages"][stage]["identity"]
-    for part, reason in (("distributions", "changed distribution"), ("code", "changed code")):
+    for name in ("python", "libc", "machine"):
+        if before[name] != now[name]:
+            raise ChangedEnvironmentError(f"changed {name}: {before[name]} -> {now[name]}")
+    for part, reason, kind in kinds:
         names = sorted(
             name
             for name in {*before[part], *now[part]}
@@ -96,36 +81,84 @@ def check_identity(recorded: dict[str, Any], stage: str, now: dict[str, Any]) ->
                 f"{n} {before[part].get(n, 'absent')[:12]} -> {now[part].get(n, 'absent')[:12]}"
                 for n in names[:4]
             )
-            raise CannotReplayError(f"{reason} of stage {stage}: {shown} ({len(names)} in all)")
-    if before["python"] != now["python"]:
-        raise CannotReplayError(f"changed Python: {before['python']} -> {now['python']}")
+            raise kind(f"{reason} of stage {stage}: {shown} ({len(names)} in all)")
 
 
-def compared(line: str, version: int, body: dict[str, Any], runs: Iterable[StageRun]) -> Replay:
+def check_numbers(line: Line, found: Verified, wanted: Iterable[str]) -> None:
+    """Raise ChangedEnvironmentError when libraries round otherwise here than where it was made."""
+    training = line.training
+    signature = Signature.model_validate_json(found.files[SIGNATURE_FILE])
+    here: dict[str, dict[str, Digest]] = {}
+    for stage in wanted:
+        recorded = found.recipe.stages[stage].fingerprint
+        device = training.device if stage == "train" else "cpu"
+        if recorded and device not in here:
+            job = FingerprintJob(
+                model=line.model, signature=signature, threads=training.threads, device=device
+            )
+            here[device] = isolated(
+                "tasks.fingerprint:measure", job, Fingerprints, stage="fingerprint",
+                profile=training.profile, threads=training.threads, gpu=device == "cuda",
+            ).digests  # fmt: skip
+        other = sorted(name for name in recorded if recorded[name] != here[device].get(name))
+        if other:
+            raise ChangedEnvironmentError(
+                f"different numeric platform: {', '.join(other)} give other bits here than where"
+                f" stage {stage} ran, in the profile `{training.profile}`"
+            )
+
+
+def compared(line: str, version: int, recipe: Recipe, runs: Iterable[StageRun]) -> Replay:
     """The verdict over all stages that ran."""
     stages = tuple(
         Compared(
             stage=run.name,
-            recorded=body["stages"][run.name]["digest"],
+            recorded=recipe.stages[run.name].digest,
             replayed=run.digest,
-            identical=body["stages"][run.name]["digest"] == run.digest,
+            identical=recipe.stages[run.name].digest == run.digest,
         )
         for run in runs
         if run.name in DETERMINED
     )
     first = next((s.stage for s in stages if not s.identical), None)
-    verdict: Literal["identical", "differs"] = "differs" if first else "identical"
     return Replay(
-        line=line, version=version, verdict=verdict, first_difference=first, stages=stages
+        line=line,
+        version=version,
+        digest=recipe.digest,
+        verdict="differs" if first else "identical",
+        first_difference=first,
+        stages=stages,
     )
 
 
-def write_back(replay: Replay) -> None:
-    """Have the registered version say when and where it was replayed, and with what result."""
+def write_back(replay: Replay, found: Verified) -> None:
+    """Have the version say, signed, when and where it was replayed, and with what result."""
+    now = datetime.datetime.now(datetime.UTC)
+    content = provenance.replayed(
+        replay.digest,
+        found.files[VERSION_FILE],
+        {stage.stage: stage.identical for stage in replay.stages},
+        {
+            **replay.model_dump(mode="json"),
+            "provenance": described(PROVENANCE_FILE, found.files[PROVENANCE_FILE]).digest,
+        },
+    )
+    name = f"{REPLAYS}{now.strftime('%Y%m%dT%H%M%S.%fZ')}.json"
+    store().put(version_folder(replay.line, replay.digest) + name, content)
+    where = provenance.machine()
     tags = {
         "modelmint.replayed": replay.verdict,
-        "modelmint.replayed.at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "modelmint.replayed.on": f"{platform.system()} {platform.machine()}",
+        "modelmint.replayed.stages": " ".join(stage.stage for stage in replay.stages),
+        "modelmint.replayed.at": now.isoformat(timespec="seconds"),
+        "modelmint.replayed.on": f"{where['processor']}, {where['system']} {where['machine']}",
     }
-    for name, value in tags.items():
-        tracking.client().set_model_version_tag(replay.line, str(replay.version), name, value)
+    for tag, value in tags.items():
+        tracking.client().set_model_version_tag(replay.line, str(replay.version), tag, value)
+
+
+def forget(names: Iterable[Digest]) -> None:
+    """Remove what the stages of a replay kept for themselves."""
+    for name in names:
+        store().delete(f"checkpoints/{name}")
+        for item in list(store().list(f"partitions/{name}/")):
+            store().delete(item.key)

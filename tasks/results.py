@@ -59,6 +59,11 @@ def _exists(key: str) -> tuple[str, bool]:
     return key, store().exists(key)
 
 
+def recorded_result(key: str) -> Ref:
+    """The reference a stage with this key once gave; raises MissingError when it is not whole."""
+    return _reference(key, orjson.loads(stage_results().read_path(key)))
+
+
 def _reference(path: str, record: Any) -> Ref:
     """The reference in a record.
 

@@ -23,6 +23,8 @@ SCHEMA = {
     "sha256": pl.String,
     "etag": pl.String,
     "version": pl.String,
+    # Where it was read when that is not its name below the prefix.
+    "key": pl.String,
 }
 
 
@@ -64,6 +66,7 @@ def take_snapshot(prefix: str, listing: Listing) -> Snapshot:
     listed = store().get_table(listing.digest)
     known = _last(prefix)
     pairs = listed.join(known, on=["name", "size", "etag"], how="left", maintain_order="left")
+    pairs = pairs.with_columns(key=pl.lit(""))
     new = pairs.filter(pl.col("sha256").is_null())
 
     def hashed(row: tuple[str, int, str]) -> tuple[str, str, str]:
@@ -102,6 +105,7 @@ class RawObject(Frozen):
     sha256: str
     etag: str
     version: str
+    key: str = ""
 
     @property
     def address(self) -> Digest:
@@ -110,9 +114,10 @@ class RawObject(Frozen):
 
     def read(self, prefix: str) -> bytes:
         """The content the snapshot saw; raises MissingError when it is no longer there."""
-        content = store().get(prefix + self.name, version=self.version, etag=self.etag).content
+        key = self.key or prefix + self.name
+        content = store().get(key, version=self.version, etag=self.etag).content
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            where = store().uri(prefix + self.name)
+            where = store().uri(key)
             raise MissingError(f"{where} changed since the snapshot was taken: run again")
         return content
 
@@ -125,7 +130,7 @@ def address(name: str, sha256: str) -> Digest:
 def raw_objects(snapshot: Snapshot) -> Iterator[RawObject]:
     """Every object, in the order of the names."""
     table = store().get_table(snapshot.located)
-    for row in table.select("name", "sha256", "etag", "version").iter_rows(named=True):
+    for row in table.select("name", "sha256", "etag", "version", "key").iter_rows(named=True):
         yield RawObject(**row)
 
 
@@ -137,6 +142,8 @@ def _last(prefix: str) -> pl.DataFrame:
     """The last snapshot's objects; none the first time, or when its table is gone."""
     try:
         digest = store().get(_pointer(prefix)).content.decode()
-        return store().get_table(digest)
+        found = store().get_table(digest)
     except LookupError:
-        return pl.DataFrame(schema=SCHEMA)
+        found = None
+    # One that an earlier release wrote may have other columns: everything is hashed once more.
+    return found if found is not None and found.schema == SCHEMA else pl.DataFrame(schema=SCHEMA)

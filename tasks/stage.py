@@ -37,12 +37,15 @@ class StageRun(Frozen):
     cached: bool
     seconds: float
     observed: dict[str, JsonValue]
+    fingerprint: dict[str, Digest]
     identity: dict[str, JsonValue]
 
 
 _runs: ContextVar[list[StageRun] | None] = ContextVar("runs", default=None)
 _key: ContextVar[Digest] = ContextVar("key")
+_identity: ContextVar[dict[str, Any] | None] = ContextVar("identity", default=None)
 _attempt: ContextVar[str] = ContextVar("attempt", default="")
+_scratch: ContextVar[list[Digest]] = ContextVar("scratch")
 _check: ContextVar[Callable[[str, dict[str, Any]], None] | None] = ContextVar("check", default=None)
 
 
@@ -58,28 +61,40 @@ def recording() -> Iterator[list[StageRun]]:
 
 
 @contextmanager
-def afresh(check: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+def afresh(check: Callable[[str, dict[str, Any]], None]) -> Iterator[list[Digest]]:
     """Compute every stage of the block: no cached result, partition or checkpoint is used.
 
-    `check(stage, identity)` is called before each and may raise to refuse it.
+    `check(stage, identity)` is called before each and may raise to refuse it. Yields the names
+    under which stages kept what they might have found again: worthless when the block ends.
     """
-    attempt, checked = _attempt.set(uuid.uuid4().hex), _check.set(check)
+    names: list[Digest] = []
+    tokens = _attempt.set(uuid.uuid4().hex), _check.set(check), _scratch.set(names)
     try:
-        yield
+        yield names
     finally:
-        _attempt.reset(attempt)
-        _check.reset(checked)
+        _attempt.reset(tokens[0])
+        _check.reset(tokens[1])
+        _scratch.reset(tokens[2])
 
 
 def scratch(identity: Digest) -> Digest:
     """Where a stage keeps what it may find again: by identity, or in a replay by attempt too."""
     attempt = _attempt.get()
-    return json_digest([identity, attempt]) if attempt else identity
+    if not attempt:
+        return identity
+    name = json_digest([identity, attempt])
+    _scratch.get().append(name)
+    return name
 
 
 def current_key() -> Digest:
     """The key of the stage that is running; raises LookupError outside of one."""
     return _key.get()
+
+
+def current_identity() -> dict[str, Any] | None:
+    """The identity of the stage that is running; None outside of one."""
+    return _identity.get()
 
 
 class Stage(Generic[P, R]):
@@ -98,14 +113,15 @@ class Stage(Generic[P, R]):
 
     def bare(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function itself, without Prefect and without a cache."""
-        return self._run(json_digest(self.identity(*args, **kwargs)), *args, **kwargs)
+        return self._run(self.identity(*args, **kwargs), *args, **kwargs)
 
-    def _run(self, key: Digest, *args: P.args, **kwargs: P.kwargs) -> R:
-        token = _key.set(key)
+    def _run(self, identity: dict[str, Any], *args: P.args, **kwargs: P.kwargs) -> R:
+        tokens = _key.set(json_digest(identity)), _identity.set(identity)
         try:
             return self.function(*args, **kwargs)
         finally:
-            _key.reset(token)
+            _key.reset(tokens[0])
+            _identity.reset(tokens[1])
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # Here and not above: an isolated process imports stages too, and needs no Prefect.
@@ -125,7 +141,7 @@ class Stage(Generic[P, R]):
         def run() -> R:
             nonlocal ran
             ran = True
-            return self._run(key, *args, **kwargs)
+            return self._run(identity, *args, **kwargs)
 
         options: dict[str, Any] = {"persist_result": False}
         if self.cached and not _attempt.get():
@@ -146,6 +162,7 @@ class Stage(Generic[P, R]):
             cached=unchanged,
             seconds=round(time.perf_counter() - start, 3),
             observed=result.observed,
+            fingerprint=result.fingerprint,
             identity=identity,
         )
         runs = _runs.get()

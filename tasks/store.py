@@ -93,10 +93,11 @@ class Store:
         except _ConditionError:
             raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
 
-    def exists(self, key: str) -> bool:
-        """Whether an object of that name is there."""
+    def exists(self, key: str, *, version: str = "") -> bool:
+        """Whether an object of that name, or that version of it, is there."""
+        wanted: dict[str, Any] = {"VersionId": version} if version else {}
         try:
-            self._call(lambda: self.client.head_object(Bucket=self.bucket, Key=key), key)
+            self._call(lambda: self.client.head_object(Bucket=self.bucket, Key=key, **wanted), key)
         except MissingError:
             return False
         return True

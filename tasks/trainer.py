@@ -22,6 +22,7 @@ from models.layers import Loss, Served, training_loss
 from models.spec import Family, Schedule, Training
 from tasks.checkpoint import Checkpoint
 from tasks.dataset import tensors
+from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit
 from tasks.jobs import TrainJob
 from tasks.refs import Dataset, Weights
@@ -94,6 +95,7 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
     return Weights(
         digest=manifest.digest,
         stored=tuple(content_key(file.blake3) for file in manifest.files.values()),
+        fingerprint=fingerprint(job.model, signature, training.device),
         observed={"samples_per_second": round(seen / max(time.perf_counter() - start, 1e-9))},
         manifest=manifest,
         parameters=sum(p.numel() for p in network.parameters()),

@@ -20,6 +20,8 @@ def versions(line: str) -> list[dict[str, Any]]:
                 "digest": digest,
                 "verdict": version.tags.get("modelmint.verdict", ""),
                 "champion": champion is not None and champion.digest == digest,
+                "replayed": version.tags.get("modelmint.replayed", ""),
+                "replayed_at": version.tags.get("modelmint.replayed.at", ""),
                 "metrics": {
                     name.removeprefix("served_"): value
                     for name, value in sorted(run.data.metrics.items())
@@ -28,3 +30,10 @@ def versions(line: str) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda v: int(v["version"]))
+
+
+def least_replayed(line: str, count: int) -> list[int]:
+    """Numbers of the versions whose last replay is oldest or never was, the champion first."""
+    found = versions(line)
+    found.sort(key=lambda v: (v["replayed_at"], not v["champion"], -v["version"]))
+    return [int(v["version"]) for v in found[:count]]

@@ -50,12 +50,23 @@ def deployments() -> list[dict[str, Any]]:
 
 def test_every_shipped_line_has_a_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODELMINT_LINES", raising=False)
-    assert [d["parameters"]["line"] for d in deployments()] == list(catalog.lines())
+    producing = [d for d in deployments() if d["entrypoint"] == "flows.produce.produce"]
+    assert [d["parameters"]["line"] for d in producing] == list(catalog.lines())
 
 
-@pytest.mark.parametrize("name", [d["name"] for d in deployments()])
-def test_cron_runs_are_really_scheduled(server: httpx.Client, name: str) -> None:
-    found = server.get(f"/deployments/name/produce/{name}").json()
+def scheduled() -> list[tuple[str, str]]:
+    """Flow and deployment of whatever has a schedule."""
+    flow_names = {"produce": "produce", "replay_sample": "replay-sample"}
+    return [
+        (flow_names[d["entrypoint"].rpartition(".")[2]], d["name"])
+        for d in deployments()
+        if "schedules" in d
+    ]
+
+
+@pytest.mark.parametrize(("flow", "name"), scheduled())
+def test_cron_runs_are_really_scheduled(server: httpx.Client, flow: str, name: str) -> None:
+    found = server.get(f"/deployments/name/{flow}/{name}").json()
     [schedule] = found["schedules"]
     assert schedule["active"]
     wanted = {"deployments": {"id": {"any_": [found["id"]]}}}
@@ -66,7 +77,7 @@ def test_cron_runs_are_really_scheduled(server: httpx.Client, name: str) -> None
             break
         time.sleep(1)
     assert {run["state"]["name"] for run in runs} == {"Scheduled"}
-    assert {run["parameters"]["line"] for run in runs} == {name}
+    assert all(run["parameters"] == found["parameters"] for run in runs)
     assert {run["work_pool_name"] for run in runs} == {"modelmint"}
 
 
@@ -81,6 +92,14 @@ def test_parameters_are_a_typed_form(server: httpx.Client) -> None:
         in schema["definitions"]["Optimizer"]["properties"]["lr"]["description"]
     )
     assert "Name of the model line" in schema["properties"]["line"]["description"]
+
+
+def test_a_replay_can_be_asked_for_stage_by_stage(server: httpx.Client) -> None:
+    form = server.get("/deployments/name/replay/replay").json()["parameter_openapi_schema"]
+    stage = next(kind for kind in form["properties"]["stage"]["anyOf"] if "enum" in kind)
+    assert stage["enum"] == ["clean", "train", "evaluate", "compress"]
+    assert form["properties"]["from_raw"]["type"] == "boolean"
+    assert set(form["required"]) == {"line", "version"}
 
 
 def test_the_server_refuses_a_parameter_out_of_bounds(server: httpx.Client) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deployments.local import model_server, prefect_server, store
 from deployments.local.service import Running, Service
+from models.trust import KEYS_SETTING
 
 HOME_SETTING = "MODELMINT_HOME"
 STORE, PREFECT, SERVER = "store", "prefect", "model server"
@@ -49,6 +50,7 @@ def stack(*wanted: str) -> Iterator[dict[str, str]]:
     folder = home()
     before = dict(os.environ)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    os.environ.setdefault(KEYS_SETTING, str(folder / "keys"))
     for name in ("NO_PROXY", "no_proxy"):
         around = [os.environ.get(name, ""), "127.0.0.1", "localhost"]
         os.environ[name] = ",".join(filter(None, around))

@@ -2,8 +2,9 @@
 
     python -m deployments.serving --repository DIR --port 8080
 
-Answers within a second of its start when its versions are small, and exits with code 0 on SIGTERM
-once the requests in flight are answered.
+Serves only versions signed by a key of the folder MODELMINT_KEYS names. Answers within a second of
+its start when its versions are small, and exits with code 0 on SIGTERM once the requests in flight
+are answered.
 """
 
 import argparse
@@ -31,9 +32,10 @@ def main() -> None:
 
     from deployments.serving.app import create
     from deployments.serving.repository import Repository
+    from models.trust import trust
 
     try:
-        repository = Repository(options.repository)
+        repository = Repository(options.repository, trust())
         repository.restore()
     except OSError as error:
         sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")

@@ -1,71 +1,29 @@
-"""A version folder, proven by one digest: version.json, the manifest it names, the files in that.
+"""Where version folders are read from, and how one that is proven is put in place.
 
-Nothing but version.json and the manifest is parsed before its digest is proven, and nothing is
-written to its final place before all of it is.
+What a version folder is, and how it is proven, is `models.version`; nothing is written to its final
+place before all of it is.
 """
 
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-import orjson
-
 from deployments.serving.protocol import ProtocolError
-from models.digests import IntegrityError, Manifest, json_digest
-from models.signature import MANIFEST_FILE, MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, VERSION_FILE
+from models.digests import IntegrityError
+from models.version import Reader
 
 LINE, NUMBER, DIGEST = r"^[a-z][a-z0-9-]{1,40}$", r"^[1-9][0-9]{0,8}$", r"^[0-9a-f]{64}$"
-LARGEST_JSON, LARGEST_FILE = 4 << 20, 2 << 30
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _log = logging.getLogger("modelmint.serving")
-
-Reader = Callable[[str, int], bytes]
-"""Content of the named file; raises IntegrityError when it is absent or over the given size."""
 
 
 def matches(pattern: str, text: object) -> bool:
     """Whether `text` is a string and all of it has the pattern's form."""
     # `$` alone would let a final line break through.
     return isinstance(text, str) and bool(re.match(pattern, text)) and not text.endswith("\n")
-
-
-def read_verified(read: Reader, line: str, digest: str) -> dict[str, bytes]:
-    """The five files of the version with this digest; raises IntegrityError."""
-    version = read(VERSION_FILE, LARGEST_JSON)
-    manifest = read(MANIFEST_FILE, LARGEST_JSON)
-    try:
-        record = orjson.loads(version)
-        stated, body = record["digest"], record["body"]
-        artifact, owner = body["artifact"], body["line"]
-        found = json_digest(body)
-        # Loaded as plain JSON first: the record of files is built only once its digest is proven.
-        listed = orjson.loads(manifest)
-        manifest_digest = json_digest(listed)
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{VERSION_FILE} or {MANIFEST_FILE} is not readable: {error}"
-        ) from None
-    if not digest == found == stated:
-        raise IntegrityError(
-            f"{VERSION_FILE}: the body has digest {found[:12]}, asked for is {digest[:12]}; it is"
-            " another version or was altered"
-        )
-    if manifest_digest != artifact:
-        raise IntegrityError(f"{MANIFEST_FILE} is not the one {VERSION_FILE} names; it was altered")
-    if owner != line:
-        raise IntegrityError(f"{VERSION_FILE} belongs to line {str(owner)[:60]!r}, not {line!r}")
-    files = {VERSION_FILE: version, MANIFEST_FILE: manifest}
-    proven = Manifest.model_validate(listed)
-    for name in (MODEL_FILE, SIGNATURE_FILE, SAMPLE_FILE):
-        if name not in proven.files:
-            raise IntegrityError(f"the manifest {artifact[:12]} names no {name}")
-        content = read(name, min(proven.files[name].size, LARGEST_FILE))
-        proven.check(name, content)
-        files[name] = content
-    return files
 
 
 def local(folder: Path) -> Reader:
@@ -118,7 +76,7 @@ def stored(source: str) -> Reader:
     return read
 
 
-def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put verified files in place whole or not at all; what was there before is replaced."""
     incoming = folder.parent / f".incoming-{folder.name}"
     damaged = folder.parent / f".damaged-{folder.name}"

@@ -22,10 +22,8 @@ from deployments.serving.folder import (
     DIGEST,
     LINE,
     NUMBER,
-    Reader,
     local,
     matches,
-    read_verified,
     stored,
     write_file,
     write_folder,
@@ -35,6 +33,8 @@ from deployments.serving.session import Served, open_version
 from deployments.serving.triton import triton_config
 from models.digests import Digest, IntegrityError
 from models.open import Frozen
+from models.trust import Trust
+from models.version import Reader, read_verified
 
 STATE_FILE = "state.json"
 TRITON_FILE = "config.pbtxt"
@@ -85,12 +85,14 @@ class Line:
 class Repository:
     """The loaded versions of the lines below `root`; one server at a time may hold it.
 
-    Thread-safe: changes are made one at a time, readers are never kept waiting. Raises OSError
-    when the folder cannot be used or another server holds it.
+    Only versions signed by a key of `trust` are loaded. Thread-safe: changes are made one at a
+    time, readers are never kept waiting. Raises OSError when the folder cannot be used or another
+    server holds it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, trust: Trust) -> None:
         self.root = root
+        self._trust = trust
         root.mkdir(parents=True, exist_ok=True)
         # Two servers would overwrite each other's state; the lock goes with the process.
         self._lock = (root / ".lock").open("w")
@@ -217,7 +219,7 @@ class Repository:
         folder = self.root / name / number
         try:
             try:
-                files = read_verified(local(folder), name, digest)
+                files = read_verified(local(folder), self._trust, name, digest).files
             except IntegrityError:
                 if source is None and not folder.exists():
                     raise ProtocolError(
@@ -226,7 +228,7 @@ class Repository:
                 if source is None:
                     raise
                 # Absent or damaged here: proven in memory first, then put in place whole.
-                files = read_verified(source, name, digest)
+                files = read_verified(source, self._trust, name, digest).files
                 write_folder(folder, files)
         except IntegrityError as error:
             raise ProtocolError(422, f"{name} version {number}: {error}", "integrity") from None

@@ -213,7 +213,10 @@ def test_a_child_that_outlived_its_killed_parent_is_ended(tmp_path: Path) -> Non
     )
     with service.use() as running:
         (child,) = psutil.Process(running.pid).children()
-        os.kill(running.pid, signal.SIGKILL)
+        parent_process = psutil.Process(running.pid)
+        parent_process.kill()
+        # Found before the kernel has ended it, it would rightly pass for the service.
+        psutil.wait_procs([parent_process], timeout=10)
         with service.use() as fresh:
             assert not alive(child)
             assert fresh.pid != running.pid

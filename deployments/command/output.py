@@ -1,0 +1,52 @@
+"""What every command prints: a table for people, or one JSON object and nothing else."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+LineName = Annotated[str, typer.Argument(help="Name of a model line; see `modelmint lines`.")]
+Number = Annotated[int, typer.Argument(min=1, help="Number of a registered version.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def show(as_json: bool, answer: Any, as_text: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(answer), flush=True)
+    else:
+        as_text()
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(rows[0] if rows else ("nothing",)))
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def post(path: str, payload: bytes, media_type: str) -> Any:
+    import httpx
+
+    from tasks.deploy import ENDPOINT_SETTING
+
+    url = os.environ[ENDPOINT_SETTING] + path
+    try:
+        answer = httpx.post(url, content=payload, headers={"content-type": media_type}, timeout=60)
+    except httpx.HTTPError as error:
+        raise ConnectionError(f"the model server at {url} does not answer: {error}") from None
+    if answer.status_code != 200:
+        raise LookupError(f"{url}: {answer.status_code}: {answer.text}")
+    return answer.json()

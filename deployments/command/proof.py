@@ -1,0 +1,149 @@
+"""Commands that prove versions: replay, verify, export, import."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from deployments.command.output import AsJson, LineName, Number, show, table
+
+app = typer.Typer()
+Folder = Annotated[Path, typer.Argument(help="An exported version.")]
+
+
+@app.command()
+def replay(
+    line: LineName,
+    version: Number,
+    stage: Annotated[
+        Literal["clean", "train", "evaluate", "compress"] | None,
+        typer.Option(help="Only this stage, from its recorded inputs."),
+    ] = None,
+    from_raw: Annotated[
+        bool, typer.Option("--from-raw", help="The stage named and all it needs, from raw objects.")
+    ] = False,
+    here: Annotated[
+        bool,
+        typer.Option("--here", help="Use this code and these libraries even where others made it."),
+    ] = False,
+    install: Annotated[
+        bool,
+        typer.Option("--install", help="Install the recorded libraries, run the recorded code."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version again from its recipe, with no cache, and compare every stage.
+
+    Exit code 0: identical; 1: a stage differs; 2: it cannot be made again here.
+    """
+    from rich.console import Console
+
+    from deployments.local.stack import PREFECT, STORE, stack
+    from tasks import cluster
+    from tasks.progress import listening
+
+    console = Console(stderr=as_json)
+    with _refusing(f"{line} {version} cannot be replayed here", as_json), stack(STORE, PREFECT):
+        # Prefect reads its environment when it is imported, and that names the services now.
+        from deployments.local.terminal import Progress
+        from flows.replay import replay as replay_flow
+
+        try:
+            with Progress(console) as progress, listening(progress):
+                found = replay_flow(line, version, stage, from_raw, here, install)
+        finally:
+            cluster.close()
+    stages = [stage.model_dump() for stage in found.stages]
+    show(as_json, found.model_dump(mode="json"), lambda: table(stages))
+    if not as_json:
+        console.print(f"{line} version {version}: [bold]{found.verdict}[/bold], by {found.code}")
+    raise typer.Exit(0 if found.verdict == "identical" else 1)
+
+
+@app.command()
+def verify(
+    line: Annotated[str, typer.Argument(help="Name of a line, or the folder of an export.")],
+    version: Annotated[int | None, typer.Argument(min=1, help="Number of its version.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove signature, provenance and every digest of a version, or of an exported folder.
+
+    Exit code 0: all of it holds; 2: refused, with the file and the reason.
+    """
+    from deployments.local.stack import STORE, stack
+
+    named = line if version is None else f"{line} {version}"
+    # A folder needs no store: only the trusted keys of this place.
+    wanted = () if version is None else (STORE,)
+    with _refusing(f"{named} is refused", as_json), stack(*wanted):
+        from tasks import verify as verifying
+        from tasks.folders import LocalFolder, StoredFolder
+
+        if version is None:
+            if not Path(line).is_dir():
+                raise LookupError(f"{line} is no folder; of a line, name a version's number too")
+            found = verifying.verify(LocalFolder(Path(line)))
+        else:
+            from tasks.register import digest_of
+
+            digest = digest_of(line, version)
+            found = verifying.verify(StoredFolder(line, digest), line, digest)
+    answer: dict[str, Any] = {"verified": True, **found.model_dump(mode="json")}
+    show(as_json, answer, lambda: table([{"": n, "found": v} for n, v in answer.items()]))
+
+
+@app.command()
+def export(
+    line: LineName,
+    version: Number,
+    folder: Annotated[Path, typer.Argument(help="Where to write it; must not exist.")],
+    with_data: Annotated[
+        bool, typer.Option("--with-data", help="Bring the raw objects too.")
+    ] = False,
+    openssf: Annotated[
+        bool, typer.Option("--openssf", help="Add an OpenSSF model signature (extra `openssf`).")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version as a folder another site can verify, import and replay."""
+    from deployments.local.stack import STORE, stack
+
+    with _refusing(f"{line} {version} cannot be exported", as_json), stack(STORE):
+        from tasks.export import export as write
+
+        exported = write(line, version, folder, data=with_data, openssf=openssf)
+    found = exported.model_dump(mode="json")
+    show(as_json, {"folder": str(folder), **found}, lambda: table([found]))
+
+
+@app.command("import")
+def import_(folder: Folder, as_json: AsJson = False) -> None:
+    """Register an exported version here, once everything in it is proven."""
+    from deployments.local.stack import STORE, stack
+
+    with _refusing(f"{folder} cannot be imported", as_json), stack(STORE):
+        from tasks.export import import_folder
+
+        found, number = import_folder(folder)
+    answer = {"version": number, **found.model_dump(mode="json")}
+    show(as_json, answer, lambda: table([answer]))
+
+
+@contextmanager
+def _refusing(what: str, as_json: bool) -> Iterator[None]:
+    """Whatever is raised inside is a refusal with its reason, and exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("MODELMINT_TRACEBACK"):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        if as_json:
+            print(json.dumps({"error": what, "reason": reason}))
+        else:
+            typer.echo(f"modelmint: {what}: {reason}", err=True)
+        raise typer.Exit(2) from None

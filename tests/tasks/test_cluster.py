@@ -1,0 +1,65 @@
+"""What a worker must have before it computes for a stage: the code the stage is keyed by."""
+
+import pytest
+
+from models import catalog
+from models.digests import json_digest
+from tasks import cluster
+from tasks.clean import clean
+from tasks.identity import OtherCodeError, check_here
+from tasks.refs import Snapshot
+from tasks.stage import stage
+
+DIGEST = json_digest("x")
+
+
+def identity() -> dict[str, object]:
+    line = catalog.find("flights")
+    snapshot = Snapshot(digest=DIGEST, objects=1, size=1, located=DIGEST)
+    return clean.identity(line.data, line.objective, "raw/flights/", snapshot)
+
+
+def test_this_process_has_its_own_code() -> None:
+    check_here(identity())
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "other"),
+    [
+        ("code", "tasks.clean", "0" * 64),
+        ("code", "models.lines.flights:clean", "0" * 64),
+        ("code", "models.gone", "0" * 64),
+        ("distributions", "polars", "0.1"),
+        ("distributions", "no-such-thing", "1.0"),
+    ],
+)
+def test_other_code_or_another_library_is_refused_by_name(part: str, name: str, other: str) -> None:
+    changed = identity()
+    inner = changed[part]
+    assert isinstance(inner, dict)
+    changed[part] = {**inner, name: other}
+    with pytest.raises(OtherCodeError, match=rf"{name}.*restart it"):
+        check_here(changed)
+
+
+def test_a_worker_with_other_code_refuses_the_stage(workers: object) -> None:
+    """As if this process had been edited since the worker read its code."""
+
+    @stage("foreign")
+    def foreign() -> object:
+        return cluster.run(str, "never computed")
+
+    true = foreign.identity
+    foreign.identity = lambda: {**true(), "code": {"tasks.clean": "0" * 64}}  # type: ignore[method-assign]
+    with pytest.raises(OtherCodeError, match=r"tasks\.clean"):
+        foreign.bare()
+
+
+def test_a_worker_with_the_same_code_computes(workers: object) -> None:
+    @stage("native")
+    def native() -> object:
+        return cluster.run(str, "computed")
+
+    true = native.identity
+    native.identity = lambda: {**true(), "code": {}}  # type: ignore[method-assign]
+    assert native.bare() == "computed"
