@@ -111,10 +111,7 @@ def read_verified(
         return files[name]
 
     recipe = _recipe(proven(VERSION_FILE, LARGEST_JSON), line, digest)
-    listed = orjson.loads(proven(MANIFEST_FILE, LARGEST_JSON))
-    if json_digest(listed) != recipe.artifact:
-        raise IntegrityError(f"{MANIFEST_FILE} is not the one {VERSION_FILE} names")
-    manifest = Manifest.model_validate(listed)
+    manifest = _manifest(proven(MANIFEST_FILE, LARGEST_JSON), recipe.artifact)
     for name in (MODEL_FILE, SIGNATURE_FILE, SAMPLE_FILE):
         if name not in manifest.files:
             raise IntegrityError(f"the manifest {recipe.artifact[:12]} names no {name}")
@@ -141,6 +138,19 @@ def _recipe(content: bytes, line: str | None, digest: Digest | None) -> Recipe:
     if line not in (None, recipe.line):
         raise IntegrityError(f"{VERSION_FILE} belongs to line {recipe.line[:60]!r}, not {line!r}")
     return recipe
+
+
+def _manifest(content: bytes, artifact: Digest) -> Manifest:
+    try:
+        listed = orjson.loads(content)
+        manifest = Manifest.model_validate(listed)
+    except ValueError as error:
+        raise IntegrityError(
+            f"{MANIFEST_FILE} is no manifest this release knows: {_first(error)}"
+        ) from None
+    if json_digest(listed) != artifact:
+        raise IntegrityError(f"{MANIFEST_FILE} is not the one {VERSION_FILE} names")
+    return manifest
 
 
 def _first(error: Exception) -> str:

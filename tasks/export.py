@@ -2,7 +2,8 @@
 
 Beside the version's own files: `snapshot.json` (name, size and SHA-256 of every raw object),
 `source.tar.gz` (the code), `key.json` (the signer's public key, for whoever chooses to trust it),
-`replays/`, and with data `raw/<SHA-256>`. Everything but the key is named by a signed digest.
+`replays/`, and with data `raw/<SHA-256>`. Everything but the key is named by a signed digest; a
+folder `raw/` is complete or refused, and without one the version comes without its data.
 """
 
 import hashlib

@@ -50,8 +50,10 @@ def keyid() -> str:
 def rotate(expires: datetime.date | None = None) -> PublicKey:
     """Sign with a new key from now on; the old private key is gone, its signatures still count."""
     here = trust()
-    (here.folder / PRIVATE).unlink(missing_ok=True)
-    return _create(here, expires)
+    private, key = _pair(expires)
+    add(key)
+    write(here.folder / PRIVATE, private, 0o600)
+    return key
 
 
 def add(key: PublicKey) -> Path:
@@ -72,10 +74,25 @@ def revoke(prefix: str) -> PublicKey:
     return found[0]
 
 
-def _create(here: Trust, expires: datetime.date | None = None) -> PublicKey:
+def _create(here: Trust) -> None:
+    """The first key; of two processes that make one at once, one key is linked in place."""
+    here.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private, key = _pair(None)
+    # Trusted before it can sign.
+    trusted = add(key)
+    with tempfile.TemporaryDirectory(dir=here.folder) as folder:
+        path = Path(folder) / PRIVATE
+        write(path, private, 0o600)
+        try:
+            (here.folder / PRIVATE).hardlink_to(path)
+        except FileExistsError:
+            trusted.unlink()
+
+
+def _pair(expires: datetime.date | None) -> tuple[bytes, PublicKey]:
+    """A new private key as PEM, and its public half."""
     from securesystemslib.signer import CryptoSigner
 
-    here.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = CryptoSigner.generate_ed25519()
     key = PublicKey(
         keyid=made.public_key.keyid,
@@ -83,16 +100,7 @@ def _create(here: Trust, expires: datetime.date | None = None) -> PublicKey:
         owner="this place",
         expires=expires,
     )
-    # Trusted before it can sign; of two that make the first key at once, one is linked in place.
-    trusted = add(key)
-    with tempfile.TemporaryDirectory(dir=here.folder) as folder:
-        path = Path(folder) / PRIVATE
-        write(path, made.private_bytes, 0o600)
-        try:
-            (here.folder / PRIVATE).hardlink_to(path)
-        except FileExistsError:
-            trusted.unlink()
-    return key
+    return made.private_bytes, key
 
 
 def _load(path: Path) -> "CryptoSigner":

@@ -38,7 +38,8 @@ def archive() -> bytes:
 
 def extract(content: bytes, folder: Path) -> None:
     """Write an archive's files below the folder; raises IntegrityError for any other member."""
-    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
+    # Unpacked member by member, so that a small archive cannot fill the memory.
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r|gz") as tar:
         total = 0
         for member in tar:
             total += member.size

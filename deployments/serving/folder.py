@@ -52,7 +52,6 @@ def stored(source: str) -> Reader:
     prefix = source.removeprefix(f"s3://{bucket}/").rstrip("/")
 
     def read(name: str, limit: int) -> bytes:
-        # Imported here: a server that only restores its own folder never needs it (0.3 s).
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError

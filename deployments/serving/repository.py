@@ -33,7 +33,7 @@ from deployments.serving.session import Served, open_version
 from deployments.serving.triton import triton_config
 from models.digests import Digest, IntegrityError
 from models.open import Frozen
-from models.trust import Trust
+from models.trust import Trust, TrustError
 from models.version import Reader, read_verified
 
 STATE_FILE = "state.json"
@@ -232,6 +232,11 @@ class Repository:
                 write_folder(folder, files)
         except IntegrityError as error:
             raise ProtocolError(422, f"{name} version {number}: {error}", "integrity") from None
+        except TrustError as error:
+            _log.error("%s", error)
+            raise ProtocolError(
+                503, "a file among the trusted keys is no key: see the server's log", "trust"
+            ) from None
         return open_version(name, number, digest, files)
 
     def _publish(self, name: str, line: Line) -> None:

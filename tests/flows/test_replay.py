@@ -1,7 +1,8 @@
-"""A version replayed from its recipe: identical, or refused with the reason."""
+"""A version replayed from its recipe: identical, different, or refused with the reason."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,22 @@ from pathlib import Path
 import pytest
 
 from flows.produce import Production
-from flows.replay import replay
+from flows.replay import replay, replay_sample
 from models import catalog
-from models.signature import VERSION_FILE
+from models.attestation import UntrustedError
+from models.digests import IntegrityError
+from models.signature import PROVENANCE_FILE, VERSION_FILE
 from tasks import tracking
+from tasks.folders import StoredFolder
 from tasks.promotion import version_folder
 from tasks.snapshot import raw_prefix
 from tasks.store import store
+from tasks.verify import verify
+from tests.conftest import environment, new_bucket
 
 LINE = "diabetes"
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("models", "tasks", "flows", "deployments")
 
 
 def test_a_version_is_made_again_bit_for_bit(first: Production) -> None:
@@ -30,19 +38,41 @@ def test_a_version_is_made_again_bit_for_bit(first: Production) -> None:
         assert stage.replayed == stage.recorded == recorded[stage.stage]
     tags = tracking.client().get_model_version(LINE, str(first.version.number)).tags
     assert tags["modelmint.replayed"] == "identical"
+    said = verify(StoredFolder(LINE, first.version.digest))
+    assert said.verdict is not None
+    assert said.replays[-1].result == "PASSED"
 
 
-def test_a_replay_leaves_no_checkpoint_and_takes_no_cached_partition(first: Production) -> None:
-    assert first.version.number == 1
+def test_a_replay_leaves_nothing_of_its_own_behind(first: Production) -> None:
+    before = {item.key for item in store().list("partitions/")}
+    replay(LINE, first.version.number, "clean")
     assert list(store().list("checkpoints/")) == []
+    assert {item.key for item in store().list("partitions/")} == before
 
 
-def command(version: int) -> subprocess.CompletedProcess[str]:
-    """`modelmint replay` in a process of its own, against the same services."""
+@pytest.mark.parametrize("stage", ["clean", "train", "evaluate", "compress"])
+def test_one_stage_alone_from_its_recorded_inputs(first: Production, stage: str) -> None:
+    found = replay(LINE, first.version.number, stage)
+    assert (found.verdict, [s.stage for s in found.stages]) == ("identical", [stage])
+
+
+def test_a_stage_and_all_it_needs_from_raw(first: Production) -> None:
+    found = replay(LINE, first.version.number, "train", from_raw=True)
+    assert (found.verdict, [s.stage for s in found.stages]) == ("identical", ["clean", "train"])
+
+
+def test_the_nightly_sample_proves_the_version_proven_longest_ago(first: Production) -> None:
+    [row] = replay_sample([LINE], each=1)
+    assert row["verdict"] == "identical"
+    assert first.version.number >= 1
+
+
+def command(*words: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`modelmint` of a checkout in a process of its own, against the same services."""
     return subprocess.run(
-        [sys.executable, "-m", "modelmint", "replay", LINE, str(version), "--json"],
-        cwd=Path(__file__).parent.parent.parent,
-        env=dict(os.environ),
+        [sys.executable, "-m", "modelmint", *words, "--json"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), **variables},
         capture_output=True,
         text=True,
         timeout=300,
@@ -50,51 +80,109 @@ def command(version: int) -> subprocess.CompletedProcess[str]:
     )
 
 
+def checkout(folder: Path) -> Path:
+    """A copy of the code, as another release would be."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copy(ROOT / "modelmint.py", folder)
+    return folder
+
+
+def test_changed_code_runs_the_recorded_code_or_says_what_differs(
+    first: Production, tmp_path: Path
+) -> None:
+    """In a release that keeps other sample rows, `compress` gives another artifact."""
+    other = checkout(tmp_path)
+    path = other / "tasks" / "compress.py"
+    path.write_text(path.read_text().replace("SAMPLE_ROWS = 4", "SAMPLE_ROWS = 5"))
+    words = ("replay", LINE, str(first.version.number), "--stage", "compress")
+
+    recorded = command(*words, root=other)
+    assert recorded.returncode == 0, recorded.stderr[-2000:]
+    answer = json.loads(recorded.stdout)
+    assert (answer["verdict"], answer["code"]) == ("identical", "the recorded code")
+
+    here = command(*words, "--here", root=other)
+    assert here.returncode == 1, here.stderr[-2000:]
+    answer = json.loads(here.stdout)
+    assert (answer["verdict"], answer["first_difference"]) == ("differs", "compress")
+    assert answer["code"] == "this checkout"
+
+
+def test_nothing_ambient_reaches_the_version_digest(first: Production, tmp_path: Path) -> None:
+    """Another checkout path, home, user's key, timezone, locale, hash seed, umask, time, worker
+    count and working directory, no cache: the same version digest."""
+    other = checkout(tmp_path / "elsewhere")
+    lines = shutil.copytree(ROOT / "tests" / "lines", tmp_path / "other lines")
+    settings = {
+        "HOME": str(tmp_path),
+        "USER": "somebody",
+        "TZ": "Pacific/Auckland",
+        "LC_ALL": "C",
+        "PYTHONHASHSEED": "4711",
+        "MODELMINT_HOME": str(tmp_path / "home"),
+        "MODELMINT_KEYS": str(tmp_path / "keys"),
+        "MODELMINT_LINES": str(lines),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    umask, cores = os.umask(0o077), os.sched_getaffinity(0)
+    try:
+        # As many workers as cores.
+        os.sched_setaffinity(0, {min(cores)})
+        with new_bucket(), environment(**settings):
+            del os.environ["MODELMINT_ENDPOINT"]
+            assert command("land", LINE, root=other).returncode == 0
+            found = command("run", LINE, root=other)
+    finally:
+        os.sched_setaffinity(0, cores)
+        os.umask(umask)
+    assert found.returncode == 0, found.stderr[-2000:]
+    answer = json.loads(found.stdout)
+    assert not any(stage["cached"] for stage in answer["stages"])
+    assert answer["digest"] == first.version.digest
+
+
 def test_a_missing_raw_object_is_exit_code_two(first: Production) -> None:
     key = raw_prefix(catalog.find(LINE).data) + "first.csv"
     content = store().get(key).content
     store().delete(key)
     try:
-        found = command(first.version.number)
+        found = command("replay", LINE, str(first.version.number))
     finally:
         store().put(key, content)
     assert found.returncode == 2, found.stderr
     answer = json.loads(found.stdout)
-    assert answer["verdict"] == "cannot be replayed"
+    assert "cannot be replayed here" in answer["error"]
     assert "missing raw object" in answer["reason"]
     assert "first.csv" in answer["reason"]
 
 
-def test_changed_code_is_exit_code_two(first: Production) -> None:
-    """The recipe's digest of a module is another one than that of the code here."""
-    from models.digests import json_digest
-
-    folder = version_folder(LINE, first.version.digest)
-    kept = store().get(folder + VERSION_FILE).content
-    body = json.loads(kept)["body"]
-    body["stages"]["train"]["identity"]["code"]["tasks.trainer"] = "0" * 64
-    digest = json_digest(body)
-    number = str(first.version.number)
-    tag = "modelmint.digest"
-    store().put(
-        version_folder(LINE, digest) + VERSION_FILE,
-        json.dumps({"digest": digest, "body": body}).encode(),
-    )
-    tracking.client().set_model_version_tag(LINE, number, tag, digest)
-    try:
-        found = command(first.version.number)
-    finally:
-        tracking.client().set_model_version_tag(LINE, number, tag, first.version.digest)
-    assert found.returncode == 2, found.stderr
-    assert "changed code of stage train: tasks.trainer" in json.loads(found.stdout)["reason"]
+def test_a_version_signed_by_nobody_trusted_is_exit_code_two(
+    first: Production, tmp_path: Path
+) -> None:
+    strange = {"MODELMINT_KEYS": str(tmp_path)}
+    for word in ("replay", "verify"):
+        found = command(word, LINE, str(first.version.number), **strange)
+        assert found.returncode == 2, found.stderr
+        assert "not trusted here" in json.loads(found.stdout)["reason"]
 
 
-def test_an_altered_record_is_refused(first: Production) -> None:
-    key = version_folder(LINE, first.version.digest) + VERSION_FILE
+@pytest.mark.parametrize(
+    ("name", "before", "after", "error"),
+    [
+        (VERSION_FILE, b'"epochs":30', b'"epochs":31', IntegrityError),
+        (PROVENANCE_FILE, b'"payload":"ey', b'"payload":"eZ', UntrustedError),
+    ],
+)
+def test_an_altered_record_is_refused(
+    first: Production, name: str, before: bytes, after: bytes, error: type[Exception]
+) -> None:
+    key = version_folder(LINE, first.version.digest) + name
     kept = store().get(key).content
-    store().put(key, kept.replace(b'"epochs":30', b'"epochs":31'))
+    assert before in kept
+    store().put(key, kept.replace(before, after))
     try:
-        with pytest.raises(ValueError, match="was altered"):
+        with pytest.raises(error, match="altered"):
             replay(LINE, first.version.number)
     finally:
         store().put(key, kept)

@@ -9,11 +9,17 @@ from models import mlp
 from models.data import Data
 from models.digests import json_digest
 from models.objectives import Objective
-from models.spec import Budget, Optimizer, Training
+from models.spec import Budget, Gate, Line, Optimizer, Training
+from models.version import Recipe
 from tasks.clean import clean
-from tasks.jobs import CompressJob, EvaluateJob, TrainJob
-from tasks.refs import Artifact, Dataset, Report, Snapshot, Weights
+from tasks.gate import judge
+from tasks.identity import stage_identity
+from tasks.jobs import CompressJob, EvaluateJob, GateJob, TrainJob
+from tasks.recipe import DETERMINED, recipe
+from tasks.refs import Artifact, Dataset, Report, Snapshot, Verdict, Version, Weights
+from tasks.register import register
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
+from tasks.stage import StageRun
 from tasks.store import BUCKET_SETTING, store
 from tests.conftest import environment, new_bucket, tell_workers
 from tests.tasks import samples
@@ -106,3 +112,62 @@ def trained(made: Made, _trained: Trained) -> Trained:
     """A tiny network for the trips, in the bucket of `made`."""
     del made
     return _trained
+
+
+def fit_tiny(seed: int) -> None:
+    """Stands for the stages' functions in the identities of `recipe_of`."""
+
+
+def recipe_of(name: str, trained: Trained, seed: int = 0) -> Recipe:
+    """The recipe of a version of line `name` that stands for the trips' network."""
+    line = Line(
+        name=name,
+        title=name,
+        data=samples.TRIPS,
+        objective=samples.MINUTES,
+        model=MODEL,
+        training=Training(seed=seed, device="cpu"),
+    )
+    digests = (trained.dataset, trained.weights, trained.report, trained.artifact)
+    runs = []
+    for stage, ref in zip(DETERMINED, digests, strict=True):
+        known = stage_identity(stage, fit_tiny, {"seed": seed})
+        runs.append(
+            StageRun(
+                name=stage,
+                key=json_digest(known),
+                digest=ref.digest,
+                cached=False,
+                seconds=0.0,
+                observed={},
+                fingerprint=ref.fingerprint,
+                identity=known,
+            )
+        )
+    return recipe(line, snapshot(samples.TRIPS), trained.artifact, runs)
+
+
+@pytest.fixture
+def verdict(trained: Trained) -> Verdict:
+    """The gate's word on the tiny network, without a champion."""
+    job = GateJob(
+        gate=Gate(),
+        budget=Budget(quality_loss=0.9),
+        dataset=trained.dataset,
+        artifact=trained.artifact,
+        report=trained.report,
+        champion=None,
+    )
+    return judge(job, lambda _: None)
+
+
+def registered(name: str, trained: Trained, verdict: Verdict, seed: int = 0) -> Version:
+    """The tiny network as a signed version of line `name`."""
+    return register.bare(
+        recipe_of(name, trained, seed),
+        raw_prefix(samples.TRIPS),
+        snapshot(samples.TRIPS),
+        trained.artifact,
+        trained.report,
+        verdict,
+    )

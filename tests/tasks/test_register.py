@@ -3,81 +3,47 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from models.digests import json_digest
 from models.signature import MODEL_FILE, VERSION_FILE
-from models.spec import Budget, Gate, Training
 from tasks import tracking
 from tasks.dataset import tensors
-from tasks.gate import judge
 from tasks.inference import predict, session
-from tasks.jobs import GateJob
 from tasks.promotion import version_folder
 from tasks.refs import Verdict, Version
-from tasks.register import register
+from tasks.snapshot import raw_prefix
 from tasks.store import store
 from tasks.versions import versions
-from tests.tasks.conftest import MODEL, Trained
+from tests.tasks import samples
+from tests.tasks.conftest import Trained, recipe_of, registered, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 RACE = """
-import sys
-from tasks.refs import Artifact, Report, Verdict
-from tasks.register import register
 import json
-line, *texts = json.loads(sys.argv[1])
-recipe, artifact, report, verdict = texts
-artifact, report, verdict = (
-    kind.model_validate_json(text)
-    for kind, text in ((Artifact, artifact), (Report, report), (Verdict, verdict))
-)
+import sys
+from models.version import Recipe
+from tasks.refs import Artifact, Report, Snapshot, Verdict
+from tasks.register import register
+recipe, prefix, *texts = json.loads(sys.argv[1])
+kinds = (Snapshot, Artifact, Report, Verdict)
+refs = [kind.model_validate_json(text) for kind, text in zip(kinds, texts, strict=True)]
 import mlflow.onnx
 print("ready", flush=True)
 sys.stdin.readline()
-version = register.bare(line, recipe, artifact, report, verdict)
+version = register.bare(Recipe.model_validate_json(recipe), prefix, *refs)
 print(version.model_dump_json())
 """
-
-
-def recipe(name: str = "x") -> dict[str, Any]:
-    return {
-        "snapshot": json_digest(name),
-        "settings": {
-            "model": MODEL.model_dump(mode="json"),
-            "training": Training().model_dump(mode="json"),
-            "budget": Budget().model_dump(mode="json"),
-            "gate": Gate().model_dump(mode="json"),
-        },
-        "stages": {"train": {"key": json_digest(name), "digest": json_digest("weights")}},
-    }
-
-
-@pytest.fixture
-def verdict(trained: Trained) -> Verdict:
-    job = GateJob(
-        gate=Gate(),
-        budget=Budget(quality_loss=0.9),
-        dataset=trained.dataset,
-        artifact=trained.artifact,
-        report=trained.report,
-        champion=None,
-    )
-    return judge(job, lambda _: None)
-
-
-def registered(line: str, trained: Trained, verdict: Verdict, name: str = "x") -> Version:
-    return register.bare(line, recipe(name), trained.artifact, trained.report, verdict)
 
 
 def test_two_processes_with_the_same_recipe_register_one_version(
     trained: Trained, verdict: Verdict
 ) -> None:
-    texts = (trained.artifact, trained.report, verdict)
-    job = json.dumps(["race", recipe(), *(ref.model_dump_json() for ref in texts)])
+    refs = (snapshot(samples.TRIPS), trained.artifact, trained.report, verdict)
+    recipe = recipe_of("race", trained).model_dump_json()
+    job = json.dumps([recipe, raw_prefix(samples.TRIPS), *(ref.model_dump_json() for ref in refs)])
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, job],
@@ -113,7 +79,7 @@ def test_mlflow_loads_a_version_and_it_predicts(trained: Trained, verdict: Verdi
 
 
 def test_another_recipe_is_another_version_of_the_line(trained: Trained, verdict: Verdict) -> None:
-    first, second, again = (registered("growing", trained, verdict, name) for name in "aba")
+    first, second, again = (registered("growing", trained, verdict, seed) for seed in (1, 2, 1))
     assert [first.number, second.number, again.number] == [1, 2, 1]
     assert (first.digest, first.run) == (again.digest, again.run)
     assert first.digest != second.digest

@@ -1,0 +1,40 @@
+"""The recorded code and libraries of a version: kept whole, unpacked safely, installed exactly."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from models.digests import IntegrityError
+from tasks import checkout, source
+from tasks.recorded import CannotReplayError
+from tests.conftest import environment
+
+
+def test_the_archive_is_all_of_the_code_and_repeats(tmp_path: Path) -> None:
+    packed = source.archive()
+    source.archive.cache_clear()
+    assert source.archive() == packed
+    source.extract(packed, tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.py")}
+    assert {"modelmint.py", "flows/produce.py", "models/lines/digits.py"} <= names
+    assert (tmp_path / "tasks/clean.py").read_bytes() == Path("tasks/clean.py").read_bytes()
+    assert source.COMMAND + ".py" in names
+
+
+@pytest.mark.parametrize("name", ["../outside.py", "/absolute.py", "models/../../outside.py"])
+def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    with pytest.raises(IntegrityError, match="no file of a checkout"):
+        source.extract(packed.getvalue(), tmp_path / "in")
+    assert not list(tmp_path.rglob("*.py"))
+
+
+def test_a_lock_that_cannot_be_installed_says_which_distribution(tmp_path: Path) -> None:
+    # A file that is no wheel, so that the answer is the same without a network.
+    settings = {checkout.ENVIRONMENTS_SETTING: str(tmp_path), "PIP_NO_INDEX": "1"}
+    with environment(**settings), pytest.raises(CannotReplayError, match=r"lock.*no-such-thing"):
+        checkout.environment({"no-such-thing": "1.0"})
