@@ -1,4 +1,7 @@
-"""Real versions (small ONNX networks with true digests) and real server processes."""
+"""Real versions (small ONNX networks, signed, with true digests) and real server processes.
+
+They are signed by the key of a folder that MODELMINT_KEYS names while these tests run.
+"""
 
 import http.client
 import io
@@ -7,7 +10,7 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
 from models.digests import Manifest, canonical_json, json_digest
 from models.images import ImageFeatures, ImageSize
@@ -26,12 +30,17 @@ from models.objectives import Classification, Objective, Regression
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
+    PROVENANCE_FILE,
     SAMPLE_FILE,
     SIGNATURE_FILE,
     VERSION_FILE,
     Signature,
 )
 from models.tables import FittedNumber, TableFeatures
+from models.trust import KEYS_SETTING
+from models.version import Recipe, record
+from tasks.signing import signer
+from tests.conftest import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = (sys.executable, "-m", "deployments.serving")
@@ -63,30 +72,57 @@ def network(nodes: list[Any], inputs: list[Any], outputs: list[Any], **weights: 
     return model.SerializeToString()
 
 
+def seal(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files with provenance of them all, signed by the key of these tests."""
+    statement = Statement(
+        subject=tuple(described(name, content) for name, content in files.items()),
+        predicate_type=PROVENANCE,
+        predicate={},
+    )
+    return {**files, PROVENANCE_FILE: signed(statement, [signer()])}
+
+
+def version(line: str, served: Mapping[str, bytes], **settings: Any) -> Version:
+    """A signed version that serves these files."""
+    manifest = Manifest.of(served)
+    recipe = Recipe(
+        line=line,
+        snapshot=json_digest("snapshot"),
+        settings=settings,
+        stages={},
+        artifact=manifest.digest,
+    )
+    files = {
+        **served,
+        MANIFEST_FILE: canonical_json(manifest.model_dump(mode="json")),
+        VERSION_FILE: canonical_json(record(recipe)),
+    }
+    return Version(line, recipe.digest, seal(files))
+
+
 def assemble(
     line: str,
     model: bytes,
     features: Features,
     objective: Objective,
     sample: dict[str, Any],
-    **body: Any,
+    **settings: Any,
 ) -> Version:
     signature = Signature(features=features, objective=objective)
-    files = {
+    served = {
         MODEL_FILE: model,
         SIGNATURE_FILE: signature.model_dump_json().encode(),
         SAMPLE_FILE: safetensors.numpy.save(sample),
     }
-    manifest = Manifest.of(files)
-    content = {"line": line, "artifact": manifest.digest, "code": "0" * 40, **body}
-    digest = json_digest(content)
-    files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps({"digest": digest, "body": content})
-    return Version(line, digest, files)
+    return version(line, served, **settings)
 
 
 def table_version(
-    bias: float = 0.0, line: str = "air-time", off: float = 0.0, name: str = "numbers", **body: Any
+    bias: float = 0.0,
+    line: str = "air-time",
+    off: float = 0.0,
+    name: str = "numbers",
+    **settings: Any,
 ) -> Version:
     """prediction = distance + 2 hour + bias; `off` is added to the recorded output only."""
     nodes = [
@@ -113,7 +149,7 @@ def table_version(
     output = numbers @ np.array([1, 2], np.float32) + np.float32(bias + off)
     sample = {"numbers": numbers, "prediction": output.astype(np.float32)}
     objective = Regression(target="air_time", unit="min")
-    return assemble(line, model, features, objective, sample, **body)
+    return assemble(line, model, features, objective, sample, **settings)
 
 
 def image_version(line: str = "clothes") -> Version:
@@ -247,6 +283,14 @@ def exchange(
     return Answer(response.status, found, response.read())
 
 
+@pytest.fixture(scope="package", autouse=True)
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder with the key these versions are signed with, which the servers trust."""
+    folder = tmp_path_factory.mktemp("keys")
+    with environment(**{KEYS_SETTING: str(folder)}):
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def table() -> Callable[..., Version]:
     return table_version
@@ -255,6 +299,16 @@ def table() -> Callable[..., Version]:
 @pytest.fixture(scope="session")
 def image() -> Callable[..., Version]:
     return image_version
+
+
+@pytest.fixture(scope="session")
+def sealed() -> Callable[[Mapping[str, bytes]], dict[str, bytes]]:
+    return seal
+
+
+@pytest.fixture(scope="session")
+def versioned() -> Callable[..., Version]:
+    return version
 
 
 @pytest.fixture(scope="session")
