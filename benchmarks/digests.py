@@ -2,10 +2,11 @@
 
     python -m benchmarks.digests [--json] [--turns 5] [--rows 8000000] [--megabytes 50]
 
-Under a minute. *Table*: two numbers, a flag with nulls and a string a row; bytes are those of
-its values as they are digested (8 a number and a string's offset, 1 a flag, the text itself),
-seconds the CPU seconds of the process, so that the figure is for one core. *Verify*: `tasks.verify.verify` of a signed folder on this machine whose model is that many
-bytes of noise, from page cache; reading, the signature and SHA-256 and BLAKE3 of every file.
+Under a minute. *Table*: two numbers, a flag with nulls and a string a row; bytes are those of its
+values as they are digested (8 a number and a string's offset, 1 a flag, the text itself), seconds
+the CPU seconds of the process, so that the figure is for one core. *Verify*: `tasks.verify.verify`
+of a signed folder on this machine whose model is that many bytes of noise, from page cache;
+reading, the signature, and SHA-256 and BLAKE3 of every file.
 
 Goals: at least 0.8 GB/s a core; under 1 s.
 """
