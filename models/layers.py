@@ -1,7 +1,7 @@
 """Torch building blocks every family shares: input scaling, losses, and what is served."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,19 +115,35 @@ def head(objective: Objective) -> Callable[[Tensor], Tensor] | Any:
     raise TypeError(f"no served output for {type(objective).__name__}")
 
 
-def training_loss(objective: Objective, label_smoothing: float) -> Loss:
-    """The mean loss of a batch; raises TypeError for an objective without one."""
+def balanced(objective: Classification, counts: Mapping[str, int]) -> Tensor:
+    """Weight of every class [k], inverse to its training rows, 1 on the average row."""
+    rows = torch.tensor([float(counts[label]) for label in objective.labels])
+    return rows.sum() / (len(rows) * rows)
+
+
+def training_loss(
+    objective: Objective,
+    label_smoothing: float,
+    class_weights: Tensor | None = None,
+    kind: Literal["objective", "huber", "l1"] = "objective",
+) -> Loss:
+    """The mean loss of a batch; raises TypeError for an objective without one, or not of `kind`."""
     if isinstance(objective, Regression):
         mean, deviation = objective.mean, objective.deviation
+        losses: dict[str, Loss] = {"huber": functional.huber_loss, "l1": functional.l1_loss}
+        error: Loss = losses.get(kind, functional.mse_loss)
 
-        def squared(x: Tensor, target: Tensor) -> Tensor:
-            return functional.mse_loss(x[:, 0], (target - mean) / deviation)
+        def difference(x: Tensor, target: Tensor) -> Tensor:
+            return error(x[:, 0], (target - mean) / deviation)
 
-        return squared
+        return difference
+    if kind != "objective":
+        raise TypeError(f"training.loss: {kind} is no loss for {type(objective).__name__}")
     if isinstance(objective, Classification):
 
         def cross_entropy(x: Tensor, target: Tensor) -> Tensor:
-            return functional.cross_entropy(x, target, label_smoothing=label_smoothing)
+            weights = None if class_weights is None else class_weights.to(x.device, x.dtype)
+            return functional.cross_entropy(x, target, weights, label_smoothing=label_smoothing)
 
         return cross_entropy
     raise TypeError(f"no loss for {type(objective).__name__}")

@@ -5,7 +5,7 @@ import torch
 from models import cnn, mlp
 from models.data import Features
 from models.images import ImageFeatures, ImageSize
-from models.layers import Served, TableInput, training_loss
+from models.layers import Served, TableInput, balanced, training_loss
 from models.objectives import Classification, Objective, Regression
 from models.spec import Family
 from models.tables import FittedCategory, FittedNumber, TableFeatures
@@ -105,3 +105,22 @@ def test_label_smoothing_makes_certainty_cost_something() -> None:
     sure, target = torch.tensor([[50.0, 0.0, 0.0]]), torch.tensor([0])
     assert training_loss(ANIMAL, 0.0)(sure, target).item() == pytest.approx(0, abs=1e-6)
     assert training_loss(ANIMAL, 0.1)(sure, target).item() > 1
+
+
+def test_balanced_weights_make_every_class_count_alike() -> None:
+    counts = {"cat": 10, "dog": 20, "owl": 70}
+    weights = balanced(ANIMAL, counts)
+    shares = [float(w) * counts[label] for w, label in zip(weights, ANIMAL.labels, strict=True)]
+    assert shares == pytest.approx([100 / 3] * 3)
+    wrong = torch.tensor([[0.0, 0.0, 5.0]] * 2)
+    loss = training_loss(ANIMAL, 0.0, weights)(wrong, torch.tensor([0, 2]))
+    assert loss > training_loss(ANIMAL, 0.0)(wrong, torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 2.0), ("huber", 1.5), ("objective", 4.0)])
+def test_a_regression_may_take_a_loss_outliers_move_less(kind: str, expected: float) -> None:
+    loss = training_loss(MINUTES, 0.0, kind=kind)  # type: ignore[arg-type]
+    assert loss(torch.tensor([[0.0]]), torch.tensor([9.0])).item() == pytest.approx(expected)
+    if kind != "objective":
+        with pytest.raises(TypeError, match=f"training.loss: {kind} is no loss for Classification"):
+            training_loss(ANIMAL, 0.0, kind=kind)  # type: ignore[arg-type]
