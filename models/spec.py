@@ -105,6 +105,9 @@ class Gate(Frozen):
     """What to decide when the champion cannot be scored on these rows: other features, classes."""
 
 
+Form = Literal["int8-dynamic", "int8-static", "int8-weights", "int4-weights"]
+
+
 class Budget(Frozen):
     """What compression may cost, and what it must reach."""
 
@@ -115,6 +118,9 @@ class Budget(Frozen):
     slowdown: float = Field(1.5, ge=1)
     """Largest CPU time of a request as a multiple of the uncompressed model's (batch 1 and 32).
     The gate refuses a slower model; the choice itself never follows a stopwatch."""
+    candidates: tuple[Form, ...] = ("int8-dynamic", "int8-static", "int8-weights")
+    """Forms of compression to build and measure, beside the uncompressed one. `int4-weights` is
+    the smallest and saves less time than `int8-static`, so a line has to ask for it."""
     exclude: tuple[str, ...] = ()
     """Forms of compression not to choose."""
 
