@@ -1,4 +1,4 @@
-"""Images: PNG and JPEG objects in folders named by class, alone or in tar shards; idx arrays."""
+"""Images: PNG and JPEG in folders named by class or in tar shards; idx; CIFAR-10 batches."""
 
 import io
 import tarfile
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from models.cifar import BATCHES, read_batch
 from models.data import (
     REFUSED,
     Check,
@@ -117,19 +118,20 @@ class ImageFeatures(Features):
 
 
 class Images(Data):
-    """Objects `<class>/<name>.png` (or .jpg), tar shards whose members are named like that, or idx.
+    """Objects `<class>/<name>.png` (or .jpg), or tar shards whose members are named like that.
 
-    Grey images in idx are objects `<part>-images-idx3-ubyte.gz`; their labels are the reference
-    `<part>`. Such rows have the column `part`, by which `splits.Given` can split.
+    Also idx, objects `<part>-images-idx3-ubyte.gz` whose labels are the reference `<part>`, and
+    CIFAR-10's `data_batch_1` to `test_batch`, parts `data` and `test`. Such rows have the column
+    `part`, by which `splits.Given` can split.
     """
 
     size: ImageSize = ImageSize()
     identity: tuple[str, ...] = ("pixels",)
-    suffixes: tuple[str, ...] = (".tar", ".png", ".jpg", ".jpeg", *IDX_IMAGES)
+    suffixes: tuple[str, ...] = (".tar", ".png", ".jpg", ".jpeg", *IDX_IMAGES, *BATCHES)
     label: str = "label"
     """Name of the column that holds the class."""
     classes: tuple[str, ...] = ()
-    """Names of the numbers 0, 1, … in idx labels; without them a class is called by its number."""
+    """Names of the labels 0, 1, … of idx and CIFAR-10; without one a class is its number."""
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -140,6 +142,8 @@ class Images(Data):
             raise RefusedObject("the object is empty")
         if name.endswith(IDX_IMAGES):
             return self._idx(name, payload, references)
+        if name.endswith(BATCHES):
+            return self._batch(name, payload)
         pixels, labels, kept, refused = [], [], [], []
         row = -1
         for row, (path, content) in enumerate(_members(name, payload)):
@@ -161,8 +165,10 @@ class Images(Data):
             numbers = read_idx(payload, dimensions=1)
         except ValueError as error:
             raise RefusedObject(f"reference {name}: {error}") from None
-        names = [*self.classes, *map(str, range(len(self.classes), 256))]
-        return pl.DataFrame({"label": [names[number] for number in numbers]})
+        return pl.DataFrame({"label": [self._named(int(number)) for number in numbers]})
+
+    def _named(self, number: int) -> str:
+        return self.classes[number] if 0 <= number < len(self.classes) else str(number)
 
     def _idx(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
         """Every image of an idx file; the object as a whole is refused where it does not fit."""
@@ -174,14 +180,30 @@ class Images(Data):
         except ValueError as error:
             raise RefusedObject(str(error)) from None
         labels = references[part].get_column("label").to_list()
-        if images.shape[1:] != self.size.shape[1:] or self.size.channels != 1:
-            _, height, width = images.shape
-            wanted = f"{self.size.width} x {self.size.height} x {self.size.channels}"
-            raise RefusedObject(f"its images are {width} x {height} x 1, the line's are {wanted}")
+        self._fits(1, *images.shape[1:])
         if len(labels) != len(images):
             raise RefusedObject(f"it holds {len(images):,} images, {part} {len(labels):,} labels")
         rows = self._rows(range(len(images)), images.reshape(len(images), -1), labels)
         return Parsed(rows.with_columns(part=pl.lit(part)), pl.DataFrame(schema=REFUSED))
+
+    def _batch(self, name: str, payload: bytes) -> Parsed:
+        """Every image of a CIFAR-10 batch."""
+        try:
+            images, numbers = read_batch(payload)
+        except ValueError as error:
+            raise RefusedObject(str(error)) from None
+        self._fits(*images.shape[1:])
+        labels = [self._named(number) for number in numbers]
+        rows = self._rows(range(len(images)), images.reshape(len(images), -1), labels)
+        part = PurePosixPath(name).name.partition("_")[0]
+        return Parsed(rows.with_columns(part=pl.lit(part)), pl.DataFrame(schema=REFUSED))
+
+    def _fits(self, channels: int, height: int, width: int) -> None:
+        if (channels, height, width) != self.size.shape:
+            wanted = f"{self.size.width} x {self.size.height} x {self.size.channels}"
+            raise RefusedObject(
+                f"its images are {width} x {height} x {channels}, the line's are {wanted}"
+            )
 
     def _rows(
         self, numbers: Sequence[int], pixels: NDArray[np.uint8], labels: Sequence[str]

@@ -10,7 +10,7 @@ from models.spec import Gate, Line, Training
 SHIPPED = catalog.lines()
 
 
-@pytest.mark.parametrize("name", ["digits", "flights"])
+@pytest.mark.parametrize("name", ["cifar", "digits", "fashion", "flights"])
 def test_a_shipped_line_comes_back_from_json(name: str) -> None:
     line = SHIPPED[name]
     found = Line.model_validate_json(line.model_dump_json())
@@ -85,7 +85,7 @@ def test_the_device_is_settled_only_where_it_was_left_open() -> None:
     assert settled.on("cuda") == settled
 
 
-@pytest.mark.parametrize("name", ["digits", "flights"])
+@pytest.mark.parametrize("name", ["cifar", "digits", "fashion", "flights"])
 def test_an_example_lands_what_its_line_reads(name: str) -> None:
     line = SHIPPED[name]
     assert line.example is not None
