@@ -84,11 +84,11 @@ def _inspect(payload: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(payload):
         if opcode.name not in OPCODES:
             raise ValueError(f"it has the opcode {opcode.name}, which no batch has")
-        if opcode.name in MEMO and not 0 <= argument <= len(payload):
+        if opcode.name in MEMO and not 0 <= int(argument or 0) <= len(payload):
             # The memo grows to the largest index: a few bytes could ask for any memory.
             raise ValueError(f"it numbers an object {argument:,}")
         if opcode.name == "GLOBAL":
-            _Reader(io.BytesIO()).find_class(*argument.split(" ", 1))
+            _Reader(io.BytesIO()).find_class(*str(argument).split(" ", 1))
 
 
 def _pixels(found: Any) -> NDArray[np.uint8]:
