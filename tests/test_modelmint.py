@@ -119,7 +119,7 @@ def test_predict_reads_json_and_csv(
         (["run", "digits"], "raw/digits/ is empty"),
         (["run", "digits", "--set", "training.epoch=3"], "no setting 'training.epoch'"),
         (["run", "digits", "--set", "training.epochs=0"], "greater than or equal to 1"),
-        (["run", "digits", "--set", "model.size=huge"], "'tiny', 'small' or 'base'"),
+        (["run", "digits", "--set", "model.size=huge"], "'tiny', 'small', 'base'"),
         (["land", "flights", "--slice", "2014-01"], "no slice '2014-01'"),
         (["predict", "digits", "LICENSE"], "digits"),
     ],
