@@ -1,4 +1,4 @@
-# make run     a line from raw objects to an answer (LINE=digits or LINE=flights)
+# make run     a line from raw objects to an answer (LINE=digits, fashion, flights, …)
 # make test    all tests, against real servers
 # make check   formatter, linter, types, import rule
 
@@ -23,7 +23,7 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in startup orchestration cleaning training quality; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
