@@ -1,4 +1,4 @@
-# make run     a line from raw objects to an answer (LINE=digits or LINE=flights)
+# make run     a line from raw objects to an answer (LINE=digits, fashion, flights, …)
 # make test    all tests, against real servers
 # make check   formatter, linter, types, import rule
 

@@ -69,6 +69,32 @@ class Chain(nn.Sequential):
         return x
 
 
+class Residual(nn.Module):
+    """Basic block of He et al. 2016: two 3x3 convolutions beside the input itself.
+
+    float32 [n, C, H, W] -> [n, D, ceil(H / stride), ceil(W / stride)]; where the shape changes, a
+    1x1 convolution brings the input to it.
+    """
+
+    def __init__(self, channels: int, following: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, following, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(following),
+            nn.ReLU(),
+            nn.Conv2d(following, following, 3, padding=1, bias=False),
+            nn.BatchNorm2d(following),
+        )
+        self.input: nn.Module = nn.Identity()
+        if stride != 1 or channels != following:
+            self.input = nn.Sequential(
+                nn.Conv2d(channels, following, 1, stride, bias=False), nn.BatchNorm2d(following)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + self.input(x))
+
+
 def table_input(features: Features) -> TableInput:
     """The input layer for rows; raises TypeError for any other features."""
     if not isinstance(features, TableFeatures):

@@ -71,7 +71,7 @@ def produced(command: Command) -> dict[str, Any]:
 
 def test_lines_names_the_shipped_and_the_added(command: Command) -> None:
     names = [line["name"] for line in answer(command("lines", "--json"))["lines"]]
-    assert names == ["diabetes", "digits", "flights"]
+    assert names == ["cifar", "diabetes", "digits", "fashion", "flights"]
 
 
 def test_run_answers_with_version_metrics_and_stages(produced: dict[str, Any]) -> None:
@@ -115,11 +115,11 @@ def test_predict_reads_json_and_csv(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["run", "nothing"], "no line is called 'nothing'; there are diabetes, digits, flights"),
+        (["run", "nothing"], "no line is called 'nothing'; there are cifar, diabetes, digits"),
         (["run", "digits"], "raw/digits/ is empty"),
         (["run", "digits", "--set", "training.epoch=3"], "no setting 'training.epoch'"),
         (["run", "digits", "--set", "training.epochs=0"], "greater than or equal to 1"),
-        (["run", "digits", "--set", "model.size=huge"], "'tiny', 'small' or 'base'"),
+        (["run", "digits", "--set", "model.size=huge"], "'tiny', 'small', 'base'"),
         (["land", "flights", "--slice", "2014-01"], "no slice '2014-01'"),
         (["predict", "digits", "LICENSE"], "digits"),
     ],
