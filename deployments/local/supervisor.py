@@ -24,7 +24,7 @@ from deployments.local.ports import HOST, Ports, unanswered
 from deployments.local.prefect_worker import prefect_worker
 from deployments.local.processes import family
 from deployments.local.service import Service, ServiceError
-from deployments.local.stack import FOREIGN, STORE, home, settings, stack
+from deployments.local.stack import ADDRESSES, FOREIGN, STORE, home, settings, stack
 
 READY_SECONDS = 240.0
 # Supervisor ends its programs one after another.
@@ -73,9 +73,13 @@ def supervisor(folder: Path) -> Service:
 def up() -> list[Status]:
     """Start whatever is not up and wait until all of it serves.
 
-    Raises ServiceError naming what does not.
+    Raises ServiceError naming what does not, or a variable that names a service elsewhere.
     """
     folder = home()
+    elsewhere = [name for name in ADDRESSES.values() if name in os.environ]
+    if elsewhere:
+        named = ", ".join(elsewhere)
+        raise ServiceError(f"`up` starts every service here, but {named} is set: unset it")
     before = dict(os.environ)
     try:
         if supervisor(folder).running() is None:

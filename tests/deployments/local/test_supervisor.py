@@ -166,6 +166,15 @@ def test_a_killed_supervisor_leaves_a_stack_that_the_next_takes_over(home: Home)
     assert {n: s["pid"] for n, s in after.items()} == {n: s["pid"] for n, s in before.items()}
 
 
+def test_up_refuses_to_pass_over_a_service_elsewhere(home: Home) -> None:
+    home.environment["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
+    try:
+        error = home.start("up", "--detach").communicate(timeout=60)[1]
+    finally:
+        del home.environment["AWS_ENDPOINT_URL"]
+    assert "AWS_ENDPOINT_URL is set: unset it" in error
+
+
 def documented() -> list[list[str]]:
     """The commands of the README's section, in order; the last one is `down`."""
     section = (ROOT / "README.md").read_text().partition("## Let it run")[2].partition("\n## ")[0]
