@@ -106,7 +106,7 @@ def test_the_worker_has_deployed_and_runs_what_is_asked_for(home: Home) -> None:
     api = home.up()["prefect"]["url"] + "/api"
     home.run("land", "diabetes")
     deployment = httpx.get(f"{api}/deployments/name/produce/digits").json()
-    changes = {"line": "diabetes", "training": {"epochs": 5}}
+    changes = {"line": "diabetes", "training": {"epochs": 20}}
     run = httpx.post(
         f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": changes}
     ).json()
@@ -119,7 +119,7 @@ def test_the_worker_has_deployed_and_runs_what_is_asked_for(home: Home) -> None:
     until(ended)
     # What the run registered on the server is there for a command, and the other way round.
     [version] = json.loads(home.run("versions", "diabetes", "--json"))["versions"]
-    again = json.loads(home.run("run", "diabetes", "--set", "training.epochs=5", "--json"))
+    again = json.loads(home.run("run", "diabetes", "--set", "training.epochs=20", "--json"))
     assert again["digest"] == version["digest"]
     assert all(stage["cached"] for stage in again["stages"])
 
