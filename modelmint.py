@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from deployments.command import produce, proof, serving, trust
+from deployments.command import platform, produce, proof, serving, trust
 
 app = typer.Typer(
     help="Mint model versions: from objects in a bucket to a gated, compressed, served model.",
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (produce, proof, serving):
+for group in (produce, proof, serving, platform):
     app.add_typer(group.app)
 app.add_typer(trust.app, name="trust")
 
