@@ -89,11 +89,18 @@ class Gate(Frozen):
     """What a version must show before it may serve."""
 
     floors: dict[str, float] = {}
-    """Worst allowed value of a metric, on the test rows, after compression."""
+    """Worst allowed value of a metric, on the test rows, after compression. For classes also of
+    `calibration_error` and `brier`."""
     margin: float = Field(0.01, ge=0, lt=1)
     """How much worse than the champion, as a fraction, is still no regression."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Confidence of the intervals and of the paired test against the champion."""
+    noninferior: bool = False
+    """Demand proof that the version is less than the margin worse than the champion, where
+    otherwise it takes proof that it is more. Needs many test rows."""
+    slices: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
+    """Margin of a slice of the test rows (`origin=JFK`), or of every slice of a column or of the
+    target (`origin`): none may be found worse than the champion by more."""
     incomparable: Literal["hold", "promote"] = "hold"
     """What to decide when the champion cannot be scored on these rows: other features, classes."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from models.data import Features
 from models.digests import canonical_json
 from models.objectives import Floats, Objective, Regression
 from models.spec import Family
@@ -106,33 +107,49 @@ def resampled(
     statistic: Any, samples: tuple[Floats, ...], confidence: float
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Low and high end of the bootstrap percentile interval of paired samples, each [n]."""
+    found = bootstrapped(statistic, samples, confidence).confidence_interval
+    return np.atleast_1d(found.low), np.atleast_1d(found.high)
+
+
+def bootstrapped(
+    statistic: Any, samples: tuple[Floats, ...], confidence: float, resamples: int = RESAMPLES
+) -> Any:
+    """SciPy's bootstrap of paired samples, each [n]: percentile interval and standard error."""
     from scipy.stats import bootstrap
 
-    found = bootstrap(
+    return bootstrap(
         samples,
         statistic,
         paired=True,
         vectorized=True,
-        n_resamples=RESAMPLES,
+        n_resamples=resamples,
         # Memory: a batch of resamples is this many copies of every sample.
         batch=max(1, 2_000_000 // len(samples[0])),
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(0),
-    ).confidence_interval
-    return np.atleast_1d(found.low), np.atleast_1d(found.high)
+    )
+
+
+def groups(
+    features: Features, objective: Objective, table: pl.DataFrame, target: NDArray[Any]
+) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Name and rows, bool [n], of every slice: those of the features, and every class."""
+    found = list(features.slices(table))
+    if not isinstance(objective, Regression):
+        found += [
+            (f"{objective.target}={label}", target == index)
+            for index, label in enumerate(getattr(objective, "labels", ()))
+        ]
+    return found
 
 
 def _slices(
     dataset: Dataset, objective: Objective, losses: dict[str, Floats], target: NDArray[Any]
 ) -> Any:
-    groups = list(dataset.signature.features.slices(rows(dataset, "test")))
-    if not isinstance(objective, Regression):
-        groups += [
-            (f"{objective.target}={label}", target == index)
-            for index, label in enumerate(getattr(objective, "labels", ()))
-        ]
-    for name, chosen in groups:
+    for name, chosen in groups(
+        dataset.signature.features, objective, rows(dataset, "test"), target
+    ):
         if np.count_nonzero(chosen) >= SMALLEST_SLICE:
             part = objective.metrics({n: values[chosen] for n, values in losses.items()})
             yield name, {n: float(v) for n, v in part.items()}

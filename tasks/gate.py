@@ -1,25 +1,38 @@
 """The gate: may this version serve? Judged on the test rows, as it would be served.
 
 *refuse*: a floor is broken, or compression cost more than its budget. *hold*: sound, but a paired
-bootstrap finds it worse than the champion by more than the line's margin. *promote*: otherwise.
+test finds it worse than the champion by more than the line's margin, on all rows or on a slice the
+line names; with `gate.noninferior`, already when it is not shown to be no worse. *promote*:
+otherwise. `tasks/paired.py` has the tests, and what they promise.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic_core import to_jsonable_python
 
-from models.digests import canonical_json
+from models.digests import Manifest, canonical_json
 from models.objectives import Floats, Objective
 from models.signature import MODEL_FILE, SIGNATURE_FILE, Signature
 from models.spec import Budget, Gate
+from tasks.calibration import calibration
 from tasks.compress import UNCOMPRESSED
 from tasks.dataset import rows
-from tasks.evaluate import resampled
+from tasks.evaluate import SMALLEST_SLICE, groups
 from tasks.isolated import Emit, Profile, isolated
 from tasks.jobs import GateJob
-from tasks.refs import Artifact, Champion, Comparison, Dataset, Interval, Report, Verdict
+from tasks.paired import compare, compare_slice, found_worse, shown_no_worse
+from tasks.refs import (
+    Artifact,
+    Champion,
+    Comparison,
+    Dataset,
+    Report,
+    SliceComparison,
+    Verdict,
+)
 from tasks.stage import stage
 from tasks.store import content_key, store
 
@@ -43,70 +56,169 @@ def decide(
     )
 
 
+class Scored(NamedTuple):
+    """A served model on the test rows."""
+
+    predicted: Floats
+    target: NDArray[Any]
+    losses: dict[str, Floats]
+
+
 def judge(job: GateJob, emit: Emit) -> Verdict:
     """In the isolated process: score the served forms on the same rows and decide."""
-    objective = job.dataset.signature.objective
-    losses = _losses(job, job.artifact.manifest)
-    metrics = {name: float(value) for name, value in objective.metrics(losses).items()}
-    emit({"scored": len(next(iter(losses.values())))})
+    gate, objective = job.gate, job.dataset.signature.objective
+    table = rows(job.dataset, "test")
+    ours = _scored(job.artifact.manifest, table)
+    metrics = {name: float(value) for name, value in objective.metrics(ours.losses).items()}
+    emit({"scored": len(ours.target)})
     undefined = [f"{name} is {value}" for name, value in metrics.items() if not np.isfinite(value)]
     if undefined:
         raise ValueError(
             f"{', '.join(undefined)} on the test rows: the served model answers with no numbers"
         )
-    refused = [*_broken_floors(job.gate, objective, metrics), *_over_budget(job, metrics)]
+    metrics |= calibration(objective, ours.predicted, ours.target)
+    named = named_slices(gate, job.dataset, table, ours.target)
+    large = {n: s for n, s in named.items() if np.count_nonzero(s.chosen) >= SMALLEST_SLICE}
+    refused = [*_broken_floors(gate, objective, metrics), *_over_budget(job, metrics)]
     comparison, obstacle = None, None
+    slices: tuple[SliceComparison, ...] = ()
     if job.champion is not None:
         obstacle = _obstacle(job, job.champion)
         if obstacle is None:
-            comparison = _compare(job, job.champion, objective, losses, metrics)
-    decision, reasons = "promote", []
-    if refused:
-        decision, reasons = "refuse", refused
-    elif obstacle is not None:
-        decision = job.gate.incomparable
-        reasons = [f"the champion cannot be scored on these rows ({obstacle}); gate.incomparable"]
-    elif comparison is not None and comparison.worse_by.low > job.gate.margin:
-        decision = "hold"
-        reasons = [
-            f"worse than the champion by {comparison.worse_by.value:.2%}"
-            f" (at least {comparison.worse_by.low:.2%} with {job.gate.confidence:.0%} confidence,"
-            f" margin {job.gate.margin:.2%})"
-        ]
-    else:
-        reasons = _why_promoted(job.gate, comparison)
-    content = canonical_json(
-        {
-            "decision": decision,
-            "reasons": reasons,
-            "metrics": metrics,
-            "comparison": comparison.model_dump() if comparison else None,
-            "artifact": job.artifact.digest,
-            "dataset": job.dataset.digest,
-        }
+            theirs = _scored(job.champion.manifest, table).losses
+            comparison = against(job.champion, gate, objective, ours.losses, theirs)
+            slices = slice_by_slice(gate, objective, ours.losses, theirs, large)
+    uncompressed = store().get_table(job.report.losses)
+    compression = compare(
+        objective,
+        ours.losses,
+        {name: uncompressed[name].to_numpy() for name in ours.losses},
+        gate.confidence,
     )
+    decided, reasons = decision(gate, refused, obstacle, comparison, slices)
+    verdict: dict[str, Any] = {
+        "decision": decided,
+        "reasons": tuple(reasons),
+        "metrics": metrics,
+        "comparison": comparison,
+        "slices": slices,
+        "unjudged": tuple(sorted(named.keys() - large.keys())),
+        "compression": compression,
+    }
+    place = {"artifact": job.artifact.digest, "dataset": job.dataset.digest}
+    content = canonical_json({**to_jsonable_python(verdict), **place})
     digest = store().put_content(content)
-    return Verdict.model_validate(
-        {
-            "digest": digest,
-            "stored": (content_key(digest),),
-            "decision": decision,
-            "reasons": tuple(reasons),
-            "metrics": metrics,
-            "comparison": comparison,
-        }
-    )
+    return Verdict.model_validate({"digest": digest, "stored": (content_key(digest),), **verdict})
 
 
-def _losses(job: GateJob, manifest: Any) -> dict[str, Floats]:
-    """Per-row losses on the test rows of a served model, with its own preprocessing."""
+def decision(
+    gate: Gate,
+    refused: list[str],
+    obstacle: str | None,
+    comparison: Comparison | None,
+    slices: tuple[SliceComparison, ...],
+) -> tuple[str, list[str]]:
+    """Promote, hold or refuse, and the reasons."""
+    if refused:
+        return "refuse", refused
+    if obstacle is not None:
+        return gate.incomparable, [
+            f"the champion cannot be scored on these rows ({obstacle}); gate.incomparable"
+        ]
+    if comparison is None:
+        return "promote", ["every floor holds; there is no champion yet"]
+    held = [
+        f"{found.name}: worse than the champion by {found.worse_by.value:.2%}"
+        f" (at least {found.worse_by.low:.2%}, margin {found.margin:.2%})"
+        for found in slices
+        if found.worse
+    ]
+    by = comparison.worse_by
+    interval = f"difference {by.value:+.2%}, interval {by.low:+.2%} to {by.high:+.2%}"
+    if found_worse(comparison, gate.margin, gate.confidence):
+        held.insert(
+            0,
+            f"worse than the champion by {by.value:.2%} (at least {by.low:.2%} with"
+            f" {gate.confidence:.0%} confidence, margin {gate.margin:.2%})",
+        )
+    elif gate.noninferior and not shown_no_worse(comparison, gate.margin):
+        held.insert(
+            0,
+            f"not shown to be less than {gate.margin:.2%} worse than the champion on"
+            f" {comparison.rows:,} rows ({interval}); gate.noninferior",
+        )
+    if held:
+        return "hold", held
+    proof = "shown no" if gate.noninferior else "not"
+    among = f", nor on any of {len(slices)} slices" if slices else ""
+    return "promote", [
+        f"every floor holds; {proof} worse than the champion beyond {gate.margin:.2%}"
+        f" ({interval}){among}"
+    ]
+
+
+def _scored(manifest: Manifest, table: pl.DataFrame) -> Scored:
+    """A served model's answers to the rows, with its own preprocessing."""
     from tasks.inference import predict, session
 
     signature = Signature.model_validate_json(store().get_file(manifest, SIGNATURE_FILE))
-    table = rows(job.dataset, "test")
     model = session(store().get_file(manifest, MODEL_FILE))
     predicted = predict(model, signature.features.encode(table))
-    return signature.objective.losses(predicted, signature.objective.encode(table))
+    target = signature.objective.encode(table)
+    return Scored(predicted, target, signature.objective.losses(predicted, target))
+
+
+class Slice(NamedTuple):
+    """Rows of a slice, bool [n], and what the gate allows it to lose."""
+
+    chosen: NDArray[np.bool_]
+    margin: float
+
+
+def named_slices(
+    gate: Gate, dataset: Dataset, table: pl.DataFrame, target: NDArray[Any]
+) -> dict[str, Slice]:
+    """The slices the gate names; raises ValueError for a name no slice has."""
+    signature = dataset.signature
+    there = dict(groups(signature.features, signature.objective, table, target))
+    found: dict[str, Slice] = {}
+    # A whole name counts more than that of its column.
+    for name, margin in sorted(gate.slices.items(), key=lambda item: "=" in item[0]):
+        meant = [s for s in there if s == name or s.partition("=")[0] == name]
+        if not meant:
+            known = ", ".join(sorted({s.partition("=")[0] for s in there})) or "none"
+            raise ValueError(f"gate.slices names {name!r}; this line has slices by {known}")
+        found |= {s: Slice(there[s], margin) for s in meant}
+    return found
+
+
+def against(
+    champion: Champion, gate: Gate, objective: Objective, ours: dict[str, Floats],
+    theirs: dict[str, Floats],
+) -> Comparison:  # fmt: skip
+    """The challenger against the champion, from per-row losses [n] of both."""
+    name = objective.primary.name
+    found = compare(objective, ours, theirs, gate.confidence)
+    return Comparison(
+        **dict(found),
+        champion=champion.digest,
+        challenger_metric=float(objective.metrics(ours)[name]),
+        champion_metric=float(objective.metrics(theirs)[name]),
+    )
+
+
+def slice_by_slice(
+    gate: Gate, objective: Objective, ours: dict[str, Floats], theirs: dict[str, Floats],
+    slices: dict[str, Slice],
+) -> tuple[SliceComparison, ...]:  # fmt: skip
+    """The same on every slice, in the order of their names."""
+    results = []
+    for name, (chosen, margin) in sorted(slices.items()):
+        mine, others = ({n: v[chosen] for n, v in losses.items()} for losses in (ours, theirs))
+        found = compare_slice(objective, mine, others, gate.confidence, len(slices))
+        worse = found_worse(found, margin, gate.confidence, len(slices))
+        results.append(SliceComparison(**dict(found), name=name, margin=margin, worse=worse))
+    return tuple(results)
 
 
 def _broken_floors(gate: Gate, objective: Objective, metrics: dict[str, float]) -> list[str]:
@@ -160,49 +272,3 @@ def _obstacle(job: GateJob, champion: Champion) -> str | None:
     except pl.exceptions.PolarsError as error:
         return str(error).partition("\n")[0]
     return None
-
-
-def _compare(
-    job: GateJob,
-    champion: Champion,
-    objective: Objective,
-    losses: dict[str, Floats],
-    metrics: dict[str, float],
-) -> Comparison:
-    theirs = _losses(job, champion.manifest)
-    names = list(losses)
-    primary = objective.primary
-
-    def worse(*samples: Floats, axis: int = -1) -> NDArray[Any]:
-        del axis
-        mine = dict(zip(names, samples[: len(names)], strict=True))
-        others = dict(zip(names, samples[len(names) :], strict=True))
-        challenger = objective.metrics(mine)[primary.name]
-        reference = objective.metrics(others)[primary.name]
-        sign = -1.0 if primary.better == "higher" else 1.0
-        scale = np.maximum(np.abs(reference), 1e-12)
-        difference: NDArray[Any] = sign * (challenger - reference) / scale
-        return difference
-
-    samples = (*losses.values(), *(theirs[name] for name in names))
-    if all(np.array_equal(losses[n], theirs[n]) for n in names):
-        low, high = np.zeros(1), np.zeros(1)
-    else:
-        # Two-sided at 2c - 1, so that the lower end is a one-sided bound at confidence c.
-        low, high = resampled(worse, samples, 2 * job.gate.confidence - 1)
-    return Comparison(
-        champion=champion.digest,
-        challenger_metric=metrics[primary.name],
-        champion_metric=float(objective.metrics(theirs)[primary.name]),
-        worse_by=Interval(value=float(worse(*samples)), low=float(low[0]), high=float(high[0])),
-    )
-
-
-def _why_promoted(gate: Gate, comparison: Comparison | None) -> list[str]:
-    if comparison is None:
-        return ["every floor holds; there is no champion yet"]
-    return [
-        f"every floor holds; not worse than the champion beyond {gate.margin:.2%}"
-        f" (difference {comparison.worse_by.value:+.2%}, interval {comparison.worse_by.low:+.2%}"
-        f" to {comparison.worse_by.high:+.2%})"
-    ]

@@ -13,7 +13,7 @@ from prefect.artifacts import (
 
 from tasks import tracking
 from tasks.progress import Event
-from tasks.refs import Artifact, Dataset, Endpoint, Report, Verdict
+from tasks.refs import Artifact, Dataset, Difference, Endpoint, Report, Verdict
 from tasks.store import store
 
 
@@ -68,6 +68,7 @@ def log(run: str, report: Report, artifact: Artifact, verdict: Verdict) -> None:
     metrics["served_bytes"] = float(_size(artifact, artifact.chosen))
     tracking.log_metrics(run, metrics)
     tracking.log_file(run, "verdict.json", verdict.model_dump_json(indent=1).encode())
+    tracking.log_file(run, "verdict.md", verdict_markdown("verdict", verdict).encode())
     tracking.log_file(run, "report.json", report.model_dump_json(indent=1).encode())
     plots = report.observed.get("plots")
     for title, digest in (plots if isinstance(plots, dict) else {}).items():
@@ -106,9 +107,27 @@ def compression_table(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def verdict_markdown(line: str, verdict: Verdict) -> str:
-    """The verdict and its reasons."""
+    """The verdict, its reasons and the evidence."""
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    return f"# {line}: {verdict.decision}\n\n{reasons}\n"
+    values = "\n".join(f"| {name} | {value:.4g} |" for name, value in verdict.metrics.items())
+    judged: list[tuple[str, Difference]] = []
+    if verdict.comparison:
+        judged.append(("the champion", verdict.comparison))
+    judged += [(f"the champion, {found.name}", found) for found in verdict.slices]
+    if verdict.compression:
+        judged.append(("its uncompressed form", verdict.compression))
+    tests = "\n".join(
+        f"| {name} | {found.rows:,} | {found.worse_by.value:+.2%} | {found.worse_by.low:+.2%} to"
+        f" {found.worse_by.high:+.2%} | {'' if found.mcnemar is None else f'{found.mcnemar:.3g}'} |"
+        for name, found in judged
+    )
+    few = f"\nToo few rows to judge: {', '.join(verdict.unjudged)}.\n" if verdict.unjudged else ""
+    return (
+        f"# {line}: {verdict.decision}\n\n{reasons}\n\n"
+        f"| metric, served, test rows | |\n|---|---|\n{values}\n\n"
+        "| worse than | rows | by | one-sided bounds | McNemar, mid-p |\n|---|---|---|---|---|\n"
+        f"{tests}\n{few}"
+    )
 
 
 def _size(artifact: Artifact, name: str) -> int:

@@ -112,15 +112,31 @@ class Champion(Ref):
     manifest: Manifest
 
 
-class Comparison(Frozen):
+class Difference(Frozen):
+    """How much worse one model is than another on the same rows."""
+
+    worse_by: Interval
+    """Loss of the primary metric as a fraction of the other's, with one-sided bounds; above 0 it
+    is worse."""
+    mcnemar: float | None = None
+    """Mid-p value of McNemar's test that its labels are no worse; None where there are none."""
+    rows: int = 0
+
+
+class Comparison(Difference):
     """Challenger against champion on the same rows."""
 
     champion: Digest
     challenger_metric: float
     champion_metric: float
-    worse_by: Interval
-    """Loss of the primary metric as a fraction of the champion's, with its paired bootstrap
-    interval; above 0 the challenger is worse."""
+
+
+class SliceComparison(Difference):
+    """Challenger against champion on one slice of the rows."""
+
+    name: str
+    margin: float
+    worse: bool
 
 
 class Verdict(Ref):
@@ -129,8 +145,14 @@ class Verdict(Ref):
     decision: Literal["promote", "hold", "refuse"]
     reasons: tuple[str, ...]
     metrics: dict[str, float]
-    """Of the compressed model on the test rows."""
+    """Of the compressed model on the test rows, calibration included."""
     comparison: Comparison | None = None
+    slices: tuple[SliceComparison, ...] = ()
+    """Of the slices the gate names; together they raise a false alarm as rarely as one test."""
+    unjudged: tuple[str, ...] = ()
+    """Slices the gate names that have too few test rows."""
+    compression: Difference | None = None
+    """The served model against the uncompressed network."""
 
 
 class Version(Ref):

@@ -5,9 +5,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from models.digests import Manifest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Gate
-from tasks.gate import judge
+from tasks.dataset import rows
+from tasks.gate import Slice, against, judge, named_slices, slice_by_slice
+from tasks.gate import decision as decide_on
 from tasks.jobs import GateJob
 from tasks.refs import Champion, Interval, Verdict
 from tasks.store import store
@@ -15,6 +18,7 @@ from tests.tasks.conftest import Trained
 
 GATE = Gate(floors={"rmse": 10.0, "mae": 10.0}, margin=0.01, confidence=0.95)
 ANY = Budget(quality_loss=0.9)
+CHAMPION = Champion(digest="c" * 64, number=1, manifest=Manifest.of({"a": b""}))
 
 
 def verdict(trained: Trained, gate: Gate = GATE, budget: Budget = ANY, **changes: Any) -> Verdict:
@@ -132,6 +136,66 @@ def test_no_form_within_the_budget_is_refused(trained: Trained) -> None:
     found = verdict(trained, artifact=artifact)
     assert found.decision == "refuse"
     assert found.reasons == ("no compressed form is within the budget of size and quality",)
+
+
+def test_every_named_slice_meets_the_champion(trained: Trained) -> None:
+    found = verdict(trained, Gate(slices={"zone": 0.05}), champion=champion(trained, scale=0.7))
+    assert found.decision == "promote"
+    judged = {s.name: s for s in found.slices}
+    assert {*judged, *found.unjudged} == {"zone=east", "zone=north", "zone=south"}
+    assert all(s.rows >= 50 or s.name in found.unjudged for s in found.slices)
+
+
+def test_a_slice_that_got_worse_is_held_though_the_whole_did_not(trained: Trained) -> None:
+    objective = trained.dataset.signature.objective
+    rows = np.arange(200)
+    ours = objective.losses(np.where(rows < 100, 2.0, 0.1) * np.sin(rows), np.zeros(200))
+    theirs = objective.losses(np.where(rows < 100, 1.0, 3.0) * np.sin(rows + 1), np.zeros(200))
+    slices = {"zone=a": Slice(rows < 100, 0.1), "zone=b": Slice(rows >= 100, 0.1)}
+    gate = Gate(slices={"zone": 0.1})
+    whole = against(CHAMPION, gate, objective, ours, theirs)
+    judged = slice_by_slice(gate, objective, ours, theirs, slices)
+    assert whole.worse_by.high < 0
+    assert [s.worse for s in judged] == [True, False]
+    decision, reasons = decide_on(gate, [], None, whole, judged)
+    assert decision == "hold"
+    assert reasons[0].startswith("zone=a: worse than the champion by ")
+
+
+def test_a_margin_for_one_slice_counts_more_than_that_of_its_column(trained: Trained) -> None:
+    table = rows(trained.dataset, "test")
+    target = np.zeros(table.height)
+    gate = Gate(slices={"zone=east": 0.5, "zone": 0.1})
+    found = named_slices(gate, trained.dataset, table, target)
+    assert {n: s.margin for n, s in found.items()} == {
+        "zone=east": 0.5, "zone=north": 0.1, "zone=south": 0.1,
+    }  # fmt: skip
+
+
+def test_a_slice_the_line_lacks_is_an_error(trained: Trained) -> None:
+    with pytest.raises(
+        ValueError, match=r"gate\.slices names 'size'; this line has slices by zone"
+    ):
+        verdict(trained, Gate(slices={"size": 0.1}))
+
+
+def test_noninferiority_holds_what_is_not_shown(trained: Trained) -> None:
+    rival = champion(trained, scale=1.001)
+    strict = Gate(margin=1e-6, noninferior=True)
+    found = verdict(trained, strict, champion=rival)
+    assert verdict(trained, Gate(margin=1e-6), champion=rival).decision == "promote"
+    assert found.comparison is not None
+    assert (found.decision == "hold") == (found.comparison.worse_by.high > 1e-6)
+    assert verdict(trained, Gate(margin=0.5, noninferior=True), champion=rival).decision == (
+        "promote"
+    )
+
+
+def test_the_verdict_tells_served_from_uncompressed(trained: Trained) -> None:
+    found = verdict(trained).compression
+    assert found is not None
+    assert found.rows == trained.dataset.rows["test"]
+    assert found.worse_by.low <= found.worse_by.value <= found.worse_by.high
 
 
 def test_the_same_question_has_the_same_verdict(trained: Trained) -> None:
