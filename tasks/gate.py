@@ -68,7 +68,7 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
     """In the isolated process: score the served forms on the same rows and decide."""
     gate, objective = job.gate, job.dataset.signature.objective
     table = rows(job.dataset, "test")
-    ours = _scored(job.artifact.manifest, table)
+    ours = scored(job.artifact.manifest, table)
     metrics = {name: float(value) for name, value in objective.metrics(ours.losses).items()}
     emit({"scored": len(ours.target)})
     undefined = [f"{name} is {value}" for name, value in metrics.items() if not np.isfinite(value)]
@@ -83,9 +83,9 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
     comparison, obstacle = None, None
     slices: tuple[SliceComparison, ...] = ()
     if job.champion is not None:
-        obstacle = _obstacle(job, job.champion)
+        obstacle = incomparable(job.dataset.signature, table, job.champion.manifest)
         if obstacle is None:
-            theirs = _scored(job.champion.manifest, table).losses
+            theirs = scored(job.champion.manifest, table).losses
             comparison = against(job.champion, gate, objective, ours.losses, theirs)
             slices = slice_by_slice(gate, objective, ours.losses, theirs, large)
     uncompressed = store().get_table(job.report.losses)
@@ -157,7 +157,7 @@ def decision(
     ]
 
 
-def _scored(manifest: Manifest, table: pl.DataFrame) -> Scored:
+def scored(manifest: Manifest, table: pl.DataFrame) -> Scored:
     """A served model's answers to the rows, with its own preprocessing."""
     from tasks.inference import predict, session
 
@@ -256,16 +256,13 @@ def _over_budget(job: GateJob, metrics: dict[str, float]) -> list[str]:
     return []
 
 
-def _obstacle(job: GateJob, champion: Champion) -> str | None:
-    """Why the champion and the challenger cannot be scored on the same rows, if so."""
-    content = store().get_file(champion.manifest, SIGNATURE_FILE)
-    theirs = Signature.model_validate_json(content)
-    ours = job.dataset.signature
+def incomparable(ours: Signature, table: pl.DataFrame, manifest: Manifest) -> str | None:
+    """Why a served model cannot be scored on the rows that were cleaned for another, if so."""
+    theirs = Signature.model_validate_json(store().get_file(manifest, SIGNATURE_FILE))
     if theirs.features.inputs != ours.features.inputs:
         return "its inputs have other names, types or shapes"
     if theirs.objective.output != ours.objective.output:
         return "its output has another type or shape"
-    table = rows(job.dataset, "test")
     try:
         theirs.features.encode(table)
         theirs.objective.encode(table)

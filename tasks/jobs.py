@@ -2,7 +2,7 @@
 
 from pydantic import SerializeAsAny
 
-from models.digests import Digest
+from models.digests import Digest, Manifest
 from models.open import Frozen
 from models.signature import Signature
 from models.spec import Budget, Family, Gate, Training
@@ -51,6 +51,16 @@ class GateJob(Frozen):
     artifact: Artifact
     report: Report
     champion: Champion | None
+
+
+class ScoresJob(Frozen):
+    """Two served models, the rows they were made from, and how sure to be of a difference."""
+
+    a: Manifest
+    b: Manifest
+    dataset_a: Dataset
+    dataset_b: Dataset
+    confidence: float
 
 
 class FingerprintJob(Frozen):

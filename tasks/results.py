@@ -61,7 +61,7 @@ def _exists(key: str) -> tuple[str, bool]:
 
 def recorded_result(key: str) -> Ref:
     """The reference a stage with this key once gave; raises MissingError when it is not whole."""
-    return _reference(key, orjson.loads(stage_results().read_path(key)))
+    return _reference(key, orjson.loads(StageResults().read_path(key)))
 
 
 def _reference(path: str, record: Any) -> Ref:

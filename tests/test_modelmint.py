@@ -166,7 +166,7 @@ def test_the_commands_of_the_readme_work(
     (tmp_path / "record.json").write_text(json.dumps(record))
     commands = documented()
     assert {words[0] for words in commands} == {
-        "lines", "land", "run", "versions", "replay", "predict",
+        "lines", "land", "run", "versions", "replay", "compare", "predict",
     }  # fmt: skip
     for words in commands:
         if words[0] == "replay":

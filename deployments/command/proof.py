@@ -1,4 +1,4 @@
-"""Commands that prove versions: replay, verify, export, import."""
+"""Commands that prove and compare versions: replay, verify, compare, export, import."""
 
 import json
 import os
@@ -94,6 +94,33 @@ def verify(
             found = verifying.verify(StoredFolder(line, digest), line, digest)
     answer: dict[str, Any] = {"verified": True, **found.model_dump(mode="json")}
     show(as_json, answer, lambda: table([{"": n, "found": v} for n, v in answer.items()]))
+
+
+@app.command()
+def compare(
+    line: LineName,
+    a: Annotated[int, typer.Argument(min=1, help="Number of one version.")],
+    b: Annotated[int, typer.Argument(min=1, help="Number of the version to compare with it.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots, that needs no network, here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what version B has that A has not: data, code, settings, libraries, metrics, files, cost.
+
+    Exit code 0: compared, whatever differs; 2: one of them does not verify.
+    """
+    from deployments.local.stack import STORE, stack
+
+    with _refusing(f"{line} {a} and {b} cannot be compared", as_json), stack(STORE):
+        from deployments.command.difference import print_difference
+        from tasks.compare import compare as difference_of
+        from tasks.difference_page import page
+
+        found = difference_of(line, a, b)
+        if html is not None:
+            html.write_text(page(found))
+    show(as_json, found.model_dump(mode="json"), lambda: print_difference(found))
 
 
 @app.command()
