@@ -166,7 +166,8 @@ def test_the_commands_of_the_readme_work(
     (tmp_path / "record.json").write_text(json.dumps(record))
     commands = documented()
     assert {words[0] for words in commands} == {
-        "lines", "land", "run", "versions", "replay", "compare", "predict",
+        "lines", "land", "run", "versions", "predict",
+        "verify", "replay", "compare", "export", "trust", "import",
     }  # fmt: skip
     for words in commands:
         if words[0] == "replay":
@@ -174,7 +175,8 @@ def test_the_commands_of_the_readme_work(
             continue
         if words == ["run", "diabetes"]:
             words = [*words, "--set", "training.epochs=20"]  # noqa: PLW2901
-        paths = [str(tmp_path / w) if w == "record.json" else w for w in words]
+        ours = ("record.json", "exported", "exported/key.json")
+        paths = [str(tmp_path / w) if w in ours else w for w in words]
         found = command(*paths)
         assert found.returncode == 0, (words, found.stderr[-1500:])
         assert found.stdout.strip()
