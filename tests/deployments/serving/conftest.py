@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,24 +19,43 @@ import pytest
 import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from securesystemslib.signer import CryptoSigner
 
+from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
-from models.digests import Manifest, canonical_json, json_digest
+from models.digests import Manifest, canonical_json
 from models.images import ImageFeatures, ImageSize
 from models.objectives import Classification, Objective, Regression
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
+    PROVENANCE_FILE,
     SAMPLE_FILE,
     SIGNATURE_FILE,
     VERSION_FILE,
     Signature,
 )
 from models.tables import FittedNumber, TableFeatures
+from models.trust import KEYS_SETTING, TRUSTED, PublicKey, Trust
+from models.version import Recipe, record
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = (sys.executable, "-m", "deployments.serving")
 LABELS = ("boot", "coat", "dress")
+SIGNER = CryptoSigner.generate_ed25519()
+KEYS = tempfile.TemporaryDirectory()
+"""The folder of trusted keys that holds the signer's."""
+
+
+def trusted() -> Trust:
+    """The trust of a place that counts the signer's signatures."""
+    key = PublicKey(
+        keyid=SIGNER.public_key.keyid, public=SIGNER.public_key.keyval["public"], owner="tests"
+    )
+    folder = Path(KEYS.name) / TRUSTED
+    folder.mkdir(exist_ok=True)
+    (folder / f"{key.keyid}.json").write_text(key.model_dump_json())
+    return Trust(Path(KEYS.name))
 
 
 class Version(NamedTuple):
@@ -77,12 +97,22 @@ def assemble(
         SIGNATURE_FILE: signature.model_dump_json().encode(),
         SAMPLE_FILE: safetensors.numpy.save(sample),
     }
+    return seal(line, files, **body)
+
+
+def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
+    """A signed version of whatever files these are."""
     manifest = Manifest.of(files)
-    content = {"line": line, "artifact": manifest.digest, "code": "0" * 40, **body}
-    digest = json_digest(content)
+    settings = {name: str(value) for name, value in body.items()}
+    recipe = Recipe(
+        line=line, snapshot="0" * 64, settings=settings, stages={}, artifact=manifest.digest
+    )
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps({"digest": digest, "body": content})
-    return Version(line, digest, files)
+    files[VERSION_FILE] = orjson.dumps(record(recipe))
+    subjects = tuple(described(name, content) for name, content in files.items())
+    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
+    files[PROVENANCE_FILE] = signed(statement, [SIGNER])
+    return Version(line, recipe.digest, files)
 
 
 def table_version(
@@ -168,11 +198,13 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._log = root.parent / f"{root.name}.log"
+        self._key = root / ".server" / "first-key"
+        places = {KEYS_SETTING: str(trusted().folder)}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "--port", str(self.port), "--repository", str(root), *options],
                 cwd=ROOT,
-                env=os.environ | (environment or {}),
+                env=os.environ | places | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -201,11 +233,22 @@ class Server:
             os.close(watched)
         raise RuntimeError(f"the server does not listen:\n{self.log}")
 
+    @property
+    def key(self) -> str:
+        """The key that may do everything."""
+        return self._key.read_text()
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header that shows it."""
+        return {"authorization": f"Bearer {self.key}"}
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request on a connection of its own; a dict is sent as JSON."""
+        """One request on a connection of its own, with our key; a dict is sent as JSON."""
+        headers = {**self.bearer, **headers}
         connection = self.connect()
         try:
             return exchange(connection, method, path, body, **headers)
@@ -255,6 +298,17 @@ def table() -> Callable[..., Version]:
 @pytest.fixture(scope="session")
 def image() -> Callable[..., Version]:
     return image_version
+
+
+@pytest.fixture(scope="session")
+def sealed() -> Callable[..., Version]:
+    return seal
+
+
+@pytest.fixture(scope="session")
+def here() -> Trust:
+    """The trust in which those versions verify."""
+    return trusted()
 
 
 @pytest.fixture(scope="session")

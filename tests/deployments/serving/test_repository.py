@@ -14,7 +14,6 @@ from tritonclient.grpc import model_config_pb2
 
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import STATE_FILE, TRITON_FILE, Repository
-from models.digests import Manifest, canonical_json, json_digest
 from models.signature import MANIFEST_FILE, SAMPLE_FILE, VERSION_FILE
 
 FILES = ["version.json", "manifest.json", "model.onnx", "signature.json", "sample.safetensors"]
@@ -26,14 +25,14 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(root: Path) -> Iterator[Callable[[], Repository]]:
+def opened(root: Path, here: Any) -> Iterator[Callable[[], Repository]]:
     """Opens the repository as a server does, after letting go of it where it was open."""
     held: list[Repository] = []
 
     def begin() -> Repository:
         for before in held:
             before.close()
-        held.append(Repository(root))
+        held.append(Repository(root, here))
         held[-1].restore()
         return held[-1]
 
@@ -156,17 +155,14 @@ def test_a_body_altered_beside_its_artifact_is_refused(opened: Any, table: Any, 
     refused(422, "integrity", opened().load, "air-time", "1", one.digest)
 
 
-def test_a_manifest_without_the_sample_is_refused(opened: Any, table: Any, root: Path) -> None:
+def test_a_manifest_without_the_sample_is_refused(
+    opened: Any, table: Any, sealed: Any, root: Path
+) -> None:
     one = table()
     proven = ("model.onnx", "signature.json")
-    manifest = Manifest.of({name: one.files[name] for name in proven})
-    body = {"line": "air-time", "artifact": manifest.digest}
-    files = one.files | {
-        MANIFEST_FILE: canonical_json(manifest.model_dump(mode="json")),
-        VERSION_FILE: orjson.dumps({"digest": json_digest(body), "body": body}),
-    }
-    one._replace(files=files).place(root, "1")
-    message = refused(422, "integrity", opened().load, "air-time", "1", json_digest(body))
+    bad = sealed("air-time", {name: one.files[name] for name in proven})
+    bad.place(root, "1")
+    message = refused(422, "integrity", opened().load, "air-time", "1", bad.digest)
     assert f"names no {SAMPLE_FILE}" in message
 
 
@@ -266,17 +262,14 @@ def test_a_network_with_other_inputs_is_refused(opened: Any, table: Any, root: P
     ],
 )
 def test_true_files_that_do_not_fit_are_refused(
-    opened: Any, table: Any, root: Path, case: tuple[str, bytes, str]
+    opened: Any, table: Any, sealed: Any, root: Path, case: tuple[str, bytes, str]
 ) -> None:
     (name, content, expected), one = case, table()
     proven = ("model.onnx", "signature.json", "sample.safetensors")
     files = {n: one.files[n] for n in proven} | {name: content}
-    manifest = Manifest.of(files)
-    body = {"line": "air-time", "artifact": manifest.digest}
-    files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps({"digest": json_digest(body), "body": body})
-    one._replace(files=files).place(root, "1")
-    message = refused(422, "unfit_version", opened().load, "air-time", "1", json_digest(body))
+    bad = sealed("air-time", files)
+    bad.place(root, "1")
+    message = refused(422, "unfit_version", opened().load, "air-time", "1", bad.digest)
     assert expected in message
 
 
@@ -328,10 +321,10 @@ def test_an_unreadable_state_is_not_taken_for_an_empty_one(
         opened()
 
 
-def test_one_server_at_a_time(opened: Any, root: Path) -> None:
+def test_one_server_at_a_time(opened: Any, root: Path, here: Any) -> None:
     opened()
     with pytest.raises(OSError, match="temporarily unavailable"):
-        Repository(root)
+        Repository(root, here)
 
 
 def test_triton_reads_the_folder(opened: Any, table: Any, image: Any, root: Path) -> None:

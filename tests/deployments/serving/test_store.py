@@ -103,7 +103,7 @@ def test_an_absent_version_and_an_absent_store_are_told_apart(
     server = start(tmp_path / "here", environment=found)
     answer = server.load(version, "1", source)
     assert (answer.status, answer.json["code"]) == (422, "integrity")
-    assert "version.json is not at the source" in answer.json["error"]
+    assert "provenance.json is not at the source" in answer.json["error"]
     gone = found | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     server = start(tmp_path / "gone", environment=gone)
     answer = server.load(version, "1", source)
