@@ -168,6 +168,7 @@ def test_the_commands_of_the_readme_work(
     assert {words[0] for words in commands} == {
         "lines", "land", "run", "versions", "predict",
         "verify", "replay", "compare", "export", "trust", "import",
+        "keys", "usage", "audit",
     }  # fmt: skip
     for words in commands:
         if words[0] == "replay":
@@ -193,7 +194,9 @@ def test_serve_brings_the_champion_back_and_ends_cleanly(
     ) as process:  # fmt: skip
         assert process.stdout is not None
         endpoint = json.loads(process.stdout.readline())["endpoint"]
-        ready = httpx.get(f"{endpoint}/v2/models/diabetes/ready")
+        key = (Path(os.environ["MODELMINT_HOME"]) / "api-key").read_text()
+        bearer = {"authorization": f"Bearer {key}"}
+        ready = httpx.get(f"{endpoint}/v2/models/diabetes/ready", headers=bearer)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert ready.json()["ready"]

@@ -112,6 +112,6 @@ def _start(services: ExitStack, folder: Path, names: list[str]) -> None:
             os.environ.update(store.environment(folder, use(STORE)))
             create_bucket()
         if SERVER in names:
-            os.environ.update(model_server.environment(use(SERVER)))
+            os.environ.update(model_server.environment(folder, use(SERVER)))
         for future in others.values():
             os.environ.update(prefect_server.environment(future.result()))
