@@ -49,9 +49,10 @@ def minted(production: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     with environment(MODELMINT_BUCKET=production["MODELMINT_BUCKET"]):
         store().create_bucket()
     folder = tmp_path_factory.mktemp("production-home")
-    home = {"MODELMINT_HOME": str(folder)}
+    keys = str(folder / "keys")
+    home = {"MODELMINT_HOME": str(folder), "MODELMINT_KEYS": keys}
     modelmint(production | home, "land", LINE)
-    return modelmint(production | home, "run", LINE) | {"keys": str(folder / "keys")}
+    return modelmint(production | home, "run", LINE) | {"keys": keys}
 
 
 @pytest.fixture(scope="module")
