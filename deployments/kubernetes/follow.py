@@ -3,7 +3,8 @@
     python -m deployments.kubernetes.follow --server http://127.0.0.1:8080 --every 10
 
 Replicas come and go, and a deployment reaches one server; the promotion records are the truth, so
-every replica follows them. The server itself proves each version before it serves it.
+every replica follows them. The server itself proves each version before it serves it, and asks for
+the key MODELMINT_API_KEY holds.
 """
 
 import argparse
@@ -59,7 +60,10 @@ def follow(server: str) -> list[str]:
 
 def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
     content = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, content, {"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    if key := os.environ.get("MODELMINT_API_KEY"):
+        headers["authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, content, headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())

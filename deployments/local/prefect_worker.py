@@ -11,8 +11,10 @@ from pathlib import Path
 
 import httpx
 
+from deployments.local.model_server import FIRST_KEY
 from deployments.local.ports import HOST, Ports, unanswered
 from deployments.local.service import ROOT, Service
+from deployments.local.stack import home
 from models.digests import bytes_digest
 
 POOL = "modelmint"
@@ -79,9 +81,20 @@ def _await(api: httpx.Client, seconds: float = 120.0) -> None:
     raise TimeoutError(f"Prefect at {api.base_url} does not answer")
 
 
+def _let_in(home: Path, seconds: float = 120.0) -> None:
+    """Name the model server's first key, which it makes when it first starts."""
+    deadline = time.monotonic() + seconds
+    while not (home / FIRST_KEY).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the model server has made no key: {home / FIRST_KEY} is not there")
+        time.sleep(0.2)
+    os.environ.setdefault("MODELMINT_API_KEY", (home / FIRST_KEY).read_text().strip())
+
+
 def main() -> None:
     """Deploy, then turn into the worker."""
     deploy()
+    _let_in(home())
     worker = ["worker", "start", "--pool", POOL, "--type", "process", "--with-healthcheck"]
     command = [sys.executable, "-m", "prefect", *worker, "--name", "laptop"]
     os.execv(sys.executable, command)

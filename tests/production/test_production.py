@@ -112,7 +112,10 @@ def test_a_new_replica_follows_the_champions(
     minted: dict[str, Any], production: dict[str, str], tmp_path: Path
 ) -> None:
     port = free_ports(["http"], paired=False)["http"]
+    key = f"mm_{'0' * 12}_{'k' * 43}"
+    (tmp_path / "key").write_text(key)
     server = [sys.executable, "-m", "deployments.serving", "--repository", str(tmp_path / "served")]
+    server += ["--first-key", str(tmp_path / "key")]
     named = {
         "MODELMINT_BUCKET": production["MODELMINT_BUCKET"],
         "MODELMINT_LINES": production["MODELMINT_LINES"],
@@ -124,8 +127,9 @@ def test_a_new_replica_follows_the_champions(
 
     url = f"http://{HOST}:{port}"
     with running(tmp_path / "log", [*server, "--port", str(port)], ready, **named):
-        with environment(MODELMINT_BUCKET=production["MODELMINT_BUCKET"]):
+        bucket = production["MODELMINT_BUCKET"]
+        with environment(MODELMINT_BUCKET=bucket, MODELMINT_API_KEY=key):
             assert follow(url) == [LINE]
             assert follow(url) == []
-        answer = httpx.get(f"{url}/v2/models/{LINE}")
+        answer = httpx.get(f"{url}/v2/models/{LINE}", headers={"authorization": f"Bearer {key}"})
         assert answer.headers["modelmint-digest"] == minted["digest"]
