@@ -23,7 +23,7 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training digests; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in startup orchestration cleaning training digests determinism replays kills; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

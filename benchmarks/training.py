@@ -85,8 +85,8 @@ def _measured(turns: int) -> dict[str, Any]:
         for case in CASES:
             line = catalog.find(case.line).on("cpu")
             if case.line not in datasets:
-                datasets[case.line] = _cleaned(line)
-            job = _job(line, case, datasets[case.line])
+                datasets[case.line] = cleaned(line)
+            job = train_job(line, case, datasets[case.line])
             path = home / "job.json"
             path.write_text(job.model_dump_json())
             found = measuring.in_turns(_contestants(job, path), turns)
@@ -109,7 +109,8 @@ def _figures(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     }
 
 
-def _cleaned(line: Line) -> Dataset:
+def cleaned(line: Line) -> Dataset:
+    """The line's example data, landed and cleaned."""
     from tasks import cluster
     from tasks.clean import clean
     from tasks.land import land
@@ -124,7 +125,8 @@ def _cleaned(line: Line) -> Dataset:
         cluster.close()
 
 
-def _job(line: Line, case: Case, dataset: Dataset) -> TrainJob:
+def train_job(line: Line, case: Case, dataset: Dataset) -> TrainJob:
+    """The case's training."""
     training = line.training.model_copy(
         update={
             "epochs": case.epochs,
