@@ -6,7 +6,8 @@ About twenty minutes on two idle cores. One run of `tests/lines/diabetes.py` tha
 gives the digest and the timeline. Then, each time with a bucket, a registry and a model server that
 nothing has used, the command is started and killed with SIGKILL, and run again to its end. Three
 times of four everything dies at once, the command's whole process group: Dask workers, stages in
-isolation; the moment is random, one in every equal slice of the timeline after the imports. Every
+isolation; the moments are spread evenly, from a random start, over the time after the imports, and
+told from the last process of the command that started before, for a busy machine is not even. Every
 fourth time only the process that trains dies, at a random moment of its life, and the command fails
 by itself. `met` is the first stage the second run had to compute: the one the kill interrupted.
 
@@ -41,8 +42,13 @@ LINE = "diabetes"
 TRAINER = "tasks.trainer:fit"
 EVERY = 4
 """One kill in so many hits the training process alone."""
+WORKERS = "workers"
+BEFORE_WORKERS = 1.0
+"""Seconds that a run lists and hashes before it starts Dask workers."""
+EVEN = (5**0.5 - 1) / 2
+"""Multiples of the golden ratio, modulo 1, are spread evenly however many there are."""
 GIVE_UP = 300.0
-POLL = 0.01
+POLL = 0.03
 PACKAGES = ("prefect", "mlflow", "dask", "distributed", "torch")
 
 
@@ -50,11 +56,22 @@ class Timeline(NamedTuple):
     """The undisturbed run: its version digest, and seconds from the start of the process."""
 
     digest: str
-    first: float
-    """When the first stage can have started."""
-    last: float
+    marks: dict[str, float]
+    """When each kind of process below the command was first seen."""
+    seconds: float
     training: float
     """How long the training process lives."""
+
+    def moment(self, share: float) -> tuple[str, float]:
+        """That share of the time after the imports: the mark before it, and seconds since then."""
+        first = self.marks[WORKERS] - BEFORE_WORKERS
+        at = first + share * (self.seconds - first)
+        mark, since = max(
+            ((name, seen) for name, seen in self.marks.items() if seen <= at),
+            key=lambda pair: pair[1],
+            default=("", 0.0),
+        )
+        return mark, at - since
 
 
 class Trial(NamedTuple):
@@ -83,11 +100,12 @@ def main() -> None:
             with _unused(empty, "reference"):
                 timeline = _undisturbed(command)
             print(timeline, file=sys.stderr, flush=True)
+            start = chance.random()
             deadline, late = time.monotonic() + 60 * options.minutes, 0
             while len(trials) < options.kills and time.monotonic() < deadline:
                 number = len(trials)
                 with _unused(empty, f"kill-{number}-{late}"):
-                    share = (number + chance.random()) / options.kills
+                    share = (start + (number + late) * EVEN) % 1.0
                     found = _trial(command, timeline, number, share, chance)
                 if found is None:
                     late += 1
@@ -177,19 +195,22 @@ def _unused(empty: Path, bucket: str) -> Iterator[None]:
 
 def _undisturbed(command: list[str]) -> Timeline:
     start = time.perf_counter()
+    marks: dict[str, float] = {}
+    training = 0.0
     with _started(command) as (process, output):
-        trainer = _trainer(process)
-        born = time.perf_counter()
-        while trainer is not None and trainer.is_running():
+        while process.poll() is None:
+            now = time.perf_counter() - start
+            seen = _below(process)
+            for name in seen:
+                marks.setdefault(name, now)
+            if TRAINER in seen:
+                training = now - marks[TRAINER]
             time.sleep(POLL)
-        training = time.perf_counter() - born
-        code = process.wait(GIVE_UP)
         seconds = time.perf_counter() - start
         answer = _answer(output)
-    if code or trainer is None:
-        raise RuntimeError(f"the undisturbed run ended with exit code {code}: {answer}")
-    stages = sum(stage["seconds"] for stage in answer["stages"])
-    return Timeline(answer["digest"], max(0.0, seconds - stages - 1), seconds, training)
+    if process.returncode or not {WORKERS, TRAINER} <= marks.keys():
+        raise RuntimeError(f"the undisturbed run: exit code {process.returncode}: {answer}")
+    return Timeline(answer["digest"], marks, seconds, training)
 
 
 def _trial(
@@ -197,26 +218,23 @@ def _trial(
 ) -> Trial | None:
     """Kill the command and run it again; None when it had ended before."""
     alone = number % EVERY == EVERY - 1
+    moment = timeline.moment(share)
     start = time.perf_counter()
     with _started(command) as (process, _):
+        mark, since = (TRAINER, chance.random() * timeline.training) if alone else moment
+        marked = _awaited(process, mark) if mark else psutil.Process(process.pid)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(since)
+        if marked is None or process.poll() is not None:
+            return None
+        seconds = time.perf_counter() - start
         if alone:
-            trainer = _trainer(process)
-            time.sleep(chance.random() * timeline.training)
-            if trainer is None or not trainer.is_running():
-                return None
-            trainer.kill()
-            seconds = time.perf_counter() - start
+            with suppress(psutil.NoSuchProcess):
+                marked.kill()
             if process.wait(GIVE_UP) == 0:
                 return None
         else:
-            moment = timeline.first + share * (timeline.last - timeline.first)
-            try:
-                process.wait(max(0.0, start + moment - time.perf_counter()))
-                return None
-            except subprocess.TimeoutExpired:
-                seconds = time.perf_counter() - start
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
     with _started(command) as (process, output):
         code = process.wait(GIVE_UP)
         answer = _answer(output)
@@ -251,16 +269,26 @@ def _started(command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Any]
             process.wait()
 
 
-def _trainer(process: subprocess.Popen[bytes]) -> psutil.Process | None:
-    """The training process below the command, once there is one; None when the command ends."""
-    root = psutil.Process(process.pid)
+def _below(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
+    """Dask workers and stages in isolation below the command, by what they are."""
+    found: dict[str, psutil.Process] = {}
+    with suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                words = child.cmdline()
+                if "tasks.isolated" in words:
+                    found[words[-1]] = child
+                elif any("spawn_main" in word for word in words):
+                    found[WORKERS] = child
+    return found
+
+
+def _awaited(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
+    """The process of that name below the command, once it is there; None if the command ends."""
     while process.poll() is None:
-        try:
-            for child in root.children(recursive=True):
-                if TRAINER in child.cmdline():
-                    return child
-        except psutil.Error:
-            pass
+        found = _below(process).get(name)
+        if found is not None:
+            return found
         time.sleep(POLL)
     return None
 
