@@ -1,18 +1,19 @@
 """Replays: how many of how many versions come out the same, bit for bit, in every stage.
 
-    python -m benchmarks.replays [--json] [--fast 4] [--portable 1] [--workers 1,2,4]
+    python -m benchmarks.replays [--json] [--fast 4] [--portable 4] [--workers 1,2,4] [--minutes 60]
 
-About twelve minutes on two idle cores. One version of each line in each numeric profile is produced
+About half an hour on two idle cores. One version of each line in each numeric profile is produced
 on the two Dask workers of a laptop run: `diabetes` is an MLP, `digits` a small CNN with random
 affine augmentation. Then `flows.replay.replay` makes each again, every stage from the raw objects
 with nothing cached, on Dask clusters of 1, 2 and 4 workers, first with the cores idle and then with
-one busy loop a core beside it: `fast` four times and `portable` once in each of the six places.
+one busy loop a core beside it: each line four times in each profile and each of the six places.
 "Idle" means that this benchmark keeps nothing else running; other programs of the machine may.
 
 Goal: all identical.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ CASES = (
     Case("diabetes", ("first", "second"), {}, 5),
     Case("digits", ("shard-0",), {"size": "tiny"}, 1),
 )
+LOADS = ("idle", "busy")
 PACKAGES = ("torch", "numpy", "polars", "dask", "distributed", "onnx", "onnxruntime", "prefect")
 
 
@@ -54,15 +56,16 @@ def main() -> None:
         os.environ[catalog.SETTING] = str(measuring.ROOT / "tests" / "lines")
         with stack(STORE, PREFECT, SERVER):
             versions = _produced()
-            for load in ("idle", "busy"):
-                for workers in map(int, options.workers.split(",")):
-                    with _busy(load == "busy"), _dask(workers):
-                        for line, profile, number in versions:
-                            for _ in range(getattr(options, profile)):
-                                place = {"workers": workers, "cores": load}
-                                replay = _replayed(line, number)
-                                found.append({"line": line, "profile": profile, **place, **replay})
-                                print(found[-1], file=sys.stderr, flush=True)
+            deadline = time.monotonic() + 60 * options.minutes
+            sizes = [int(size) for size in options.workers.split(",")]
+            for profile, load, workers in itertools.product(_passes(options), LOADS, sizes):
+                with _busy(load == "busy"), _dask(workers):
+                    for line, number in versions[profile].items():
+                        if time.monotonic() < deadline:
+                            place: dict[str, Any] = {"line": line, "profile": profile}
+                            place |= {"workers": workers, "cores": load}
+                            found.append({**place, **_replayed(line, number)})
+                            print(found[-1], file=sys.stderr, flush=True)
     rows = _rows(found)
     figures = {
         "identical": sum(f["identical"] for f in found),
@@ -80,29 +83,37 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--fast", type=int, default=4, help="replays of `fast` in each place")
-    parser.add_argument("--portable", type=int, default=1, help="of `portable`")
+    parser.add_argument("--portable", type=int, default=4, help="of `portable`")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no new replay after so long")
     parser.add_argument("--workers", default="1,2,4", help="sizes of the Dask clusters")
     return parser.parse_args()
 
 
-def _produced() -> list[tuple[str, Profile, int]]:
-    """One version of every line in every profile: line, profile, number."""
+def _passes(options: argparse.Namespace) -> list[Profile]:
+    """The profile of each pass through all places: the first of each profile come first."""
+    counts: dict[Profile, int] = {"fast": options.fast, "portable": options.portable}
+    pairs = [(turn, profile) for profile, count in counts.items() for turn in range(count)]
+    return [profile for _, profile in sorted(pairs)]
+
+
+def _produced() -> dict[Profile, dict[str, int]]:
+    """One version of every line in every profile: its number, by profile and line."""
     # Prefect reads its environment when it is imported, and that names the services now.
     from flows.produce import produce
     from tasks import cluster
     from tasks.land import land
 
-    versions: list[tuple[str, Profile, int]] = []
+    versions: dict[Profile, dict[str, int]] = {profile: {} for profile in get_args(Profile)}
     try:
         for case in CASES:
             line = catalog.find(case.line)
             for part in case.slices:
                 land(line, part)
-            for profile in get_args(Profile):
+            for profile, numbers in versions.items():
                 training = Training(epochs=case.epochs, profile=profile)
                 # So few epochs meet no floor; what is refused is registered and replayed as well.
                 done = produce(case.line, case.model, training, Gate(floors={}))
-                versions.append((case.line, profile, done.version.number))
+                numbers[case.line] = done.version.number
     finally:
         cluster.close()
     return versions
