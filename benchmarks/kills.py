@@ -2,7 +2,7 @@
 
     python -m benchmarks.kills [--json] [--kills 50] [--minutes 30] [--seed 0]
 
-About twenty minutes on two idle cores. One run of `tests/lines/diabetes.py` that nothing disturbs
+About half an hour on two idle cores; `--minutes` cuts it short. One run of `tests/lines/diabetes.py` that nothing disturbs
 gives the digest and the timeline. Then, each time with a bucket, a registry and a model server that
 nothing has used, the command is started and killed with SIGKILL, and run again to its end. Three
 times of four everything dies at once, the command's whole process group: Dask workers, stages in
