@@ -25,7 +25,8 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training digests compression; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in startup orchestration cleaning training compression digests determinism replays kills; \
+	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 BASE ?= python:3.11-slim
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)

@@ -212,11 +212,13 @@ def test_services_and_policies_select_pods() -> None:
 
 
 def test_probes_ask_paths_the_model_server_has(tmp_path: Path) -> None:
+    from deployments.serving.access import Access
     from deployments.serving.repository import Repository
     from models.trust import Trust
 
     repository = Repository(tmp_path / "repository", Trust(tmp_path))
-    paths = {getattr(route, "path", "") for route in create(repository).routes}
+    app = create(repository, Access(tmp_path / "private"))
+    paths = {getattr(route, "path", "") for route in app.routes}
     repository.close()
     asked = {
         container[kind]["httpGet"]["path"]
