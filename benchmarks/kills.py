@@ -2,14 +2,15 @@
 
     python -m benchmarks.kills [--json] [--kills 50] [--minutes 30] [--seed 0]
 
-About half an hour on two idle cores; `--minutes` cuts it short. One run of `tests/lines/diabetes.py` that nothing disturbs
-gives the digest and the timeline. Then, each time with a bucket, a registry and a model server that
-nothing has used, the command is started and killed with SIGKILL, and run again to its end. Three
-times of four everything dies at once, the command's whole process group: Dask workers, stages in
-isolation; the moments are spread evenly, from a random start, over the time after the imports, and
-told from the last process of the command that started before, for a busy machine is not even. Every
-fourth time only the process that trains dies, at a random moment of its life, and the command fails
-by itself. `met` is the first stage the second run had to compute: the one the kill interrupted.
+About half an hour on two idle cores; `--minutes` cuts it short. One run of
+`tests/lines/diabetes.py` that nothing disturbs gives the digest and the timeline. Then, each time
+with a bucket, a registry and a model server that nothing has used, the command is started and
+killed with SIGKILL, and run again to its end. Three times of four everything dies at once, the
+command's whole process group: Dask workers, stages in isolation; the moments are spread evenly,
+from a random start, over the time after the imports, and told from the last process of the command
+that started before, for a busy machine is not even. Every fourth time only the process that trains
+dies, at a random moment of its life, and the command fails by itself. `met` is the first stage the
+second run had to compute: the one the kill interrupted.
 
 A kill that comes after the command has ended does not count and is done again. Store and Prefect
 server live on: they are services. The registry is a copy of an empty MLflow database.

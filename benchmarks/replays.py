@@ -2,11 +2,12 @@
 
     python -m benchmarks.replays [--json] [--fast 4] [--portable 4] [--workers 1,2,4] [--minutes 60]
 
-About half an hour on two idle cores; `--minutes` cuts it short. One version of each line in each numeric profile is produced
-on the two Dask workers of a laptop run: `diabetes` is an MLP, `digits` a small CNN with random
-affine augmentation. Then `flows.replay.replay` makes each again, every stage from the raw objects
-with nothing cached, on Dask clusters of 1, 2 and 4 workers, first with the cores idle and then with
-one busy loop a core beside it: each line four times in each profile and each of the six places.
+About half an hour on two idle cores; `--minutes` cuts it short. One version of each line in each
+numeric profile is produced on the two Dask workers of a laptop run: `diabetes` is an MLP, `digits`
+a small CNN with random affine augmentation. Then `flows.replay.replay` makes each again, every
+stage from the raw objects with nothing cached, on Dask clusters of 1, 2 and 4 workers, first with
+the cores idle and then with one busy loop a core beside it: each line four times in each profile
+and each of the six places.
 "Idle" means that this benchmark keeps nothing else running; other programs of the machine may.
 
 Goal: all identical.
