@@ -7,8 +7,8 @@ numeric profile is produced on the two Dask workers of a laptop run: `diabetes` 
 a small CNN with random affine augmentation. Then `flows.replay.replay` makes each again, every
 stage from the raw objects with nothing cached, on Dask clusters of 1, 2 and 4 workers, first with
 the cores idle and then with one busy loop a core beside it: each line four times in each profile
-and each of the six places. "Idle" means that this benchmark keeps nothing else running; other
-programs of the machine may.
+and each of the six places.
+"Idle" means that this benchmark keeps nothing else running; other programs of the machine may.
 
 Goal: all identical.
 """

@@ -154,7 +154,9 @@ def test_after_kill_of_everything_all_of_it_is_there_again(home: Home) -> None:
     assert after["mlflow"]["url"] != before["mlflow"]["url"]
     assert after["store"]["url"] == before["store"]["url"]
     assert home.run("versions", "diabetes", "--json") == versions
-    assert httpx.get(after["model_server"]["url"] + "/v2/models/diabetes").status_code == 200
+    bearer = {"authorization": f"Bearer {(home.folder / 'api-key').read_text()}"}
+    found = httpx.get(after["model_server"]["url"] + "/v2/models/diabetes", headers=bearer)
+    assert found.status_code == 200, found.text
 
 
 def test_a_killed_supervisor_leaves_a_stack_that_the_next_takes_over(home: Home) -> None:
