@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deployments.local import dask_cluster, mlflow_server, model_server, prefect_server, store
 from deployments.local.service import Running, Service
+from models.catalog import SETTING as LINES_SETTING
 from models.trust import KEYS_SETTING
 
 HOME_SETTING = "MODELMINT_HOME"
@@ -75,6 +76,10 @@ def settings(folder: Path) -> None:
     found["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
     for name, value in found.items():
         os.environ.setdefault(name, value)
+    if given := os.environ.get(LINES_SETTING):
+        # Services start in folders of their own.
+        absolute = [str(Path(one).resolve()) for one in given.split(os.pathsep) if one]
+        os.environ[LINES_SETTING] = os.pathsep.join(absolute)
     for name in ("NO_PROXY", "no_proxy"):
         around = [os.environ.get(name, ""), "127.0.0.1", "localhost"]
         os.environ[name] = ",".join(filter(None, around))
