@@ -10,6 +10,7 @@ Goals: help under 0.3 s, first answer under 2 s.
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,8 +20,10 @@ from statistics import median
 import safetensors.numpy
 
 from benchmarks import measuring
+from deployments.local.model_server import FIRST_KEY
 from deployments.local.ports import HOST, free_ports
 from models.signature import SAMPLE_FILE, SIGNATURE_FILE, Signature
+from models.trust import KEYS_SETTING
 
 LINE = "digits"
 GOALS = {"help": 0.3, "first answer": 2.0}
@@ -83,7 +86,9 @@ def _first_answer(repository: Path, body: bytes) -> float:
     port = free_ports(("http",), paired=False)["http"]
     address = ["--host", HOST, "--port", str(port), "--repository", str(repository)]
     start = time.perf_counter()
-    server = subprocess.Popen(measuring.python("deployments.serving", *address), cwd=measuring.ROOT)
+    command = measuring.python("deployments.serving", *address)
+    keys = {KEYS_SETTING: str(repository.parent / "keys")}
+    server = subprocess.Popen(command, cwd=measuring.ROOT, env=os.environ | keys)
     try:
         while not _answered(port, body, repository):
             if server.poll() is not None or time.perf_counter() - start > GIVE_UP:
@@ -99,8 +104,7 @@ def _answered(port: int, body: bytes, repository: Path) -> bool:
     connection = http.client.HTTPConnection(HOST, port, timeout=GIVE_UP)
     try:
         connection.connect()
-        # Written before the server listens.
-        key = (repository / ".server" / "first-key").read_text()
+        key = (repository.parent / FIRST_KEY).read_text()
         headers = {"authorization": f"Bearer {key}"}
         connection.request("POST", f"/v2/models/{LINE}/infer", body, headers)
         answer = connection.getresponse()
