@@ -1,13 +1,15 @@
-# make run     a line from raw objects to an answer (LINE=digits or LINE=flights)
+# make run     a line from raw objects to an answer (LINE=digits, fashion, flights, …)
 # make test    all tests, against real servers
 # make check   formatter, linter, types, import rule
+# make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...)
+# make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
 
 LINE ?= digits
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks clean
+.PHONY: run test check benchmarks images production clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -23,7 +25,23 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training digests; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in startup orchestration cleaning training compression digests determinism replays kills; \
+	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+BASE ?= python:3.11-slim
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+BUILD_ARGS ?=
+
+images:
+	for target in serving pipeline; do buildah bud --isolation chroot --format docker \
+	  --timestamp $(SOURCE_DATE_EPOCH) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
+	  --build-arg BASE=$(BASE) --ignorefile deployments/docker/Dockerfile.dockerignore \
+	  --file deployments/docker/Dockerfile --target $$target $(BUILD_ARGS) \
+	  --tag modelmint/$$target . || exit 1; done
+
+production: .venv/developer
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[production]'
+	$(BIN)/python -m pytest -m slow tests/production
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks import measuring
 from models import catalog
+from models.digests import json_digest
 from models.spec import Gate, Training
 
 EPOCHS = {"flights": 2, "digits": 12}
@@ -150,13 +151,23 @@ def _bare(name: str, training: Training, gate: Gate) -> None:
     verdict = decide.bare(
         spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
     )
-    # A registered version names the stage that trained it; the flow's records have it.
-    trained = StageRun(
-        name="train", key=weights.digest, digest=weights.digest, cached=False, seconds=0.0,
-        observed={}, identity={},
-    )  # fmt: skip
-    recorded = recipe(spec, snapshot, [trained])
-    version = register.bare(name, recorded, artifact, report, verdict)
+    # The recipe takes the records of the stages, which the flow would have made.
+    refs = {"clean": dataset, "train": weights, "evaluate": report, "compress": artifact}
+    calls: dict[str, dict[str, Any]] = {
+        "clean": clean.identity(spec.data, spec.objective, prefix, snapshot),
+        "train": train.identity(spec.model, spec.training, dataset),
+        "evaluate": evaluate.identity(spec.model, dataset, weights, confidence, profile, threads),
+        "compress": compress.identity(spec.model, spec.budget, dataset, weights, profile, threads),
+    }
+    runs = [
+        StageRun(
+            name=stage, key=json_digest(calls[stage]), digest=ref.digest, cached=False, seconds=0.0,
+            observed={}, fingerprint=ref.fingerprint, identity=calls[stage],
+        )
+        for stage, ref in refs.items()
+    ]  # fmt: skip
+    recorded = recipe(spec, snapshot, artifact, runs)
+    version = register.bare(recorded, prefix, snapshot, artifact, report, verdict)
     endpoint = deploy.bare(version, artifact, verdict)
     if endpoint.serving != version.number:
         raise RuntimeError(f"the bare run serves {endpoint.serving}, not {version.number}")

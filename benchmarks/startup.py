@@ -85,7 +85,7 @@ def _first_answer(repository: Path, body: bytes) -> float:
     start = time.perf_counter()
     server = subprocess.Popen(measuring.python("deployments.serving", *address), cwd=measuring.ROOT)
     try:
-        while not _answered(port, body):
+        while not _answered(port, body, repository):
             if server.poll() is not None or time.perf_counter() - start > GIVE_UP:
                 raise RuntimeError(f"the model server does not answer (exit {server.returncode})")
             time.sleep(0.005)
@@ -95,10 +95,14 @@ def _first_answer(repository: Path, body: bytes) -> float:
         server.wait()
 
 
-def _answered(port: int, body: bytes) -> bool:
+def _answered(port: int, body: bytes, repository: Path) -> bool:
     connection = http.client.HTTPConnection(HOST, port, timeout=GIVE_UP)
     try:
-        connection.request("POST", f"/v2/models/{LINE}/infer", body)
+        connection.connect()
+        # Written before the server listens.
+        key = (repository / ".server" / "first-key").read_text()
+        headers = {"authorization": f"Bearer {key}"}
+        connection.request("POST", f"/v2/models/{LINE}/infer", body, headers)
         answer = connection.getresponse()
         content = answer.read()
     except ConnectionRefusedError:

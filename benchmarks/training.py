@@ -85,8 +85,8 @@ def _measured(turns: int) -> dict[str, Any]:
         for case in CASES:
             line = catalog.find(case.line).on("cpu")
             if case.line not in datasets:
-                datasets[case.line] = _cleaned(line)
-            job = _job(line, case, datasets[case.line])
+                datasets[case.line] = cleaned(line)
+            job = train_job(line, case, datasets[case.line])
             path = home / "job.json"
             path.write_text(job.model_dump_json())
             found = measuring.in_turns(_contestants(job, path), turns)
@@ -109,7 +109,8 @@ def _figures(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     }
 
 
-def _cleaned(line: Line) -> Dataset:
+def cleaned(line: Line) -> Dataset:
+    """The line's example data, landed and cleaned."""
     from tasks import cluster
     from tasks.clean import clean
     from tasks.land import land
@@ -124,7 +125,8 @@ def _cleaned(line: Line) -> Dataset:
         cluster.close()
 
 
-def _job(line: Line, case: Case, dataset: Dataset) -> TrainJob:
+def train_job(line: Line, case: Case, dataset: Dataset) -> TrainJob:
+    """The case's training."""
     training = line.training.model_copy(
         update={
             "epochs": case.epochs,
@@ -159,7 +161,7 @@ def _contestants(job: TrainJob, path: Path) -> dict[str, Callable[[], dict[str, 
 
 
 def loop(who: str, path: Path) -> dict[str, float]:
-    """The loop one writes without thinking of anything; samples a second."""
+    """The loop one writes without thinking of anything: samples a second, CPU seconds an epoch."""
     import torch
     from torch import nn
 
@@ -184,6 +186,7 @@ def loop(who: str, path: Path) -> dict[str, float]:
     loss_of = training_loss(signature.objective, training.label_smoothing)
     chance = torch.Generator()
     seen, judged, start = 0, 0.0, time.perf_counter()
+    cpu = time.process_time()
     for _ in range(training.epochs):
         network.train()
         for batch in (_loaded if who == "loader" else _selected)(data, training.batch_size):
@@ -203,7 +206,8 @@ def loop(who: str, path: Path) -> dict[str, float]:
         signature.objective.measure(predict(served, names, validation), validation_target)
         judged += time.perf_counter() - before
     seconds = time.perf_counter() - start
-    return {"with": seen / seconds, "without": seen / (seconds - judged)}
+    cpu = (time.process_time() - cpu) / training.epochs
+    return {"with": seen / seconds, "without": seen / (seconds - judged), "cpu an epoch": cpu}
 
 
 def _selected(data: list["torch.Tensor"], size: int) -> Iterable[list["torch.Tensor"]]:

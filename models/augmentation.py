@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Affine(Augmentation):
-    """Every image of a batch is turned, scaled and shifted by its own random amounts."""
+    """Every image is turned, scaled, shifted and maybe flipped by its own random amounts.
+
+    A shift is a random crop of the image padded by its darkest value (He et al. 2016).
+    """
 
     degrees: float = Field(10.0, ge=0, le=180)
     """Largest rotation in either direction."""
@@ -20,6 +23,8 @@ class Affine(Augmentation):
     """Largest relative change of size."""
     shift: float = Field(2.0, ge=0)
     """Largest shift in either direction, in pixels."""
+    flip: bool = False
+    """Whether left and right change places in half of the images."""
 
     def apply(
         self, tensors: dict[str, "torch.Tensor"], generator: "torch.Generator"
@@ -38,6 +43,9 @@ class Affine(Augmentation):
         matrix = torch.stack(
             [torch.stack([cosine, -sine, across], 1), torch.stack([sine, cosine, down], 1)], 1
         )
+        if self.flip:
+            mirrored = torch.rand(count, generator=generator).to(image.device) < 0.5
+            matrix[mirrored, :, 0] *= -1
         grid = functional.affine_grid(matrix, list(image.shape), align_corners=False)
         low = image.amin(dim=(2, 3), keepdim=True)
         moved = functional.grid_sample(image - low, grid, align_corners=False) + low

@@ -1,4 +1,4 @@
-"""Images: PNG and JPEG objects in folders named by class, alone or packed in tar shards."""
+"""Images: PNG and JPEG in folders named by class or in tar shards; idx; CIFAR-10 batches."""
 
 import io
 import tarfile
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from models.cifar import BATCHES, read_batch
 from models.data import (
     REFUSED,
     Check,
@@ -23,11 +24,13 @@ from models.data import (
     Tensors,
 )
 from models.digests import bytes_digest
+from models.idx import read_idx
 from models.open import Frozen
 from models.tensors import TensorSpec
 
 LARGEST = 16_000_000
 FORMATS = ("PNG", "JPEG")
+IDX_IMAGES = ("-images-idx3-ubyte", "-images-idx3-ubyte.gz")
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -115,22 +118,32 @@ class ImageFeatures(Features):
 
 
 class Images(Data):
-    """Objects `<class>/<name>.png` (or .jpg), or tar shards whose members are named like that."""
+    """Objects `<class>/<name>.png` (or .jpg), or tar shards whose members are named like that.
+
+    Also idx, objects `<part>-images-idx3-ubyte.gz` whose labels are the reference `<part>`, and
+    CIFAR-10's `data_batch_1` to `test_batch`, parts `data` and `test`. Such rows have the column
+    `part`, by which `splits.Given` can split.
+    """
 
     size: ImageSize = ImageSize()
     identity: tuple[str, ...] = ("pixels",)
-    suffixes: tuple[str, ...] = (".tar", ".png", ".jpg", ".jpeg")
+    suffixes: tuple[str, ...] = (".tar", ".png", ".jpg", ".jpeg", *IDX_IMAGES, *BATCHES)
     label: str = "label"
     """Name of the column that holds the class."""
+    classes: tuple[str, ...] = ()
+    """Names of the labels 0, 1, … of idx and CIFAR-10; without one a class is its number."""
 
     @property
     def kept(self) -> tuple[str, ...]:
         return ("image",)
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
-        del references
         if not payload:
             raise RefusedObject("the object is empty")
+        if name.endswith(IDX_IMAGES):
+            return self._idx(name, payload, references)
+        if name.endswith(BATCHES):
+            return self._batch(name, payload)
         pixels, labels, kept, refused = [], [], [], []
         row = -1
         for row, (path, content) in enumerate(_members(name, payload)):
@@ -144,15 +157,65 @@ class Images(Data):
         if row < 0:
             raise RefusedObject("the archive holds no file")
         stacked = np.stack(pixels) if pixels else np.zeros((0, self.size.dtype.size), np.uint8)
-        rows = pl.DataFrame(
+        return Parsed(self._rows(kept, stacked, labels), pl.DataFrame(refused, schema=REFUSED))
+
+    def reference(self, name: str, payload: bytes) -> pl.DataFrame:
+        """The labels of an idx file as text, in its order."""
+        try:
+            numbers = read_idx(payload, dimensions=1)
+        except ValueError as error:
+            raise RefusedObject(f"reference {name}: {error}") from None
+        return pl.DataFrame({"label": [self._named(int(number)) for number in numbers]})
+
+    def _named(self, number: int) -> str:
+        return self.classes[number] if 0 <= number < len(self.classes) else str(number)
+
+    def _idx(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
+        """Every image of an idx file; the object as a whole is refused where it does not fit."""
+        part = PurePosixPath(name).name.partition("-images-idx3")[0]
+        if part not in references:
+            raise RefusedObject(f"the line names no labels for {part!r}: add them to references")
+        try:
+            images = read_idx(payload, dimensions=3)
+        except ValueError as error:
+            raise RefusedObject(str(error)) from None
+        labels = references[part].get_column("label").to_list()
+        self._fits(1, *images.shape[1:])
+        if len(labels) != len(images):
+            raise RefusedObject(f"it holds {len(images):,} images, {part} {len(labels):,} labels")
+        rows = self._rows(range(len(images)), images.reshape(len(images), -1), labels)
+        return Parsed(rows.with_columns(part=pl.lit(part)), pl.DataFrame(schema=REFUSED))
+
+    def _batch(self, name: str, payload: bytes) -> Parsed:
+        """Every image of a CIFAR-10 batch."""
+        try:
+            images, numbers = read_batch(payload)
+        except ValueError as error:
+            raise RefusedObject(str(error)) from None
+        self._fits(*images.shape[1:])
+        labels = [self._named(number) for number in numbers]
+        rows = self._rows(range(len(images)), images.reshape(len(images), -1), labels)
+        part = PurePosixPath(name).name.partition("_")[0]
+        return Parsed(rows.with_columns(part=pl.lit(part)), pl.DataFrame(schema=REFUSED))
+
+    def _fits(self, channels: int, height: int, width: int) -> None:
+        if (channels, height, width) != self.size.shape:
+            wanted = f"{self.size.width} x {self.size.height} x {self.size.channels}"
+            raise RefusedObject(
+                f"its images are {width} x {height} x {channels}, the line's are {wanted}"
+            )
+
+    def _rows(
+        self, numbers: Sequence[int], pixels: NDArray[np.uint8], labels: Sequence[str]
+    ) -> pl.DataFrame:
+        return pl.DataFrame(
             {
-                "row": pl.Series(kept, dtype=pl.UInt32),
+                "row": pl.Series(numbers, dtype=pl.UInt32),
                 "pixels": pl.Series([bytes_digest(p.tobytes()) for p in pixels], dtype=pl.String),
-                "image": pl.Series(stacked, dtype=self.size.dtype),
+                "image": pl.Series(pixels, dtype=self.size.dtype),
                 self.label: pl.Series(labels, dtype=pl.String),
             }
         )
-        return Parsed(rows, pl.DataFrame(refused, schema=REFUSED))
 
     def checks(self) -> Sequence[Check]:
         return []

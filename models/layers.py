@@ -1,7 +1,7 @@
 """Torch building blocks every family shares: input scaling, losses, and what is served."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,32 @@ class Chain(nn.Sequential):
         return x
 
 
+class Residual(nn.Module):
+    """Basic block of He et al. 2016: two 3x3 convolutions beside the input itself.
+
+    float32 [n, C, H, W] -> [n, D, ceil(H / stride), ceil(W / stride)]; where the shape changes, a
+    1x1 convolution brings the input to it.
+    """
+
+    def __init__(self, channels: int, following: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, following, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(following),
+            nn.ReLU(),
+            nn.Conv2d(following, following, 3, padding=1, bias=False),
+            nn.BatchNorm2d(following),
+        )
+        self.input: nn.Module = nn.Identity()
+        if stride != 1 or channels != following:
+            self.input = nn.Sequential(
+                nn.Conv2d(channels, following, 1, stride, bias=False), nn.BatchNorm2d(following)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + self.input(x))
+
+
 def table_input(features: Features) -> TableInput:
     """The input layer for rows; raises TypeError for any other features."""
     if not isinstance(features, TableFeatures):
@@ -115,19 +141,35 @@ def head(objective: Objective) -> Callable[[Tensor], Tensor] | Any:
     raise TypeError(f"no served output for {type(objective).__name__}")
 
 
-def training_loss(objective: Objective, label_smoothing: float) -> Loss:
-    """The mean loss of a batch; raises TypeError for an objective without one."""
+def balanced(objective: Classification, counts: Mapping[str, int]) -> Tensor:
+    """Weight of every class [k], inverse to its training rows, 1 on the average row."""
+    rows = torch.tensor([float(counts[label]) for label in objective.labels])
+    return rows.sum() / (len(rows) * rows)
+
+
+def training_loss(
+    objective: Objective,
+    label_smoothing: float,
+    class_weights: Tensor | None = None,
+    kind: Literal["objective", "huber", "l1"] = "objective",
+) -> Loss:
+    """The mean loss of a batch; raises TypeError for an objective without one, or not of `kind`."""
     if isinstance(objective, Regression):
         mean, deviation = objective.mean, objective.deviation
+        losses: dict[str, Loss] = {"huber": functional.huber_loss, "l1": functional.l1_loss}
+        error: Loss = losses.get(kind, functional.mse_loss)
 
-        def squared(x: Tensor, target: Tensor) -> Tensor:
-            return functional.mse_loss(x[:, 0], (target - mean) / deviation)
+        def difference(x: Tensor, target: Tensor) -> Tensor:
+            return error(x[:, 0], (target - mean) / deviation)
 
-        return squared
+        return difference
+    if kind != "objective":
+        raise TypeError(f"training.loss: {kind} is no loss for {type(objective).__name__}")
     if isinstance(objective, Classification):
 
         def cross_entropy(x: Tensor, target: Tensor) -> Tensor:
-            return functional.cross_entropy(x, target, label_smoothing=label_smoothing)
+            weights = None if class_weights is None else class_weights.to(x.device, x.dtype)
+            return functional.cross_entropy(x, target, weights, label_smoothing=label_smoothing)
 
         return cross_entropy
     raise TypeError(f"no loss for {type(objective).__name__}")

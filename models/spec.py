@@ -48,8 +48,21 @@ class Optimizer(Frozen):
     lr: float = Field(1e-3, gt=0, le=10)
     """Peak learning rate."""
     weight_decay: float = Field(0.01, ge=0, le=1)
+    """L2 regularisation: added to the gradient, or (`adamw`) taken off the weights directly."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD; the Adams ignore it."""
+    nesterov: bool = False
+    """SGD looks ahead along its momentum (Nesterov 1983)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the Adams' mean of gradients."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the Adams' mean of squared gradients."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "Optimizer":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class Schedule(Frozen):
@@ -75,6 +88,26 @@ class Training(Frozen):
     """Share of the target probability spread over all classes (classification)."""
     clip: float = Field(0.0, ge=0)
     """Largest gradient norm; 0 leaves gradients as they are."""
+    l1: float = Field(0.0, ge=0, le=1)
+    """L1 regularisation: this times the sum of absolute weights, biases left out, in the loss."""
+    loss: Literal["objective", "huber", "l1"] = "objective"
+    """The objective's own loss (squared error, cross-entropy), or for a regression one that
+    outliers move less, of the standardised target: Huber (1964) or absolute error."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: every class counts alike, however many training rows it has."""
+    initialisation: Literal["default", "xavier", "he"] = "default"
+    """First weights of dense and convolution layers: PyTorch's, Glorot and Bengio's (2010, uniform)
+    or He's (2015, normal)."""
+    patience: int = Field(0, ge=0, le=10_000)
+    """Stop after so many epochs without a better primary metric on the validation rows and keep the
+    best epoch's weights; 0 trains all epochs and keeps the last."""
+    accumulate: int = Field(1, ge=1, le=1024)
+    """Equal parts a batch is computed in, one after the other: less memory, the same step."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of products; weights stay float32. `auto`: bfloat16 on CUDA, else float32."""
+    window_mb: int = Field(64, ge=1, le=1_000_000)
+    """Training rows shuffled together, in units of 1e6 bytes of encoded rows; more than that is
+    streamed from the store. Another window gives another order where the rows exceed it."""
     seed: Seed = 0
     """Every random number of the run is a function of the seed, the epoch and the step."""
     threads: int = Field(1, ge=1, le=256)
@@ -83,6 +116,14 @@ class Training(Frozen):
     """Numeric profile: weights repeat on a like machine, or (`portable`) across CPU vendors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is settled before the run starts and recorded."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "Training":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts"
+            )
+        return self
 
 
 class Gate(Frozen):
@@ -105,6 +146,9 @@ class Gate(Frozen):
     """What to decide when the champion cannot be scored on these rows: other features, classes."""
 
 
+Form = Literal["int8-dynamic", "int8-static", "int8-weights", "int4-weights"]
+
+
 class Budget(Frozen):
     """What compression may cost, and what it must reach."""
 
@@ -115,6 +159,9 @@ class Budget(Frozen):
     slowdown: float = Field(1.5, ge=1)
     """Largest CPU time of a request as a multiple of the uncompressed model's (batch 1 and 32).
     The gate refuses a slower model; the choice itself never follows a stopwatch."""
+    candidates: tuple[Form, ...] = ("int8-dynamic", "int8-static", "int8-weights")
+    """Forms of compression to build and measure, beside the uncompressed one. `int4-weights` is
+    the smallest and saves less time than `int8-static`, so a line has to ask for it."""
     exclude: tuple[str, ...] = ()
     """Forms of compression not to choose."""
 

@@ -1,4 +1,4 @@
-"""Which rows are for training, validation and test: by hash of identity, or by time.
+"""Which rows are for training, validation and test: by hash of identity, by time, or as given.
 
 Every row gets a *label* when it is cleaned (`train`, `test`, `2013-07`), from itself alone; which
 label belongs to which split is settled when all labels are known. So a partition never has to be
@@ -116,6 +116,33 @@ class ByTime(Split):
         assigned = {label: subset(label) for label in present}
         _none_empty(assigned.values())
         return assigned
+
+
+class Given(Split):
+    """By a column that says which rows are the test, as published data sets come.
+
+    A share of the other rows, chosen by hash, is validation.
+    """
+
+    column: str = "part"
+    """A String column of the parsed rows."""
+    test: str
+    """Its value in the rows held out for the test."""
+    validation: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the other rows held out for validation."""
+
+    def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
+        if self.column not in rows.columns:
+            raise SplitError(f"rows without a column {self.column!r} cannot be split by it")
+        given = rows.get_column(self.column).to_numpy() == self.test
+        names = np.select(
+            [given, _fraction(identity) < self.validation], ["test", "validation"], "train"
+        )
+        return pl.Series("label", names.astype(object), pl.String)
+
+    def assign(self, labels: Iterable[str]) -> dict[str, Subset]:
+        _none_empty(labels)
+        return {"train": "train", "validation": "validation", "test": "test"}
 
 
 def _none_empty(found: Iterable[str]) -> None:

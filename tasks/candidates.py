@@ -1,12 +1,11 @@
 """The compressed forms of a network: each is a named function from ONNX bytes to ONNX bytes.
 
-A new form of compression is one more entry in `build`.
+A new form of compression is one more case of `form`, and its name one of `models.spec.Form`.
 """
 
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,34 @@ from torch import nn
 
 from models.data import Tensors
 from models.signature import Signature
+from models.spec import Form
 
 OPSET = 20
 CALIBRATION_BATCH = 64
+SMALLEST_CALIBRATION = 16
+BLOCK = 32
 # All that lies between two convolutions or products, or else values change type at every layer.
 QUANTISED = ["Conv", "MatMul", "Gemm", "Relu", "MaxPool", "AveragePool", "Reshape", "Transpose"]
 
 
-def build(
-    served: nn.Module, signature: Signature, calibration: Tensors
-) -> Iterator[tuple[str, bytes]]:
-    """Name and ONNX bytes of every candidate, the uncompressed one first."""
+class CalibrationError(ValueError):
+    """Too few rows to take the ranges of activations from."""
+
+
+def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
+    """The compressed form of that name, of an exported network; bytes that repeat exactly."""
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
-    plain = export(served, signature, calibration)
-    yield "fp32", plain
-    yield "int8-dynamic", dynamic(plain)
-    yield "int8-static", static(plain, calibration)
+    # The quantizers log to the root logger.
+    logging.getLogger().setLevel(logging.ERROR)
+    match name:
+        case "int8-dynamic":
+            return dynamic(plain)
+        case "int8-static":
+            return static(plain, calibration)
+        case "int8-weights":
+            return weights_only(plain, 8)
+        case "int4-weights":
+            return weights_only(plain, 4)
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
@@ -72,7 +83,16 @@ def dynamic(model: bytes) -> bytes:
 
 
 def static(model: bytes, calibration: Tensors) -> bytes:
-    """Weights and activations in int8 (QDQ, per channel), ranges from calibration rows."""
+    """Weights and activations in int8 (QDQ, per channel), ranges from calibration rows.
+
+    Raises CalibrationError.
+    """
+    count = len(next(iter(calibration.values())))
+    if count < SMALLEST_CALIBRATION:
+        raise CalibrationError(
+            f"{count} training rows are too few to calibrate int8-static, which takes"
+            f" {SMALLEST_CALIBRATION}: land more, or leave it out of budget.candidates"
+        )
     return _quantised(
         model,
         lambda source, goal: quantization.quantize_static(
@@ -89,6 +109,26 @@ def static(model: bytes, calibration: Tensors) -> bytes:
             weight_type=quantization.QuantType.QInt8,
         ),
     )
+
+
+def weights_only(model: bytes, bits: int) -> bytes:
+    """Weights of matrix products in blocks of 32 with a scale each; the rest stays float."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    source = ONNXModel(onnx.load_model_from_string(model))
+    source.replace_gemm_with_matmul()
+    quantizer = MatMulNBitsQuantizer(
+        source.model,
+        bits=bits,
+        block_size=BLOCK,
+        is_symmetric=True,
+        # Products in int8: in float each weight would be unpacked first, four times slower.
+        accuracy_level=4,
+        op_types_to_quantize=("MatMul",),
+    )
+    quantizer.process()
+    return _clean(quantizer.model.model)
 
 
 class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]

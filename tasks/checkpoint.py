@@ -5,7 +5,7 @@ Nothing is pickled, and a put is all or nothing, so whatever is read back is a w
 
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -14,6 +14,22 @@ from torch import Tensor, nn
 from tasks.store import MissingError, store
 
 SECONDS_BETWEEN = 20.0
+
+
+class Place(NamedTuple):
+    """Where to go on: the next step of an epoch, the sum of its losses, past epochs' figures."""
+
+    epoch: int
+    step: int
+    total: Tensor
+    history: list[dict[str, Any]]
+    best: dict[str, Tensor]
+    """Weights of the best epoch; empty where they are not asked for."""
+
+    @classmethod
+    def start(cls) -> "Place":
+        """The beginning of a training."""
+        return cls(0, 0, torch.zeros((), dtype=torch.float64), [], {})
 
 
 class Checkpoint:
@@ -27,39 +43,36 @@ class Checkpoint:
         """Whether enough time has passed to keep the place again."""
         return time.monotonic() - self.kept > SECONDS_BETWEEN
 
-    def keep(self, epoch: int, step: int, total: Tensor, history: list[dict[str, Any]]) -> None:
-        """Store the place: the next step of the epoch, the sum of its losses, past epochs."""
+    def keep(self, place: Place) -> None:
+        """Store the place with the weights and the optimizer's state as they are."""
         state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        state["total"] = total
+        state |= {f"best.{name}": value for name, value in place.best.items()}
+        state["total"] = place.total
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {
                 f"optimizer.{index}.{name}": value
                 for name, value in values.items()
                 if isinstance(value, Tensor)
             }
-        place = json.dumps({"epoch": epoch, "step": step, "history": history})
+        said = {"epoch": place.epoch, "step": place.step, "history": place.history}
         state = {name: value.detach().cpu().clone() for name, value in state.items()}
-        store().put(self.key, safetensors.torch.save(state, {"place": place}))
+        store().put(self.key, safetensors.torch.save(state, {"place": json.dumps(said)}))
         self.kept = time.monotonic()
 
     def forget(self) -> None:
         """The training is over and its weights are stored: the place is worthless."""
         store().delete(self.key)
 
-    def resume(self) -> tuple[int, int, Tensor, list[dict[str, Any]]]:
-        """Epoch, step, sum of this epoch's losses and history to go on from."""
-        zero = torch.zeros((), dtype=torch.float64)
+    def resume(self) -> Place:
+        """The place to go on from; the network and the optimizer are put there."""
         try:
             content = store().get(self.key).content
         except MissingError:
-            return 0, 0, zero, []
+            return Place.start()
         length = int.from_bytes(content[:8], "little")
         place = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["place"])
         state = safetensors.torch.load(content)
-        prefix = "network."
-        self.network.load_state_dict(
-            {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        )
+        self.network.load_state_dict(_below("network.", state))
         fresh = self.optimizer.state_dict()
         values: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
@@ -67,4 +80,10 @@ class Checkpoint:
                 _, index, field = name.split(".", 2)
                 values.setdefault(int(index), {})[field] = value
         self.optimizer.load_state_dict({**fresh, "state": values})
-        return place["epoch"], place["step"], state["total"], place["history"]
+        return Place(
+            place["epoch"], place["step"], state["total"], place["history"], _below("best.", state)
+        )
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}

@@ -3,12 +3,18 @@
 A candidate's bytes are a function of the recipe. Quality is measured on the validation rows, so
 the test rows stay unseen until the gate. The smallest candidate wins whose quality loss and size
 are inside the budget. CPU time is measured and left to the gate: a choice that followed a stopwatch
-would not repeat.
+would not repeat. A form that cannot be made or that collapses is reported and never chosen; one
+that was measured is found again after a crash, and under another budget.
 """
 
-import safetensors.numpy
+from typing import Any, NamedTuple
 
-from models.digests import bytes_digest, canonical_json
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from models.data import Tensors
+from models.digests import Digest, bytes_digest, canonical_json, json_digest
+from models.objectives import Objective
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Family
 from tasks.dataset import tensors
@@ -16,12 +22,14 @@ from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit, Profile, isolated
 from tasks.jobs import CompressJob
 from tasks.refs import Artifact, Candidate, Dataset, Weights
-from tasks.stage import stage
-from tasks.store import content_key, store
+from tasks.stage import current_identity, scratch, stage
+from tasks.store import MissingError, content_key, store
 
 SAMPLE_ROWS = 4
 CALIBRATION_ROWS = 512
 UNCOMPRESSED = "fp32"
+# A form that loses half of the metric on the first rows is measured no further.
+PROBE_ROWS, COLLAPSE = 256, 0.5
 
 
 class CompressionError(ValueError):
@@ -34,15 +42,60 @@ def compress(
     threads: int,
 ) -> Artifact:  # fmt: skip
     """The served form of the network: the best candidate within the budget, ready to load."""
-    job = CompressJob(model=model, budget=budget, dataset=dataset, weights=weights, threads=threads)
+    job = CompressJob(
+        model=model, budget=budget, dataset=dataset, weights=weights, threads=threads,
+        cache=_cache(),
+    )  # fmt: skip
     return isolated(
         "tasks.compress:search", job, Artifact, stage="compress", profile=profile, threads=threads
     )
 
 
+def _cache() -> Digest | None:
+    """By all that the stage is a function of but the budget: another budget, the same forms."""
+    identity = current_identity()
+    if identity is None:
+        return None
+    arguments = {n: v for n, v in identity["arguments"].items() if n != "budget"}
+    return scratch(json_digest({**identity, "arguments": arguments}))
+
+
+class Measuring(NamedTuple):
+    """What every candidate is measured with: the validation rows, and the plain form's metrics."""
+
+    objective: Objective
+    rows: Tensors
+    target: NDArray[Any]
+    plain: dict[str, dict[str, float]]
+    """By stage of the measurement, `probe` or `whole`."""
+
+    def of(self, content: bytes, name: str) -> Candidate:
+        """Size and quality of ONNX bytes; raises what ONNX Runtime says to a broken model."""
+        from tasks.inference import predict, session
+
+        model, primary = session(content), self.objective.primary
+        measured: dict[str, float] = {}
+        loss = 0.0
+        for part, count in (("probe", PROBE_ROWS), ("whole", len(self.target))):
+            rows = {n: t[:count] for n, t in self.rows.items()}
+            measured = self.objective.measure(predict(model, rows), self.target[:count])
+            reference = self.plain.setdefault(part, measured)
+            loss = primary.loss(measured[primary.name], reference[primary.name])
+            if not loss <= COLLAPSE:
+                break
+        return Candidate(
+            name=name,
+            size=len(content),
+            blake3=bytes_digest(content),
+            metrics=measured,
+            loss=loss,
+            collapsed=not loss <= COLLAPSE,
+        )
+
+
 def search(job: CompressJob, emit: Emit) -> Artifact:
     """In the isolated process: build, measure and choose; raises CompressionError."""
-    from tasks import candidates
+    from tasks import candidates, plots
     from tasks.inference import cpu_microseconds, predict, session
     from tasks.trainer import deterministic, restore
 
@@ -55,19 +108,25 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     train_rows, _ = tensors(job.dataset, "train")
     calibration = {name: t[:CALIBRATION_ROWS] for name, t in train_rows.items()}
     served = restore(job.model, job.dataset, job.weights)
-    models: dict[str, bytes] = {}
-    measured: dict[str, Candidate] = {}
-    reference = 0.0
-    for name, content in candidates.build(served, signature, calibration):
-        metrics = objective.measure(predict(session(content), rows), target)
-        if name == UNCOMPRESSED:
-            reference = metrics[objective.primary.name]
-        loss = objective.primary.loss(metrics[objective.primary.name], reference)
-        models[name] = content
-        measured[name] = Candidate(
-            name=name, size=len(content), blake3=bytes_digest(content), metrics=metrics, loss=loss
-        )
-        emit({"candidate": name, "size": len(content), "loss": loss})
+    plain = candidates.export(served, signature, calibration)
+    measuring = Measuring(objective, rows, target, {})
+    models = {UNCOMPRESSED: plain}
+    measured = {UNCOMPRESSED: measuring.of(plain, UNCOMPRESSED)}
+    failed: dict[str, str] = {}
+    for name in job.budget.candidates:
+        found = _remembered(job.cache, name)
+        if found is None:
+            try:
+                content = candidates.form(name, plain, calibration)
+                found = measuring.of(content, name), content
+            except Exception as error:
+                # Whatever a quantizer stumbles over, the other forms are still good.
+                failed[name] = f"{type(error).__name__}: {error}"
+                emit({"candidate": name, "failed": failed[name]})
+                continue
+            _remember(job.cache, *found)
+        measured[name], models[name] = found
+        emit({"candidate": name, "size": measured[name].size, "loss": measured[name].loss})
     cost = cpu_microseconds({n: session(m) for n, m in models.items()}, rows)
     chosen = choose(job.budget, measured)
     sample = {name: t[:SAMPLE_ROWS] for name, t in rows.items()}
@@ -81,16 +140,39 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     )
     for content in models.values():
         store().put_content(content)
+    drawn = plots.pareto(tuple(measured.values()), chosen, objective.primary.name, cost)
     return Artifact(
         digest=manifest.digest,
         stored=tuple(content_key(file.blake3) for file in manifest.files.values()),
         fingerprint=fingerprint(job.model, signature),
-        observed={"cpu_microseconds": cost},
+        observed={
+            "cpu_microseconds": cost,
+            "plots": {"compression": store().put_content(drawn)},
+        },
         manifest=manifest,
         chosen=chosen,
         candidates=tuple(measured.values()),
         within_budget=_fits(job.budget, measured[chosen]),
+        failed=failed,
     )
+
+
+def _remembered(cache: Digest | None, name: str) -> tuple[Candidate, bytes] | None:
+    """The candidate as an interrupted search, or one with another budget, left it."""
+    if cache is None:
+        return None
+    try:
+        record = store().get(f"candidates/{cache}/{name}").content
+        found = Candidate.model_validate_json(record)
+        return found, store().get_content(found.blake3)
+    except MissingError:
+        return None
+
+
+def _remember(cache: Digest | None, found: Candidate, content: bytes) -> None:
+    if cache is not None:
+        store().put_content(content)
+        store().put(f"candidates/{cache}/{found.name}", found.model_dump_json().encode())
 
 
 def choose(budget: Budget, measured: dict[str, Candidate]) -> str:
@@ -105,4 +187,4 @@ def choose(budget: Budget, measured: dict[str, Candidate]) -> str:
 
 def _fits(budget: Budget, candidate: Candidate) -> bool:
     small = budget.size_mb is None or candidate.size <= budget.size_mb * 1e6
-    return small and candidate.loss <= budget.quality_loss
+    return small and not candidate.collapsed and candidate.loss <= budget.quality_loss

@@ -16,6 +16,7 @@ from tasks.stage import stage
 from tasks.store import store
 
 ENDPOINT_SETTING = "MODELMINT_ENDPOINT"
+KEY_SETTING = "MODELMINT_API_KEY"
 SAME_RUNTIME = 1e-4
 JSON = {"content-type": "application/json"}
 ALIASES = {"promote": "champion", "hold": "challenger"}
@@ -35,7 +36,7 @@ def deploy(version: Version, artifact: Artifact, verdict: Verdict) -> Endpoint:
     alias = ALIASES.get(verdict.decision)
     champion = promotions(line).champion
     unchanged = champion is not None and champion.digest == version.digest
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=60, headers=authorization()) as client:
         if verdict.decision == "promote":
             judged = verdict.comparison.champion if verdict.comparison else None
             if champion is not None and champion.digest not in (judged, version.digest):
@@ -58,6 +59,12 @@ def deploy(version: Version, artifact: Artifact, verdict: Verdict) -> Endpoint:
         url=f"{url}/v2/models/{line}",
         serving=serving,
     )
+
+
+def authorization() -> dict[str, str]:
+    """The header that shows the model server our key, the one MODELMINT_API_KEY holds."""
+    key = os.environ.get(KEY_SETTING, "")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def _load(client: httpx.Client, version: Version) -> None:
@@ -115,6 +122,11 @@ def _serving(client: httpx.Client, line: str) -> int:
         answer = client.get(f"/v2/models/{line}")
     except httpx.HTTPError as error:
         raise _silent(client, error) from None
+    if answer.status_code in (401, 403):
+        raise DeploymentError(
+            f"the model server at {client.base_url} does not let us in: set {KEY_SETTING} to a key"
+            f" that may read, predict and manage {line}: {answer.text}"
+        )
     return int(answer.headers["modelmint-version"]) if answer.status_code == 200 else 0
 
 

@@ -29,13 +29,17 @@ class EvaluateJob(Frozen):
 
 
 class CompressJob(Frozen):
-    """A trained network to be compressed within a budget."""
+    """A trained network to be compressed within a budget.
+
+    `cache` names where measured candidates are found again, whatever the budget; None is nowhere.
+    """
 
     model: SerializeAsAny[Family]
     budget: Budget
     dataset: Dataset
     weights: Weights
     threads: int
+    cache: Digest | None = None
 
 
 class GateJob(Frozen):

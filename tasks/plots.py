@@ -2,14 +2,14 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.objectives import Classification, Objective
-from tasks.refs import Weights
+from tasks.refs import Candidate, Weights
 from tasks.store import store
 from tasks.trainer import HISTORY_FILE
 
@@ -60,6 +60,48 @@ def _confusion(objective: Classification, predicted: NDArray[Any], target: NDArr
                 color="white" if dark else "black",
             )  # fmt: skip
     return _png(figure)
+
+
+def pareto(
+    candidates: tuple[Candidate, ...], chosen: str, metric: str, cost: dict[str, dict[str, float]]
+) -> bytes:
+    """PNG of size against loss, and the front: no other form is smaller and loses no more."""
+    from matplotlib.figure import Figure
+
+    whole = [c for c in candidates if not c.collapsed]
+    front = sorted(front_of(whole), key=lambda c: c.size)
+    figure = Figure((6, 3.5), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="kilobytes", ylabel=f"loss of {metric}, %", xscale="log",
+        title="collapsed: " + ", ".join(c.name for c in candidates if c.collapsed)
+        if len(whole) < len(candidates) else "",
+    )  # fmt: skip
+    axes.step(
+        [c.size / 1000 for c in front], [100 * c.loss for c in front], "C0--", where="post",
+        linewidth=0.8,
+    )  # fmt: skip
+    for candidate in whole:
+        place = (candidate.size / 1000, 100 * candidate.loss)
+        axes.plot(*place, "C3*" if candidate.name == chosen else "C0o")
+        spent = cost[candidate.name]["32"]
+        axes.annotate(
+            f"{candidate.name}, {spent:.0f} us", place, textcoords="offset points",
+            xytext=(4, 4), fontsize=8,
+        )  # fmt: skip
+    axes.margins(0.2)
+    return _png(figure)
+
+
+def front_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The Pareto front: those than which no other is smaller, or loses less, at no price."""
+    return [
+        c
+        for c in candidates
+        if not any(
+            o.size <= c.size and o.loss <= c.loss and (o.size, o.loss) != (c.size, c.loss)
+            for o in candidates
+        )
+    ]
 
 
 def _residuals(predicted: NDArray[Any], target: NDArray[Any]) -> bytes:

@@ -13,7 +13,7 @@ from prefect.artifacts import (
 
 from tasks import tracking
 from tasks.progress import Event
-from tasks.refs import Artifact, Dataset, Difference, Endpoint, Report, Verdict
+from tasks.refs import Artifact, Dataset, Difference, Endpoint, Ref, Report, Verdict
 from tasks.store import store
 
 
@@ -48,8 +48,7 @@ def show(
     create_table_artifact(key=f"{line}-quality", table=quality_table(report, verdict))
     create_table_artifact(key=f"{line}-compression", table=compression_table(artifact))
     create_markdown_artifact(key=f"{line}-verdict", markdown=verdict_markdown(line, verdict))
-    plots = report.observed.get("plots")
-    for title, digest in (plots if isinstance(plots, dict) else {}).items():
+    for title, digest in _plots(report, artifact).items():
         picture = base64.b64encode(store().get_content(str(digest))).decode()
         create_image_artifact(
             image_url=f"data:image/png;base64,{picture}",
@@ -68,12 +67,22 @@ def log(run: str, report: Report, artifact: Artifact, verdict: Verdict) -> None:
     metrics["served_bytes"] = float(_size(artifact, artifact.chosen))
     tracking.log_metrics(run, metrics)
     tracking.log_file(run, "verdict.json", verdict.model_dump_json(indent=1).encode())
+    table = json.dumps(compression_table(artifact), indent=1).encode()
+    tracking.log_file(run, "compression.json", table)
     tracking.log_file(run, "verdict.md", verdict_markdown("verdict", verdict).encode())
     tracking.log_file(run, "report.json", report.model_dump_json(indent=1).encode())
-    plots = report.observed.get("plots")
-    for title, digest in (plots if isinstance(plots, dict) else {}).items():
+    for title, digest in _plots(report, artifact).items():
         name = f"{title.replace(' ', '_')}.png"
         tracking.log_file(run, name, store().get_content(str(digest)))
+
+
+def _plots(*found: Ref) -> dict[str, str]:
+    """Title -> digest of every picture the stages drew."""
+    drawn: dict[str, str] = {}
+    for ref in found:
+        plots = ref.observed.get("plots")
+        drawn |= {t: str(d) for t, d in plots.items()} if isinstance(plots, dict) else {}
+    return drawn
 
 
 def quality_table(report: Report, verdict: Verdict) -> list[dict[str, Any]]:
@@ -96,13 +105,27 @@ def compression_table(artifact: Artifact) -> list[dict[str, Any]]:
     return [
         {
             "candidate": candidate.name,
-            "chosen": "yes" if candidate.name == artifact.chosen else "",
+            "chosen": "collapsed"
+            if candidate.collapsed
+            else "yes"
+            if candidate.name == artifact.chosen
+            else "",
             "kilobytes": round(candidate.size / 1000, 1),
             "loss": f"{candidate.loss:+.2%}",
             "microseconds, batch 1": round(cost.get(candidate.name, {}).get("1", 0.0), 1),
             "microseconds, batch 32": round(cost.get(candidate.name, {}).get("32", 0.0), 1),
         }
         for candidate in artifact.candidates
+    ] + [
+        {
+            "candidate": name,
+            "chosen": "failed",
+            "kilobytes": "",
+            "loss": reason,
+            "microseconds, batch 1": "",
+            "microseconds, batch 32": "",
+        }
+        for name, reason in artifact.failed.items()
     ]
 
 

@@ -94,6 +94,8 @@ class Candidate(Frozen):
     """On the validation rows."""
     loss: float
     """Loss of the primary metric against the uncompressed network, as a fraction."""
+    collapsed: bool = False
+    """Lost so much on the first rows that it was measured no further; never chosen."""
 
 
 class Artifact(Ref):
@@ -103,6 +105,8 @@ class Artifact(Ref):
     chosen: str
     candidates: tuple[Candidate, ...]
     within_budget: bool
+    failed: dict[str, str] = {}
+    """Forms that could not be made or run, with the reason."""
 
 
 class Champion(Ref):

@@ -160,5 +160,6 @@ def forget(names: Iterable[Digest]) -> None:
     """Remove what the stages of a replay kept for themselves."""
     for name in names:
         store().delete(f"checkpoints/{name}")
-        for item in list(store().list(f"partitions/{name}/")):
-            store().delete(item.key)
+        for prefix in ("partitions", "candidates"):
+            for item in list(store().list(f"{prefix}/{name}/")):
+                store().delete(item.key)

@@ -38,15 +38,34 @@ def _cell(value: Any) -> str:
 
 
 def post(path: str, payload: bytes, media_type: str) -> Any:
+    """The model server's answer to a payload; raises as `ask` does."""
+    return _asked("POST", path, payload, media_type)
+
+
+def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """The model server's answer to a JSON object.
+
+    Raises ConnectionError when it does not answer, PermissionError when it does not let us in, and
+    LookupError for any other refusal.
+    """
+    return _asked(method, path, None if body is None else json.dumps(body).encode())
+
+
+def _asked(
+    method: str, path: str, payload: bytes | None, media_type: str = "application/json"
+) -> Any:
     import httpx
 
-    from tasks.deploy import ENDPOINT_SETTING
+    from tasks.deploy import ENDPOINT_SETTING, authorization
 
     url = os.environ[ENDPOINT_SETTING] + path
+    headers = {"content-type": media_type, **authorization()}
     try:
-        answer = httpx.post(url, content=payload, headers={"content-type": media_type}, timeout=60)
+        answer = httpx.request(method, url, content=payload, headers=headers, timeout=60)
     except httpx.HTTPError as error:
         raise ConnectionError(f"the model server at {url} does not answer: {error}") from None
+    if answer.status_code in (401, 403):
+        raise PermissionError(f"{url}: {answer.text}: name another key in MODELMINT_API_KEY")
     if answer.status_code != 200:
         raise LookupError(f"{url}: {answer.status_code}: {answer.text}")
     return answer.json()

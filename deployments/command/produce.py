@@ -108,6 +108,8 @@ def _summary(found: "Production") -> dict[str, Any]:
         "reasons": found.verdict.reasons,
         "endpoint": found.endpoint.url,
         "metrics": found.verdict.metrics,
+        "baselines": found.report.baselines,
+        "uncompressed": {name: m.model_dump() for name, m in found.report.metrics.items()},
         "rows": found.dataset.rows,
         "refused": [refusal.model_dump() for refusal in found.dataset.refused],
         "compression": {"chosen": found.artifact.chosen},

@@ -1,10 +1,13 @@
 """The server of released models in a laptop run: `deployments.serving` on loopback."""
 
+import os
 import sys
 from pathlib import Path
 
 from deployments.local.ports import HOST, Ports, unanswered
 from deployments.local.service import Running, Service
+
+FIRST_KEY = "api-key"
 
 
 def model_server(home: Path) -> Service:
@@ -19,12 +22,17 @@ def model_server(home: Path) -> Service:
     )
 
 
-def environment(running: Running) -> dict[str, str]:
-    """The variable with which clients find the server."""
-    return {"MODELMINT_ENDPOINT": running.url}
+def environment(home: Path, running: Running) -> dict[str, str]:
+    """The variables with which clients find the server and are let in.
+
+    A key that MODELMINT_API_KEY names already is used rather than the first one.
+    """
+    key = os.environ.get("MODELMINT_API_KEY") or (home.resolve() / FIRST_KEY).read_text().strip()
+    return {"MODELMINT_ENDPOINT": running.url, "MODELMINT_API_KEY": key}
 
 
 def _command(repository: Path, ports: Ports) -> list[str]:
     server = [sys.executable, "-m", "deployments.serving"]
     address = ["--host", HOST, "--port", str(ports["http"])]
-    return [*server, *address, "--repository", str(repository)]
+    first_key = ["--first-key", str(repository.parent / FIRST_KEY)]
+    return [*server, *address, "--repository", str(repository), *first_key]

@@ -15,7 +15,7 @@ HIGHEST = 65_535
 DRAWS = 200
 
 
-def free_ports(names: Sequence[str], *, paired: bool, avoid: Collection[int] = ()) -> Ports:
+def free_ports(names: Sequence[str], *, paired: bool) -> Ports:
     """Give each name a port that is free now, and with `paired` also its port + 10000.
 
     Nothing stays reserved: another process may take a port before the service binds it.
@@ -33,8 +33,6 @@ def free_ports(names: Sequence[str], *, paired: bool, avoid: Collection[int] = (
             drawn = socket.create_server((HOST, 0))
             held.append(drawn)
             port: int = drawn.getsockname()[1]
-            if port in avoid:
-                continue
             if paired:
                 if port + PAIR >= HIGHEST:
                     continue

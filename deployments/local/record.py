@@ -15,6 +15,8 @@ class Record:
     created: float
     ports: Ports
     command: list[str]
+    kept: bool = False
+    """Whether a process manager started it and will start it again."""
 
 
 def read(path: Path) -> Record | None:

@@ -3,11 +3,17 @@
 Every user holds a shared `flock` on `users.lock`. The kernel drops it with its process, so a user
 killed with -9 never counts. Starting and stopping happen under an exclusive `flock` on
 `start.lock`, so they never meet.
+
+Under `modelmint up` the process of the service itself is such a user (`keep`): it stays when the
+commands that share it end, and whoever restarts it is the process manager. Ports are remembered,
+so that a restart does not move what others have the address of.
 """
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +32,7 @@ from deployments.local.record import Record
 
 ATTEMPTS = 3
 LOG_LINES = 15
+LOG_BYTES = 16 << 20
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -125,31 +132,122 @@ class Service:
                 self._fail(str(error), f"end that process: fuser -v {lock}")
             yield
 
+    def start(self) -> Running:
+        """Start the service or find it running, and leave it running; raises ServiceError."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        with self._start_lock():
+            return self._found() or self._started()
+
+    def stop(self) -> None:
+        """End every process of the service, whoever uses it; raises ServiceError."""
+        if self.state.exists():
+            with self._start_lock():
+                self._end()
+
+    def running(self) -> Running | None:
+        """The service if its process lives, whether or not it answers."""
+        record = records.read(self._record)
+        alive_now = record is not None and find(record.pid, record.created) is not None
+        return self._running(record) if record is not None and alive_now else None
+
+    def plan(self) -> Ports:
+        """The ports of its process, else the remembered ones if free, else new ones; remembered.
+
+        Raises ServiceError when no port is free.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        with self._start_lock():
+            record, running = records.read(self._record), self.running()
+            return record.ports if record is not None and running else self._ports()
+
+    def keep(self) -> NoReturn:
+        """Become the service on its planned ports, or wait while a process of it lives.
+
+        For a process manager: this process turns into the service, keeping its number, and ends
+        when the service does. Exits with the reason when it cannot.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        user = (self.state / "users.lock").open("a")
+        with self._start_lock():
+            join(user)
+            found = self._found()
+            if found is None:
+                self._become(user.fileno())
+        process = psutil.Process(found.pid)
+        while alive(process):
+            time.sleep(1)
+        sys.exit(f"{self.name}: the process {found.pid} that was found running has ended")
+
+    def _become(self, user: int) -> NoReturn:
+        self._check_disk()
+        self._end()
+        ports = self._remembered()
+        if ports is None or taken(ports, paired=self.paired):
+            sys.exit(f"{self.name}: its ports are taken: {ports}; `modelmint up` chooses others")
+        command = self.command(ports)
+        this = psutil.Process()
+        record = Record(this.pid, this.create_time(), ports, command, kept=True)
+        records.write(self._record, record)
+        environment = self._environment(ports)
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".1"))
+        # A file and not the manager's pipe: the service must survive its manager.
+        with self.log.open("ab") as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+        # The shared lock goes along: while the service lives it has a user.
+        os.set_inheritable(user, True)
+        os.chdir(self.state)
+        os.execvpe(command[0], command, environment)
+
     def _found(self) -> Running | None:
         record = records.read(self._record)
         if record is None:
             return None
         process = find(record.pid, record.created)
-        if process is None or self._awaited(process, record.ports, self.patience) is not None:
+        if process is None:
+            return None
+        # One that is only just starting under a process manager is nobody's leftover.
+        young = record.created + self.start_timeout - time.time() if record.kept else 0.0
+        if self._awaited(process, record.ports, max(self.patience, young)) is not None:
             return None
         return self._running(record)
 
-    def _started(self) -> Running:
+    def _check_disk(self) -> None:
         free = shutil.disk_usage(self.state).free
         if free < self.disk:
             self._fail(
                 f"no free disk: {free} bytes in {self.state}, {self.disk} are needed",
                 "free some space there, or choose another home",
             )
+
+    def _remembered(self) -> Ports | None:
+        try:
+            ports = json.loads((self.state / "ports.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return ports if isinstance(ports, dict) and set(ports) == set(self.ports) else None
+
+    def _ports(self) -> Ports:
+        """The remembered ports if they are free, else new ones, which are remembered."""
+        ports = self._remembered()
+        if ports is not None and not taken(ports, paired=self.paired):
+            return ports
+        try:
+            ports = free_ports(self.ports, paired=self.paired)
+        except OSError as error:
+            self._fail(str(error), "end the programs that listen on so many ports")
+        partial = self.state / "ports.partial"
+        partial.write_text(json.dumps(ports))
+        partial.replace(self.state / "ports.json")
+        return ports
+
+    def _started(self) -> Running:
+        self._check_disk()
         # What is alive but does not serve goes first: two of a kind would share one data folder.
-        left = records.read(self._record)
         self._end()
-        avoid = set(left.ports.values()) if left else set()
         for attempt in range(1, ATTEMPTS + 1):
-            try:
-                ports = free_ports(self.ports, paired=self.paired, avoid=avoid)
-            except OSError as error:
-                self._fail(str(error), "end the programs that listen on so many ports")
+            ports = self._ports()
             log_start = self.log.stat().st_size if self.log.exists() else 0
             try:
                 record, problem = self._launched(ports)
@@ -164,12 +262,15 @@ class Service:
                 self._fail(f"{problem}{self._tail(log_start)}", "mend what the log says")
         raise AssertionError("the last attempt either returns or fails")
 
-    def _launched(self, ports: Ports) -> tuple[Record, str | None]:
-        command = self.command(ports)
+    def _environment(self, ports: Ports) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(self.hidden or ("\0",))}
         environment = kept | self.environment(ports) | {MARK: self._mark}
-        path = [str(ROOT), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        path = [str(ROOT), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, path)))
+        return environment
+
+    def _launched(self, ports: Ports) -> tuple[Record, str | None]:
+        command, environment = self.command(ports), self._environment(ports)
         with self.log.open("ab") as log:
             try:
                 # In a session of its own, Ctrl-C in the terminal does not reach the service

@@ -2,7 +2,8 @@
 
 AWS_ENDPOINT_URL, PREFECT_API_URL, MLFLOW_TRACKING_URI and MODELMINT_ENDPOINT name services that
 run elsewhere; for each that is not set, one is started on loopback and keeps its data under the
-home folder. They start side by side and end with the last command that uses them.
+home folder. They start side by side and end with the last command that uses them. After
+`modelmint up` those that are up are used, its MLflow server and Dask cluster too.
 """
 
 import os
@@ -12,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from deployments.local import model_server, prefect_server, store
+from deployments.local import dask_cluster, mlflow_server, model_server, prefect_server, store
 from deployments.local.service import Running, Service
+from models.catalog import SETTING as LINES_SETTING
 from models.trust import KEYS_SETTING
 
 HOME_SETTING = "MODELMINT_HOME"
@@ -49,17 +51,7 @@ def stack(*wanted: str) -> Iterator[dict[str, str]]:
     """
     folder = home()
     before = dict(os.environ)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    os.environ.setdefault(KEYS_SETTING, str(folder / "keys"))
-    for name in ("NO_PROXY", "no_proxy"):
-        around = [os.environ.get(name, ""), "127.0.0.1", "localhost"]
-        os.environ[name] = ",".join(filter(None, around))
-    os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
-    # The UI gets every log; the terminal has its own progress.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # A Prefect that was imported too early to see its server would quietly start another one.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_ENABLED", "false")
+    settings(folder)
     with ExitStack() as services:
         try:
             _start(services, folder, [name for name in wanted if ADDRESSES[name] not in before])
@@ -69,6 +61,28 @@ def stack(*wanted: str) -> Iterator[dict[str, str]]:
             services.close()
             os.environ.clear()
             os.environ.update(before)
+
+
+def settings(folder: Path) -> None:
+    """Set the variables that start no service; what the user has set stays."""
+    os.environ[HOME_SETTING] = str(folder)
+    found = mlflow_server.environment(folder) | dask_cluster.environment(folder)
+    found[KEYS_SETTING] = str(folder / "keys")
+    found["PREFECT_HOME"] = str(folder / "prefect")
+    # The UI gets every log; the terminal has its own progress.
+    found["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+    found["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    # A Prefect that was imported too early to see its server would quietly start another one.
+    found["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
+    if given := os.environ.get(LINES_SETTING):
+        # Services start in folders of their own.
+        absolute = [str(Path(one).resolve()) for one in given.split(os.pathsep) if one]
+        os.environ[LINES_SETTING] = os.pathsep.join(absolute)
+    for name in ("NO_PROXY", "no_proxy"):
+        around = [os.environ.get(name, ""), "127.0.0.1", "localhost"]
+        os.environ[name] = ",".join(filter(None, around))
 
 
 def _drain() -> None:
@@ -103,6 +117,6 @@ def _start(services: ExitStack, folder: Path, names: list[str]) -> None:
             os.environ.update(store.environment(folder, use(STORE)))
             create_bucket()
         if SERVER in names:
-            os.environ.update(model_server.environment(use(SERVER)))
+            os.environ.update(model_server.environment(folder, use(SERVER)))
         for future in others.values():
             os.environ.update(prefect_server.environment(future.result()))

@@ -54,9 +54,14 @@ def environment(home: Path, running: Running) -> dict[str, str]:
     Raises:
         ServiceError: the credentials file cannot be read.
     """
+    return addresses(home, running.ports)
+
+
+def addresses(home: Path, ports: Ports) -> dict[str, str]:
+    """`environment` of a store that will be on these ports; raises ServiceError."""
     access, secret = _credentials(home.resolve() / "store")
     return {
-        "AWS_ENDPOINT_URL": running.url,
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{ports['s3']}",
         "AWS_ACCESS_KEY_ID": access,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_REGION": REGION,
@@ -111,6 +116,9 @@ def _command(state: Path, ports: Ports) -> list[str]:
 
 def _credentials(state: Path) -> tuple[str, str]:
     path = state / "credentials.json"
+    if not path.exists():
+        made = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
+        write_private(path, json.dumps(made, indent=1))
     try:
         kept = json.loads(path.read_text())
         return kept["access_key"], kept["secret_key"]
@@ -123,9 +131,6 @@ def _credentials(state: Path) -> tuple[str, str]:
 
 def _identities(state: Path) -> Path:
     """Write the file that lets in nobody but the holder of our credentials."""
-    if not (state / "credentials.json").exists():
-        made = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
-        _write_private(state / "credentials.json", made)
     access, secret = _credentials(state)
     identity = {
         "name": "modelmint",
@@ -133,16 +138,17 @@ def _identities(state: Path) -> Path:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     path = state / "s3.json"
-    _write_private(path, {"identities": [identity]})
+    write_private(path, json.dumps({"identities": [identity]}, indent=1))
     return path
 
 
-def _write_private(path: Path, content: object) -> None:
+def write_private(path: Path, content: str) -> None:
+    """Write a file that only its owner can read."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     # Private from its first byte on, and whole whenever it has its name.
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(content, file, indent=1)
+        file.write(content)
     partial.replace(path)
 
 

@@ -2,7 +2,8 @@
 
     python -m deployments.serving --repository DIR --port 8080
 
-Serves only versions signed by a key of the folder MODELMINT_KEYS names. Answers within a second of
+Serves only versions signed by a key of the folder MODELMINT_KEYS names, to callers who show an API
+key; the first one is written to a file, mode 0600. Answers within a second of
 its start when its versions are small, and exits with code 0 on SIGTERM once the requests in flight
 are answered.
 """
@@ -30,7 +31,9 @@ def main() -> None:
     # Imported here: --help and a wrong option need none of it.
     import uvicorn
 
+    from deployments.serving.access import Access
     from deployments.serving.app import create
+    from deployments.serving.protocol import ProtocolError
     from deployments.serving.repository import Repository
     from models.trust import trust
 
@@ -41,7 +44,13 @@ def main() -> None:
         sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")
     except ValueError as error:
         sys.exit(f"state.json cannot be read: restore it, or delete it to start empty\n{error}")
-    app = create(repository, max_body=options.max_body, body_seconds=options.body_seconds)
+    private = options.private or options.repository / ".server"
+    try:
+        access = Access(private)
+        access.keys.first(options.first_key or private / "first-key")
+    except (OSError, ValueError, ProtocolError) as error:
+        sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
+    app = create(repository, access, max_body=options.max_body, body_seconds=options.body_seconds)
     uvicorn.run(
         app,
         host=options.host,
@@ -60,6 +69,13 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deployments.serving", description="The model server.")
     parser.add_argument("--repository", type=Path, required=True, help="folder of versions, state")
+    parser.add_argument(
+        "--private", type=Path, help="folder of API keys, usage and audit log (in the repository)"
+    )
+    parser.add_argument(
+        "--first-key", type=Path,
+        help="file of the key that may do everything; written when there are no keys yet",
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
     parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")

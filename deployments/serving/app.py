@@ -1,5 +1,7 @@
 """Routes of the model server: the Open Inference Protocol v2, its repository, and predictions.
 
+All but its health is for callers with a key (`access`).
+
 Bare Starlette: on a small network, parsing and routing cost more than computing. Small requests to
 quick networks are answered on the event loop, everything else in threads, so that nothing waits.
 """
@@ -16,7 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from deployments.serving.access import Access, allow
+from deployments.serving.accounts import Accounts
 from deployments.serving.http import (
     as_json,
     as_object,
@@ -40,22 +45,30 @@ T = TypeVar("T")
 
 
 def create(
-    repository: Repository, *, max_body: int = MAX_BODY, body_seconds: float = BODY_SECONDS
-) -> Starlette:
-    """The application over a restored repository.
+    repository: Repository,
+    access: Access,
+    *,
+    max_body: int = MAX_BODY,
+    body_seconds: float = BODY_SECONDS,
+) -> ASGIApp:
+    """The application over a restored repository, for those whom `access` lets in.
 
     `max_body` is in bytes; a request's body must arrive whole within `body_seconds`.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
-    routes = _Server(repository, max_body, body_seconds).routes()
+    server = _Server(repository, access, max_body, body_seconds)
+    routes = [*server.routes(), *Accounts(access, server.body).routes()]
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return app
+    return access.guard(app)
 
 
 class _Server:
-    def __init__(self, repository: Repository, max_body: int, body_seconds: float) -> None:
-        self._repository, self._max_body, self._body_seconds = repository, max_body, body_seconds
+    def __init__(
+        self, repository: Repository, access: Access, max_body: int, body_seconds: float
+    ) -> None:
+        self._repository, self._access = repository, access
+        self._max_body, self._body_seconds = max_body, body_seconds
         # Loads wait for each other anyway: they must not fill the threads that requests run in.
         self._one_change = anyio.CapacityLimiter(1)
 
@@ -80,19 +93,26 @@ class _Server:
         return routes
 
     async def infer(self, request: Request) -> Response:
+        allow(request, "predict", request.path_params["name"])
         served = self._served(request)
         if media_type(request) not in (JSON, BINARY):
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise ProtocolError(415, "compressed requests are not supported", "media_type")
-        body = await self._body(request)
+        body = await self.body(request)
         header_length = request.headers.get(HEADER_LENGTH)
         read = partial(parse, body, header_length, served.inputs, served.outputs)
         asked = await _call(read, inline=len(body) <= INLINE_BYTES)
         rows = max(len(tensor) for tensor in asked.tensors.values())
-        compute = partial(served.run, asked.tensors)
-        found = await _call(compute, inline=rows <= served.inline_rows)
-        content, json_length = render(asked, served.line, served.number, found)
+        self._access.charge(request, served.line, rows, len(body))
+        try:
+            compute = partial(served.run, asked.tensors)
+            found = await _call(compute, inline=rows <= served.inline_rows)
+            content, json_length = render(asked, served.line, served.number, found)
+        except BaseException:
+            self._access.refund(request, served.line, rows)
+            raise
+        self._access.answered(request, served.line, len(content))
         headers = served.headers | {"x-request-id": request_id(request)}
         if json_length is None:
             return Response(content, headers=headers, media_type=JSON)
@@ -100,15 +120,25 @@ class _Server:
         return Response(content, headers=headers, media_type=BINARY)
 
     async def predict(self, request: Request) -> Response:
+        allow(request, "predict", request.path_params["name"])
         served = self._served(request)
-        body = await self._body(request)
-        predict = partial(served.predict, body, media_type(request))
+        body = await self.body(request)
         # Never inline: a small file can hold an image of millions of pixels.
-        predictions = await _call(predict, inline=False)
+        tensors, rows = await _call(partial(served.read, body, media_type(request)), inline=False)
+        self._access.charge(request, served.line, rows, len(body))
+        try:
+            predictions = await _call(partial(served.predict, tensors), inline=False)
+        except BaseException:
+            self._access.refund(request, served.line, rows)
+            raise
         answer = _identity(served) | {"predictions": predictions}
-        return as_json(answer, headers=served.headers | {"x-request-id": request_id(request)})
+        headers = served.headers | {"x-request-id": request_id(request)}
+        answered = as_json(answer, headers=headers)
+        self._access.answered(request, served.line, len(answered.body))
+        return answered
 
-    async def index(self, _: Request) -> Response:
+    async def index(self, request: Request) -> Response:
+        key = request.state.key
         lines = {
             name: {
                 "default": line.default,
@@ -116,6 +146,7 @@ class _Server:
                 "failed": _reasons(line),
             }
             for name, line in self._repository.lines.items()
+            if key.allows("read", name)
         }
         return as_json({"name": "modelmint", "protocol": "/v2", "lines": lines})
 
@@ -128,11 +159,12 @@ class _Server:
 
     async def ready(self, _: Request) -> Response:
         # The socket opens once the state is restored; a line that failed never stops the others.
-        lines = self._repository.lines.items()
-        failed = {name: _reasons(line) for name, line in lines if line.failed}
-        return as_json({"ready": True, "failed": failed})
+        # Open to everybody, so it names no line: that is in the index.
+        failed = sum(len(line.failed) for line in self._repository.lines.values())
+        return as_json({"ready": True, "failed_versions": failed})
 
     async def model_metadata(self, request: Request) -> Response:
+        allow(request, "read", request.path_params["name"])
         served = self._served(request)
         answer = {
             "name": served.line,
@@ -145,15 +177,19 @@ class _Server:
 
     async def model_ready(self, request: Request) -> Response:
         name, number = request.path_params["name"], request.path_params.get("version")
+        allow(request, "read", name)
         line = self._repository.line(name)
         ready = line.ready if number is None else number in line.versions
         answer = {"name": name, "version": number or line.default, "ready": ready}
         return as_json(answer | {"failed": _reasons(line)}, status=200 if ready else 503)
 
     async def repository_index(self, request: Request) -> Response:
-        only_ready = as_object(await self._body(request)).get("ready") is True
+        key = request.state.key
+        only_ready = as_object(await self.body(request)).get("ready") is True
         found: list[dict[str, Any]] = []
         for name, line in self._repository.lines.items():
+            if not key.allows("read", name):
+                continue
             for number, served in line.versions.items():
                 found.append(_listed(name, number, line, served.digest, "READY"))
             for number, failed in {} if only_ready else line.failed.items():
@@ -162,24 +198,31 @@ class _Server:
         return as_json(found)
 
     async def load(self, request: Request) -> Response:
-        given = parameters(await self._body(request))
+        name = request.path_params["name"]
+        allow(request, "manage", name)
+        given = parameters(await self.body(request))
         wanted = texts(given, ("version", "digest"), ("source",))
-        load = partial(self._repository.load, request.path_params["name"])
-        args = wanted["version"], wanted["digest"], wanted.get("source")
-        return as_json(_identity(await self._change(partial(load, *args))))
+        args = name, wanted["version"], wanted["digest"], wanted.get("source")
+        change = partial(self._repository.load, *args)
+        return as_json(_identity(await self._change(request, "load", name, wanted, change)))
 
     async def unload(self, request: Request) -> Response:
-        given = parameters(await self._body(request))
+        name = request.path_params["name"]
+        allow(request, "manage", name)
+        given = parameters(await self.body(request))
         given.pop("unload_dependents", None)  # Triton's clients always send it
-        name, number = request.path_params["name"], texts(given, ("version",))["version"]
-        await self._change(partial(self._repository.unload, name, number))
+        wanted = texts(given, ("version",))
+        number = wanted["version"]
+        change = partial(self._repository.unload, name, number)
+        await self._change(request, "unload", name, wanted, change)
         return as_json({"line": name, "version": number})
 
     async def promote(self, request: Request) -> Response:
-        given = texts(as_object(await self._body(request)), ("version",))
         name = request.path_params["name"]
-        change = partial(self._repository.set_default, name, given["version"])
-        return as_json(_identity(await self._change(change)))
+        allow(request, "manage", name)
+        wanted = texts(as_object(await self.body(request)), ("version",))
+        change = partial(self._repository.set_default, name, wanted["version"])
+        return as_json(_identity(await self._change(request, "promote", name, wanted, change)))
 
     def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
@@ -188,11 +231,23 @@ class _Server:
         request.state.headers = served.headers
         return served
 
-    async def _body(self, request: Request) -> bytes:
+    async def body(self, request: Request) -> bytes:
+        """The whole body within the limits of this server; raises ProtocolError."""
         return await read_body(request, self._max_body, self._body_seconds)
 
-    async def _change(self, change: Callable[[], T]) -> T:
-        return await anyio.to_thread.run_sync(change, limiter=self._one_change)
+    async def _change(
+        self,
+        request: Request,
+        action: str,
+        line: str,
+        wanted: dict[str, str],
+        change: Callable[[], T],
+    ) -> T:
+        def recorded() -> T:
+            self._access.record(request, action, line, **wanted)
+            return change()
+
+        return await anyio.to_thread.run_sync(recorded, limiter=self._one_change)
 
 
 async def _call(work: Callable[[], T], *, inline: bool) -> T:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 import uuid
 from collections.abc import Mapping
@@ -104,6 +105,10 @@ async def on_error(request: Request, error: Exception) -> Response:
     headers = {"x-request-id": identity} | getattr(request.state, "headers", {})
     if isinstance(error, ProtocolError):
         status, code, message = error.status, error.code, error.message
+        if status == 401:
+            headers["www-authenticate"] = 'Bearer realm="modelmint"'  # RFC 6750
+        if error.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     elif isinstance(error, HTTPException):
         status, message = error.status_code, error.detail
         code = _CODES.get(status, "http_error")
@@ -112,7 +117,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         # Starlette raises it again once answered, and uvicorn logs the traceback after this line.
         _log.error("request %s failed: %s", identity, type(error).__name__)
         status, code, message = 500, "internal", "internal error: see the server's log"
-    if status in (408, 413):
+    if status in (401, 408, 413):
         headers["connection"] = "close"  # what is left of the body is never read
     answer = {"error": message, "code": code, "request_id": identity}
     return as_json(answer, status=status, headers=headers)

@@ -20,11 +20,21 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class ProtocolError(Exception):
-    """An answer other than 200: its HTTP status, a stable code and a message for the caller."""
+    """An answer other than 200: its HTTP status, a stable code and a message for the caller.
 
-    def __init__(self, status: int, message: str, code: str = "invalid_request") -> None:
+    `retry_after` is in seconds, for a caller who may ask again later.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str = "invalid_request",
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
+        self.retry_after = retry_after
 
 
 class Wanted(NamedTuple):

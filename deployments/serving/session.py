@@ -64,15 +64,19 @@ class Served:
             _log.info("%s/%s refused an input: %s", self.line, self.number, error)
             raise ProtocolError(400, "the model cannot compute these values") from None
 
-    def predict(self, payload: bytes, media_type: str) -> list[dict[str, Any]]:
-        """One answer a row of what a person sent; raises ProtocolError."""
+    def read(self, payload: bytes, media_type: str) -> tuple[Tensors, int]:
+        """What a person sent as tensors, and its number of rows; raises ProtocolError 400."""
         try:
             rows = self.signature.features.read(payload, media_type)
         except RefusedRequest as error:
             raise ProtocolError(400, str(error), "refused_request") from None
         if not rows.height:
             raise ProtocolError(400, "the request holds no record", "refused_request")
-        output = self.run(self.signature.features.encode(rows))[self.outputs[0].name]
+        return self.signature.features.encode(rows), rows.height
+
+    def predict(self, tensors: Tensors) -> list[dict[str, Any]]:
+        """One answer a row of what was read; raises ProtocolError."""
+        output = self.run(tensors)[self.outputs[0].name]
         if not np.isfinite(output).all():
             raise ProtocolError(
                 422, "the model gives no finite answer for these values", "not_finite"

@@ -9,6 +9,7 @@ from models import catalog
 from models.spec import Budget, Gate, Training
 from tasks.clean import clean
 from tasks.dataset import manifest, rows
+from tasks.deploy import authorization
 from tasks.land import land
 from tasks.promotion import promotions
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
@@ -43,7 +44,7 @@ def test_served_model_answers_a_person(first: Production, services: dict[str, st
     answer = httpx.post(
         f"{services[SERVER]}/v1/lines/{LINE}/predict",
         content=payload,
-        headers={"content-type": media_type},
+        headers={"content-type": media_type, **authorization()},
     )
     assert answer.status_code == 200
     assert answer.headers["modelmint-digest"] == first.version.digest
@@ -145,7 +146,7 @@ def test_broken_data_fails_and_the_champion_goes_on(
         store().put(key, content)
     champion = promotions(LINE).champion
     assert champion is not None
-    ready = httpx.get(f"{services[SERVER]}/v2/models/{LINE}")
+    ready = httpx.get(f"{services[SERVER]}/v2/models/{LINE}", headers=authorization())
     assert ready.headers["modelmint-version"] == str(champion.number)
     assert first.version.number <= champion.number
 

@@ -46,3 +46,14 @@ def test_a_shift_moves_by_that_many_pixels_at_most() -> None:
     places = torch.nonzero(moved[:, 0] > 100)[:, 1:] - 10
     assert places.abs().max() == 3
     assert len(places.unique(dim=0)) > 10
+
+
+def test_a_flip_mirrors_about_half_of_the_images_and_nothing_else() -> None:
+    many = {"image": IMAGES["image"][:1].repeat(200, 1, 1, 1)}
+    flip = Affine(degrees=0, scale=0, shift=0, flip=True)
+    found = flip.apply(many, torch.Generator().manual_seed(0))["image"]
+    plain = many["image"].to(torch.float32)
+    mirrored = ((found - plain.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-2).sum().item()
+    same = ((found - plain).abs().amax(dim=(1, 2, 3)) < 1e-2).sum().item()
+    assert mirrored + same == 200
+    assert 70 < mirrored < 130

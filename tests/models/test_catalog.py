@@ -35,7 +35,7 @@ def test_the_shipped_lines_are_found_by_name(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownLineError, match=r"no line is called 'cats'.*digits, flights"):
+    with pytest.raises(UnknownLineError, match=r"no line is called 'cats'.*digits, fashion"):
         catalog.find("cats")
 
 

@@ -74,7 +74,7 @@ def test_sections_come_back_as_the_line_takes_them() -> None:
         ("training.epochs=many", "epochs: Input should be a valid integer"),
         ("training.optimizer.lr=NaN", "optimizer.lr"),
         ("training.optimizer=3", "optimizer"),
-        ("model.size=huge", "size: Input should be 'tiny', 'small' or 'base'"),
+        ("model.size=huge", "size: Input should be 'tiny', 'small', 'base'"),
     ],
 )
 def test_what_cannot_be_set_is_said(change: str, message: str) -> None:

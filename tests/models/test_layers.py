@@ -5,7 +5,7 @@ import torch
 from models import cnn, mlp
 from models.data import Features
 from models.images import ImageFeatures, ImageSize
-from models.layers import Served, TableInput, training_loss
+from models.layers import Residual, Served, TableInput, balanced, training_loss
 from models.objectives import Classification, Objective, Regression
 from models.spec import Family
 from models.tables import FittedCategory, FittedNumber, TableFeatures
@@ -42,6 +42,9 @@ def inputs(features: Features, rows: int) -> list[torch.Tensor]:
         (mlp.Spec(size="tiny"), ONLY_CATEGORIES),
         (cnn.Spec(size="tiny"), PICTURES),
         (cnn.Spec(size="small"), PICTURES),
+        (cnn.Spec(size="lenet"), PICTURES),
+        (cnn.Spec(size="vgg"), PICTURES),
+        (cnn.Spec(size="resnet"), PICTURES),
     ],
 )
 def test_a_network_answers_with_the_tensor_its_objective_declares(
@@ -56,7 +59,9 @@ def test_a_network_answers_with_the_tensor_its_objective_declares(
     assert np.isfinite(output).all()
 
 
-@pytest.mark.parametrize(("family", "size"), [(mlp, s) for s in mlp.SIZES] + [(cnn, "tiny")])
+@pytest.mark.parametrize(
+    ("family", "size"), [(mlp, s) for s in mlp.SIZES] + [(cnn, s) for s in cnn.SIZES]
+)
 def test_every_size_of_the_table_can_be_chosen(family: object, size: str) -> None:
     spec = family.Spec(size=size)  # type: ignore[attr-defined]
     features = NUMBERS if family is mlp else PICTURES
@@ -67,6 +72,22 @@ def test_every_size_of_the_table_can_be_chosen(family: object, size: str) -> Non
 def test_a_family_refuses_features_of_another_kind(family: Family, features: Features) -> None:
     with pytest.raises(TypeError, match="this family takes"):
         family.build(features, 1)
+
+
+def test_an_image_too_small_to_halve_that_often_is_refused() -> None:
+    small = ImageFeatures(size=ImageSize(height=4, width=28), mean=100, deviation=50)
+    with pytest.raises(ValueError, match="size vgg halves an image 3 times: 28 x 4 is too small"):
+        cnn.Spec(size="vgg").build(small, 2)
+    assert cnn.Spec(size="resnet").build(small, 2).eval()(*inputs(small, 3)).shape == (3, 2)
+
+
+def test_a_residual_block_starts_from_its_input() -> None:
+    block = Residual(4, 4, 1).eval()
+    for parameter in block.body.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.rand(2, 4, 6, 6)
+    assert torch.equal(block(x), x)
+    assert Residual(4, 8, 2)(torch.rand(2, 4, 7, 5)).shape == (2, 8, 4, 3)
 
 
 def test_a_missing_number_counts_as_the_mean_and_is_marked() -> None:
@@ -105,3 +126,22 @@ def test_label_smoothing_makes_certainty_cost_something() -> None:
     sure, target = torch.tensor([[50.0, 0.0, 0.0]]), torch.tensor([0])
     assert training_loss(ANIMAL, 0.0)(sure, target).item() == pytest.approx(0, abs=1e-6)
     assert training_loss(ANIMAL, 0.1)(sure, target).item() > 1
+
+
+def test_balanced_weights_make_every_class_count_alike() -> None:
+    counts = {"cat": 10, "dog": 20, "owl": 70}
+    weights = balanced(ANIMAL, counts)
+    shares = [float(w) * counts[label] for w, label in zip(weights, ANIMAL.labels, strict=True)]
+    assert shares == pytest.approx([100 / 3] * 3)
+    wrong = torch.tensor([[0.0, 0.0, 5.0]] * 2)
+    loss = training_loss(ANIMAL, 0.0, weights)(wrong, torch.tensor([0, 2]))
+    assert loss > training_loss(ANIMAL, 0.0)(wrong, torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 2.0), ("huber", 1.5), ("objective", 4.0)])
+def test_a_regression_may_take_a_loss_outliers_move_less(kind: str, expected: float) -> None:
+    loss = training_loss(MINUTES, 0.0, kind=kind)  # type: ignore[arg-type]
+    assert loss(torch.tensor([[0.0]]), torch.tensor([9.0])).item() == pytest.approx(expected)
+    if kind != "objective":
+        with pytest.raises(TypeError, match=f"training.loss: {kind} is no loss for Classification"):
+            training_loss(ANIMAL, 0.0, kind=kind)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from models.spec import Gate, Line, Training
 SHIPPED = catalog.lines()
 
 
-@pytest.mark.parametrize("name", ["digits", "flights"])
+@pytest.mark.parametrize("name", ["cifar", "digits", "fashion", "flights"])
 def test_a_shipped_line_comes_back_from_json(name: str) -> None:
     line = SHIPPED[name]
     found = Line.model_validate_json(line.model_dump_json())

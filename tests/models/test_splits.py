@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from models.splits import ByHash, ByTime, SplitError, identity_hash
+from models.splits import ByHash, ByTime, Given, SplitError, identity_hash
 
 COLUMNS = ("name", "number")
 ROWS = pl.DataFrame({"name": ["a", "b", None, "Zürich"], "number": [7, -3, 0, 12]})
@@ -113,3 +113,19 @@ def test_a_split_without_rows_cannot_be_declared(share: float) -> None:
 def test_by_time_names_the_empty_split(labels: list[str], absent: str) -> None:
     with pytest.raises(SplitError, match=f"no row fell into the {absent} split"):
         ByTime(column="day").assign(labels)
+
+
+def test_given_takes_the_published_test_rows_whatever_their_hash() -> None:
+    rows = numbered(0, 2000).with_columns(part=pl.Series(["train", "t10k"] * 1000))
+    labels = Given(test="t10k", validation=0.1).label(rows, identity_hash(rows, ("id",)))
+    assert set(labels.filter(rows["part"] == "t10k")) == {"test"}
+    others = labels.filter(rows["part"] == "train")
+    assert set(others) == {"train", "validation"}
+    assert 70 < (others == "validation").sum() < 130
+
+
+def test_given_names_the_empty_split_and_the_missing_column() -> None:
+    with pytest.raises(SplitError, match="no row fell into the test split"):
+        Given(test="t10k").assign({"train", "validation"})
+    with pytest.raises(SplitError, match="rows without a column 'part'"):
+        Given(test="t10k").label(numbered(0, 3), np.zeros(3, np.uint64))

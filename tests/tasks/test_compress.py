@@ -1,15 +1,20 @@
 import numpy as np
 import onnx
+import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
 
+from models.data import Tensors
+from models.digests import json_digest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.spec import Budget
+from tasks import candidates, publish
 from tasks.compress import choose, search
 from tasks.dataset import tensors
 from tasks.inference import predict, session
 from tasks.isolated import environment, run
+from tasks.plots import front_of
 from tasks.refs import Artifact, Candidate, Weights
 from tasks.store import content_key, store
 from tasks.trainer import HISTORY_FILE, WEIGHTS_FILE, restore
@@ -134,3 +139,77 @@ def test_a_budget_nothing_meets_is_reported(trained: Trained) -> None:
     budget = ANY_BUDGET.model_copy(update={"size_mb": 1e-6})
     found = search(compress_job(trained.dataset, trained.weights, budget), lambda _: None)
     assert (found.chosen, found.within_budget) == (PLAIN, False)
+
+
+FORMS = ("int8-dynamic", "int8-static", "int8-weights", "int4-weights")
+
+
+def test_every_form_gives_bytes_that_repeat_and_is_smaller(trained: Trained) -> None:
+    budget = ANY_BUDGET.model_copy(update={"candidates": FORMS})
+    first, again = (
+        search(compress_job(trained.dataset, trained.weights, budget), lambda _: None)
+        for _ in range(2)
+    )
+    assert [c.name for c in first.candidates] == [PLAIN, *FORMS]
+    assert first.candidates == again.candidates
+    assert first.failed == {}
+    assert b"MatMulNBits" in store().get_content(first.candidates[-1].blake3)
+
+
+def test_a_form_that_collapses_is_marked_and_never_chosen() -> None:
+    broken = measured()
+    broken[SMALLEST] = broken[SMALLEST].model_copy(update={"collapsed": True})
+    assert choose(Budget(quality_loss=0.99), broken) == SMALL
+
+
+def test_a_form_that_crashes_is_reported_and_the_others_go_on(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "SMALLEST_CALIBRATION", 1000)
+    found = search(compress_job(trained.dataset, trained.weights), lambda _: None)
+    assert "too few to calibrate int8-static" in found.failed[SMALLEST]
+    assert SMALLEST not in {c.name for c in found.candidates}
+    assert found.chosen != SMALLEST
+    table = publish.compression_table(found)
+    assert [row["candidate"] for row in table if row["chosen"] == "failed"] == [SMALLEST]
+
+
+def test_what_was_measured_is_found_again_by_a_search_that_was_killed(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = {"cache": json_digest("a search")}
+    job = compress_job(trained.dataset, trained.weights).model_copy(update=cache)
+    made = candidates.form
+    built: list[str] = []
+
+    def counted(name: str, plain: bytes, calibration: Tensors) -> bytes:
+        if name == "int8-weights" and len(built) == 2:
+            raise KeyboardInterrupt
+        built.append(name)
+        return made(name, plain, calibration)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(candidates, "form", counted)
+    with pytest.raises(KeyboardInterrupt):
+        search(job, lambda _: None)
+    assert built == [SMALL, SMALLEST]
+    built.append("resumed")
+    found = search(job, lambda _: None)
+    assert built[3:] == ["int8-weights"]
+    assert found.candidates == trained.artifact.candidates
+    other = job.model_copy(update={"budget": Budget(quality_loss=0.4)})
+    assert search(other, lambda _: None).candidates == found.candidates
+    assert len(built) == 4
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    best, worse, cheap = (
+        candidate("a", 300, 0.0), candidate("b", 400, 0.1), candidate("c", 200, 0.2),
+    )  # fmt: skip
+    assert front_of([best, worse, cheap]) == [best, cheap]
+    assert front_of([best, best.model_copy(update={"name": "d"})])[0] == best
+
+
+def test_the_plot_is_stored(trained: Trained) -> None:
+    plots = trained.artifact.observed["plots"]
+    assert isinstance(plots, dict)
+    assert store().get_content(str(plots["compression"])).startswith(b"\x89PNG")

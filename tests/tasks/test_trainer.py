@@ -6,24 +6,31 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from models import cnn, mlp
 from models.augmentation import Affine
 from models.digests import json_digest
 from models.spec import Family, Optimizer, Schedule, Training
-from tasks import trainer
+from tasks import checkpoint, trainer
+from tasks.batches import Stored
 from tasks.dataset import tensors
 from tasks.isolated import IsolatedError, environment, run
 from tasks.jobs import TrainJob
+from tasks.loop import TrainingError
+from tasks.optimization import rate
 from tasks.refs import Dataset, Weights
 from tasks.store import store
-from tasks.trainer import TrainingError, fit, predict, rate, restore
+from tasks.trainer import fit, predict, restore
 from tests.tasks.conftest import Made
 
 MLP = mlp.Spec(size="tiny", dropout=0.1)
 CNN = cnn.Spec(size="tiny")
 TRAINING = Training(
     epochs=4, batch_size=16, optimizer=Optimizer(lr=0.02), clip=1.0, seed=3, device="cpu"
+)
+PATIENT = TRAINING.model_copy(
+    update={"epochs": 40, "patience": 1, "schedule": Schedule(name="constant"), "accumulate": 4}
 )
 AUGMENTED = TRAINING.model_copy(update={"augmentation": Affine(degrees=15, scale=0.1, shift=1)})
 
@@ -52,20 +59,22 @@ def kill_child(_: object = None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "model", "training"), [("trips", MLP, TRAINING), ("shapes", CNN, AUGMENTED)]
+    ("kind", "model", "training"),
+    [("trips", MLP, TRAINING), ("shapes", CNN, AUGMENTED), ("trips", MLP, PATIENT)],
 )
 def test_two_processes_and_a_killed_one_that_goes_on_end_with_the_same_bits(
     made: Made, kind: str, model: Family, training: Training
 ) -> None:
     dataset: Dataset = getattr(made, kind)
-    whole = train(job(model, training, dataset, kind, "whole"))
+    first: list[dict[str, Any]] = []
+    whole = train(job(model, training, dataset, kind, "whole"), told=first.append)
     cut = job(model, training, dataset, kind, "cut")
     with pytest.raises(IsolatedError, match="SIGKILL"):
         train(cut, "tests.tasks.samples:fit_keeping_every_step", kill_child)
     told: list[dict[str, Any]] = []
     resumed = train(cut, told=told.append)
     assert told[0]["epoch"] > 1, "it started anew instead of going on"
-    assert told[-1]["epoch"] == training.epochs
+    assert told[-1]["epoch"] == first[-1]["epoch"]
     assert resumed.digest == whole.digest
 
 
@@ -82,9 +91,74 @@ def test_what_is_asked_for_decides_the_weights(made: Made) -> None:
         weights("adam", optimizer=Optimizer(name="adam", lr=0.02)),
         weights("rate", schedule=Schedule(name="constant")),
         weights("clip", clip=0.01),
+        weights("l1", l1=0.001),
+        weights("huber", loss="huber"),
+        weights("absolute", loss="l1"),
+        weights("xavier", initialisation="xavier"),
+        weights("he", initialisation="he"),
+        weights("half", precision="bfloat16"),
+        weights("nesterov", optimizer=Optimizer(name="sgd", lr=0.02, nesterov=True)),
+        weights("betas", optimizer=Optimizer(lr=0.02, beta1=0.5)),
     ]
     assert len(set(found)) == len(found)
     assert weights("b") == found[0]
+    assert weights("half again", precision="bfloat16") in found
+
+
+def test_patience_stops_early_and_keeps_the_best_epoch(made: Made) -> None:
+    told: list[dict[str, Any]] = []
+    weights = fit(job(MLP, PATIENT, made.trips, "patient"), told.append)
+    values = [detail["rmse"] for detail in told]
+    best = min(range(len(values)), key=values.__getitem__)
+    assert len(told) == best + 2 < PATIENT.epochs
+    signature = made.trips.signature
+    served = restore(MLP, made.trips, weights)
+    found = trainer.measure(served, Stored(made.trips, "validation"), signature)
+    assert found["rmse"] == values[best] < values[-1]
+
+
+def test_a_batch_computed_in_parts_is_the_same_step(made: Made) -> None:
+    plain = mlp.Spec(size="tiny")
+
+    def parameters(parts: int) -> Any:
+        training = TRAINING.model_copy(update={"epochs": 2, "accumulate": parts})
+        weights = fit(job(plain, training, made.trips, f"parts {parts}"), lambda _: None)
+        return torch.cat([p.flatten() for p in restore(plain, made.trips, weights).parameters()])
+
+    torch.testing.assert_close(parameters(1), parameters(4), rtol=1e-3, atol=1e-4)
+
+
+def test_balanced_classes_need_classes_and_count_the_training_rows(made: Made) -> None:
+    balanced = TRAINING.model_copy(update={"epochs": 1, "class_weights": "balanced"})
+    counts = trainer.class_counts(made.shapes)
+    assert sum(counts.values()) == made.shapes.rows["train"]
+    assert fit(job(CNN, balanced, made.shapes, "balanced"), lambda _: None).parameters
+    with pytest.raises(TypeError, match="a Regression has no classes"):
+        fit(job(MLP, balanced, made.trips, "balanced trips"), lambda _: None)
+
+
+def test_a_data_set_larger_than_its_window_trains_and_resumes_exactly(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "WINDOW_UNIT", 0.001)
+    small = TRAINING.model_copy(update={"window_mb": 2})
+    whole = fit(job(MLP, small, made.trips, "streamed"), lambda _: None)
+    held = fit(job(MLP, small.model_copy(update={"window_mb": 64}), made.trips, "held"), print)
+    assert whole.digest != held.digest, "one window held all rows"
+    cut = job(MLP, small, made.trips, "streamed, cut")
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
+    kept = checkpoint.Checkpoint.keep
+
+    def keep_and_fail(self: checkpoint.Checkpoint, place: checkpoint.Place) -> None:
+        kept(self, place)
+        if (place.epoch, place.step) == (1, 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "keep", keep_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, lambda _: None)
+    monkeypatch.setattr(checkpoint.Checkpoint, "keep", kept)
+    assert fit(cut, lambda _: None).digest == whole.digest
 
 
 def test_training_learns_and_tells_how(made: Made) -> None:
@@ -118,7 +192,9 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(made: Made) -> N
     wild = TRAINING.model_copy(
         update={"epochs": 20, "clip": 0.0, "optimizer": Optimizer(name="sgd", lr=10, momentum=0.99)}
     )
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch \d+: lower the") as e:
+    with pytest.raises(
+        TrainingError, match=r"the loss is (nan|inf) at step \d+ of epoch \d+: lower"
+    ) as e:
         fit(job(mlp.Spec(size="small"), wild, made.trips, "wild"), lambda _: None)
     assert re.search(r"training\.clip", str(e.value))
 

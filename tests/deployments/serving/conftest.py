@@ -1,7 +1,4 @@
-"""Real versions (small ONNX networks, signed, with true digests) and real server processes.
-
-They are signed by the key of a folder that MODELMINT_KEYS names while these tests run.
-"""
+"""Real versions (small ONNX networks with true digests) and real server processes."""
 
 import http.client
 import io
@@ -10,7 +7,8 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +19,11 @@ import pytest
 import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from securesystemslib.signer import CryptoSigner
 
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
-from models.digests import Manifest, canonical_json, json_digest
+from models.digests import Manifest, canonical_json
 from models.images import ImageFeatures, ImageSize
 from models.objectives import Classification, Objective, Regression
 from models.signature import (
@@ -37,14 +36,26 @@ from models.signature import (
     Signature,
 )
 from models.tables import FittedNumber, TableFeatures
-from models.trust import KEYS_SETTING
+from models.trust import KEYS_SETTING, TRUSTED, PublicKey, Trust
 from models.version import Recipe, record
-from tasks.signing import signer
-from tests.conftest import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = (sys.executable, "-m", "deployments.serving")
 LABELS = ("boot", "coat", "dress")
+SIGNER = CryptoSigner.generate_ed25519()
+KEYS = tempfile.TemporaryDirectory()
+"""The folder of trusted keys that holds the signer's."""
+
+
+def trusted() -> Trust:
+    """The trust of a place that counts the signer's signatures."""
+    key = PublicKey(
+        keyid=SIGNER.public_key.keyid, public=SIGNER.public_key.keyval["public"], owner="tests"
+    )
+    folder = Path(KEYS.name) / TRUSTED
+    folder.mkdir(exist_ok=True)
+    (folder / f"{key.keyid}.json").write_text(key.model_dump_json())
+    return Trust(Path(KEYS.name))
 
 
 class Version(NamedTuple):
@@ -72,57 +83,40 @@ def network(nodes: list[Any], inputs: list[Any], outputs: list[Any], **weights: 
     return model.SerializeToString()
 
 
-def seal(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files with provenance of them all, signed by the key of these tests."""
-    statement = Statement(
-        subject=tuple(described(name, content) for name, content in files.items()),
-        predicate_type=PROVENANCE,
-        predicate={},
-    )
-    return {**files, PROVENANCE_FILE: signed(statement, [signer()])}
-
-
-def version(line: str, served: Mapping[str, bytes], **settings: Any) -> Version:
-    """A signed version that serves these files."""
-    manifest = Manifest.of(served)
-    recipe = Recipe(
-        line=line,
-        snapshot=json_digest("snapshot"),
-        settings=settings,
-        stages={},
-        artifact=manifest.digest,
-    )
-    files = {
-        **served,
-        MANIFEST_FILE: canonical_json(manifest.model_dump(mode="json")),
-        VERSION_FILE: canonical_json(record(recipe)),
-    }
-    return Version(line, recipe.digest, seal(files))
-
-
 def assemble(
     line: str,
     model: bytes,
     features: Features,
     objective: Objective,
     sample: dict[str, Any],
-    **settings: Any,
+    **body: Any,
 ) -> Version:
     signature = Signature(features=features, objective=objective)
-    served = {
+    files = {
         MODEL_FILE: model,
         SIGNATURE_FILE: signature.model_dump_json().encode(),
         SAMPLE_FILE: safetensors.numpy.save(sample),
     }
-    return version(line, served, **settings)
+    return seal(line, files, **body)
+
+
+def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
+    """A signed version of whatever files these are."""
+    manifest = Manifest.of(files)
+    settings = {name: str(value) for name, value in body.items()}
+    recipe = Recipe(
+        line=line, snapshot="0" * 64, settings=settings, stages={}, artifact=manifest.digest
+    )
+    files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
+    files[VERSION_FILE] = orjson.dumps(record(recipe))
+    subjects = tuple(described(name, content) for name, content in files.items())
+    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
+    files[PROVENANCE_FILE] = signed(statement, [SIGNER])
+    return Version(line, recipe.digest, files)
 
 
 def table_version(
-    bias: float = 0.0,
-    line: str = "air-time",
-    off: float = 0.0,
-    name: str = "numbers",
-    **settings: Any,
+    bias: float = 0.0, line: str = "air-time", off: float = 0.0, name: str = "numbers", **body: Any
 ) -> Version:
     """prediction = distance + 2 hour + bias; `off` is added to the recorded output only."""
     nodes = [
@@ -149,7 +143,7 @@ def table_version(
     output = numbers @ np.array([1, 2], np.float32) + np.float32(bias + off)
     sample = {"numbers": numbers, "prediction": output.astype(np.float32)}
     objective = Regression(target="air_time", unit="min")
-    return assemble(line, model, features, objective, sample, **settings)
+    return assemble(line, model, features, objective, sample, **body)
 
 
 def image_version(line: str = "clothes") -> Version:
@@ -204,11 +198,13 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._log = root.parent / f"{root.name}.log"
+        self._key = root / ".server" / "first-key"
+        places = {KEYS_SETTING: str(trusted().folder)}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "--port", str(self.port), "--repository", str(root), *options],
                 cwd=ROOT,
-                env=os.environ | (environment or {}),
+                env=os.environ | places | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -237,11 +233,22 @@ class Server:
             os.close(watched)
         raise RuntimeError(f"the server does not listen:\n{self.log}")
 
+    @property
+    def key(self) -> str:
+        """The key that may do everything."""
+        return self._key.read_text()
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header that shows it."""
+        return {"authorization": f"Bearer {self.key}"}
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request on a connection of its own; a dict is sent as JSON."""
+        """One request on a connection of its own, with our key; a dict is sent as JSON."""
+        headers = {**self.bearer, **headers}
         connection = self.connect()
         try:
             return exchange(connection, method, path, body, **headers)
@@ -283,14 +290,6 @@ def exchange(
     return Answer(response.status, found, response.read())
 
 
-@pytest.fixture(scope="package", autouse=True)
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder with the key these versions are signed with, which the servers trust."""
-    folder = tmp_path_factory.mktemp("keys")
-    with environment(**{KEYS_SETTING: str(folder)}):
-        yield folder
-
-
 @pytest.fixture(scope="session")
 def table() -> Callable[..., Version]:
     return table_version
@@ -302,13 +301,14 @@ def image() -> Callable[..., Version]:
 
 
 @pytest.fixture(scope="session")
-def sealed() -> Callable[[Mapping[str, bytes]], dict[str, bytes]]:
+def sealed() -> Callable[..., Version]:
     return seal
 
 
 @pytest.fixture(scope="session")
-def versioned() -> Callable[..., Version]:
-    return version
+def here() -> Trust:
+    """The trust in which those versions verify."""
+    return trusted()
 
 
 @pytest.fixture(scope="session")

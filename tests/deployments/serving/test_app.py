@@ -17,7 +17,18 @@ GOOD = {"inputs": [{"name": "numbers", "datatype": "FP32", "shape": [1, 2], "dat
 @pytest.fixture
 def client(shared: Any) -> Any:
     with triton.InferenceServerClient(f"127.0.0.1:{shared.port}") as client:
+        client.register_plugin(Bearer(shared))
         yield client
+
+
+class Bearer(triton.InferenceServerClientPlugin):  # type: ignore[misc]
+    """Has Triton's client show our key."""
+
+    def __init__(self, server: Any) -> None:
+        self.headers = server.bearer
+
+    def __call__(self, request: Any) -> None:
+        request.headers.update(self.headers)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -65,6 +76,7 @@ def test_triton_client_loads_and_unloads(start: Any, table: Any, tmp_path: Path)
     server = start(tmp_path / "repository")
     assert server.load(version, "7").json["digest"] == version.digest
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        client.register_plugin(Bearer(server))
         assert client.is_model_ready("air-time", "7")
         with pytest.raises(triton.InferenceServerException, match="missing version"):
             client.unload_model("air-time")
@@ -211,7 +223,7 @@ def test_one_connection_serves_answers_and_errors(shared: Any, talk: Any) -> Non
     ]
     sockets = set()
     for method, path, body, status in steps:
-        answer = talk(connection, method, path, body)
+        answer = talk(connection, method, path, body, **shared.bearer)
         sockets.add(id(connection.sock))
         assert answer.status == status
         assert bool(answer.body) == (method != "HEAD")
@@ -226,11 +238,13 @@ def raw(port: int, request: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-HEAD = f"POST {INFER} HTTP/1.1\r\nhost: x\r\n".encode()
+def head(server: Any) -> bytes:
+    lines = f"POST {INFER} HTTP/1.1", "host: x", f"authorization: Bearer {server.key}", ""
+    return "\r\n".join(lines).encode()
 
 
 def test_a_large_body_is_refused_before_it_is_read(shared: Any) -> None:
-    answer = raw(shared.port, HEAD + b"content-length: 100001\r\n\r\n")
+    answer = raw(shared.port, head(shared) + b"content-length: 100001\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 413")
     assert b'"code":"too_large"' in answer
 
@@ -238,19 +252,19 @@ def test_a_large_body_is_refused_before_it_is_read(shared: Any) -> None:
 def test_a_large_body_of_unknown_length_is_refused_while_it_is_read(shared: Any) -> None:
     # One byte over and nothing behind it: unread bytes would let the kernel reset the connection.
     chunk = b"%x\r\n" % 100_001 + b" " * 100_001
-    answer = raw(shared.port, HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunk)
+    answer = raw(shared.port, head(shared) + b"transfer-encoding: chunked\r\n\r\n" + chunk)
     assert answer.startswith(b"HTTP/1.1 413")
 
 
 def test_a_body_that_does_not_arrive_is_given_up(shared: Any) -> None:
-    answer = raw(shared.port, HEAD + b"content-length: 10\r\n\r\n{")
+    answer = raw(shared.port, head(shared) + b"content-length: 10\r\n\r\n{")
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"code":"timeout"' in answer
 
 
 def test_a_caller_that_leaves_is_no_error(shared: Any) -> None:
     with socket.create_connection(("127.0.0.1", shared.port), 30) as connection:
-        connection.sendall(HEAD + b"content-length: 10\r\nexpect: 100-continue\r\n\r\n")
+        connection.sendall(head(shared) + b"content-length: 10\r\nexpect: 100-continue\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 100")
     assert shared.ask("POST", INFER, GOOD).status == 200
     assert "Traceback" not in shared.log

@@ -14,13 +14,9 @@ from tritonclient.grpc import model_config_pb2
 
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import STATE_FILE, TRITON_FILE, Repository
-from models.signature import PROVENANCE_FILE, SAMPLE_FILE, VERSION_FILE
-from models.trust import trust
-from tasks import signing
-from tests.conftest import environment
+from models.signature import MANIFEST_FILE, SAMPLE_FILE, VERSION_FILE
 
-SERVED = ["model.onnx", "signature.json", "sample.safetensors"]
-FILES = ["provenance.json", "version.json", "manifest.json", *SERVED]
+FILES = ["version.json", "manifest.json", "model.onnx", "signature.json", "sample.safetensors"]
 
 
 @pytest.fixture
@@ -29,14 +25,14 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(root: Path) -> Iterator[Callable[[], Repository]]:
+def opened(root: Path, here: Any) -> Iterator[Callable[[], Repository]]:
     """Opens the repository as a server does, after letting go of it where it was open."""
     held: list[Repository] = []
 
     def begin() -> Repository:
         for before in held:
             before.close()
-        held.append(Repository(root, trust()))
+        held.append(Repository(root, here))
         held[-1].restore()
         return held[-1]
 
@@ -122,6 +118,16 @@ def test_a_missing_file_is_refused(opened: Any, table: Any, root: Path, name: st
     assert str(root) not in message
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"digest": 1, "body": {}}', b"\xff"])
+@pytest.mark.parametrize("name", [VERSION_FILE, MANIFEST_FILE])
+def test_records_of_another_form_are_refused(
+    opened: Any, table: Any, root: Path, name: str, content: bytes
+) -> None:
+    one = table()
+    (one.place(root, "1") / name).write_bytes(content)
+    refused(422, "integrity", opened().load, "air-time", "1", one.digest)
+
+
 def test_a_true_version_under_another_digest_or_line_is_refused(
     opened: Any, table: Any, root: Path
 ) -> None:
@@ -132,50 +138,29 @@ def test_a_true_version_under_another_digest_or_line_is_refused(
     assert "belongs to line" in refused(422, "integrity", repository.load, "other", "1", one.digest)
 
 
-def test_a_version_nobody_trusted_here_signed_is_refused(
-    opened: Any, table: Any, root: Path, tmp_path: Path
+def test_a_stated_digest_that_is_not_the_bodys_is_refused(
+    opened: Any, table: Any, root: Path
 ) -> None:
-    repository, one = opened(), table()
-    with environment(MODELMINT_KEYS=str(tmp_path / "elsewhere")):
-        foreign = table()
-    assert foreign.digest == one.digest
-    folder = foreign.place(root, "1")
-    message = refused(422, "integrity", repository.load, "air-time", "1", one.digest)
-    assert "not trusted here" in message
-    # The same files under the signature of a key that is.
-    (folder / PROVENANCE_FILE).write_bytes(one.files[PROVENANCE_FILE])
-    assert repository.load("air-time", "1", one.digest).number == "1"
+    one = table()
+    record = orjson.loads(one.files[VERSION_FILE]) | {"digest": "0" * 64}
+    (one.place(root, "1") / VERSION_FILE).write_bytes(orjson.dumps(record))
+    refused(422, "integrity", opened().load, "air-time", "1", one.digest)
 
 
-def test_a_revoked_key_counts_no_more_at_the_next_load(
-    opened: Any, table: Any, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with environment(MODELMINT_KEYS=str(tmp_path / "keys")):
-        repository, one = opened(), table()
-        one.place(root, "1")
-        repository.load("air-time", "1", one.digest)
-        signing.revoke(signing.keyid())
-        assert repository.get("air-time", "1").digest == one.digest
-        refused(503, "version_failed", opened().get, "air-time", "1")
-    assert "not trusted here" in caplog.text
-
-
-def test_signed_files_of_another_version_are_refused(
-    opened: Any, table: Any, sealed: Any, root: Path
-) -> None:
-    one, two = table(), table(5.0)
-    mixed = {n: c for n, c in one.files.items() if n != PROVENANCE_FILE}
-    mixed[VERSION_FILE] = two.files[VERSION_FILE]
-    one._replace(files=sealed(mixed)).place(root, "1")
-    message = refused(422, "integrity", opened().load, "air-time", "1", two.digest)
-    assert "manifest.json is not the one version.json names" in message
+def test_a_body_altered_beside_its_artifact_is_refused(opened: Any, table: Any, root: Path) -> None:
+    one = table(code="1" * 40)
+    altered = one.files[VERSION_FILE].replace(b"1" * 40, b"2" * 40)
+    assert altered != one.files[VERSION_FILE]
+    (one.place(root, "1") / VERSION_FILE).write_bytes(altered)
+    refused(422, "integrity", opened().load, "air-time", "1", one.digest)
 
 
 def test_a_manifest_without_the_sample_is_refused(
-    opened: Any, table: Any, versioned: Any, root: Path
+    opened: Any, table: Any, sealed: Any, root: Path
 ) -> None:
-    files = table().files
-    bad = versioned("air-time", {n: files[n] for n in SERVED if n != SAMPLE_FILE})
+    one = table()
+    proven = ("model.onnx", "signature.json")
+    bad = sealed("air-time", {name: one.files[name] for name in proven})
     bad.place(root, "1")
     message = refused(422, "integrity", opened().load, "air-time", "1", bad.digest)
     assert f"names no {SAMPLE_FILE}" in message
@@ -277,10 +262,12 @@ def test_a_network_with_other_inputs_is_refused(opened: Any, table: Any, root: P
     ],
 )
 def test_true_files_that_do_not_fit_are_refused(
-    opened: Any, table: Any, versioned: Any, root: Path, case: tuple[str, bytes, str]
+    opened: Any, table: Any, sealed: Any, root: Path, case: tuple[str, bytes, str]
 ) -> None:
-    (name, content, expected), files = case, table().files
-    bad = versioned("air-time", {n: files[n] for n in SERVED} | {name: content})
+    (name, content, expected), one = case, table()
+    proven = ("model.onnx", "signature.json", "sample.safetensors")
+    files = {n: one.files[n] for n in proven} | {name: content}
+    bad = sealed("air-time", files)
     bad.place(root, "1")
     message = refused(422, "unfit_version", opened().load, "air-time", "1", bad.digest)
     assert expected in message
@@ -334,10 +321,10 @@ def test_an_unreadable_state_is_not_taken_for_an_empty_one(
         opened()
 
 
-def test_one_server_at_a_time(opened: Any, root: Path) -> None:
+def test_one_server_at_a_time(opened: Any, root: Path, here: Any) -> None:
     opened()
     with pytest.raises(OSError, match="temporarily unavailable"):
-        Repository(root, trust())
+        Repository(root, here)
 
 
 def test_triton_reads_the_folder(opened: Any, table: Any, image: Any, root: Path) -> None:

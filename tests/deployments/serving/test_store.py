@@ -54,7 +54,7 @@ def test_a_version_is_fetched_once_and_kept(
 
 @pytest.mark.parametrize(
     "name",
-    ["provenance.json", "version.json", "model.onnx", "sample.safetensors"],
+    ["version.json", "manifest.json", "model.onnx", "signature.json", "sample.safetensors"],
 )
 def test_an_altered_object_never_reaches_the_folder(
     remote: Any, start: Any, table: Any, tmp_path: Path, name: str

@@ -1,0 +1,101 @@
+"""Commands that keep the whole stack up: up, status, logs, restart, down."""
+
+import signal
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deployments.command.output import AsJson, show
+
+if TYPE_CHECKING:
+    from deployments.local.supervisor import Status
+
+app = typer.Typer()
+ServiceName = Annotated[str, typer.Argument(help="Name of a service; see `modelmint status`.")]
+
+
+@app.command()
+def up(
+    detach: Annotated[bool, typer.Option("--detach", help="Return once all of it serves.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the whole stack up on this machine and keep it up, until Ctrl-C or `down`."""
+    from rich.console import Console
+
+    from deployments.local import supervisor
+
+    ended = threading.Event()
+    if not detach:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+    with Console(stderr=True).status("starting the stack"):
+        found = supervisor.up()
+    _show(found, as_json)
+    if not detach:
+        ended.wait()
+        supervisor.down()
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show every service: address, health, version, process and memory.
+
+    Exit code 0: all of it serves; 1: something does not.
+    """
+    from deployments.local import supervisor
+
+    found = supervisor.status()
+    _show(found, as_json)
+    raise typer.Exit(0 if all(one.healthy for one in found) else 1)
+
+
+@app.command()
+def logs(
+    service: Annotated[str | None, typer.Argument(help="Only this service.")] = None,
+    lines: Annotated[int, typer.Option(min=1, help="Lines of each.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+) -> None:
+    """Print the last lines that services have logged."""
+    from deployments.local import supervisor
+    from deployments.local.stack import home
+
+    chosen = [supervisor.find(service)] if service else supervisor.services(home())
+    files = [str(one.log) for one in chosen if one.log.exists()]
+    if files:
+        subprocess.run(["tail", f"-n{lines}", *(["-F"] if follow else []), *files], check=False)
+
+
+@app.command()
+def restart(service: ServiceName) -> None:
+    """Start one service anew, for instance a Dask worker after its code was changed."""
+    from deployments.local import supervisor
+
+    supervisor.restart(service)
+
+
+@app.command()
+def down() -> None:
+    """End every process of the stack; data, versions and records stay."""
+    from deployments.local import supervisor
+
+    supervisor.down()
+
+
+def _show(found: "list[Status]", as_json: bool) -> None:
+    rows: list[dict[str, Any]] = [one._asdict() for one in found]
+    show(as_json, {"services": rows}, lambda: _table(found))
+
+
+def _table(found: "list[Status]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table("service", "address", "health", "version", "pid", "MB", box=None)
+    drawn.columns[0].no_wrap = drawn.columns[1].no_wrap = True
+    for one in found:
+        health = "[green]healthy[/green]" if one.healthy else f"[red]{one.problem}[/red]"
+        memory = f"{one.memory_mb:.0f}"
+        drawn.add_row(one.name, one.url, health, one.version, str(one.pid or ""), memory)
+    Console().print(drawn)

@@ -1,0 +1,104 @@
+"""The Prefect worker of `modelmint up`: it deploys prefect.yaml, then runs what is due.
+
+python -m deployments.local.prefect_worker
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from deployments.local.model_server import FIRST_KEY
+from deployments.local.ports import HOST, Ports, unanswered
+from deployments.local.service import ROOT, Service
+from deployments.local.stack import home
+from models.digests import bytes_digest
+
+POOL = "modelmint"
+FILE = ROOT / "prefect.yaml"
+# A variable of Prefect's own, so that it goes with the database the deployments are in.
+STAMP = "modelmint_deployed"
+
+
+def prefect_worker(home: Path) -> Service:
+    """The worker of the process pool `modelmint`, at the server named by PREFECT_API_URL."""
+    return Service(
+        name="prefect-worker",
+        state=home.resolve() / "prefect-worker",
+        command=lambda _: [sys.executable, "-m", "deployments.local.prefect_worker"],
+        missing=lambda ports: unanswered(ports["http"], "/health", {200}),
+        environment=_settings,
+        start_timeout=180.0,
+        # Long enough for a run in progress to be told; what it had finished is kept.
+        stop_timeout=15.0,
+    )
+
+
+def _settings(ports: Ports) -> dict[str, str]:
+    return {
+        "PREFECT_WORKER_WEBSERVER_HOST": HOST,
+        "PREFECT_WORKER_WEBSERVER_PORT": str(ports["http"]),
+        # The default of 10 s would be most of the time from an event to its run.
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+
+
+def deploy() -> None:
+    """Deploy prefect.yaml unless this server has it: what was edited in its UI stays.
+
+    Raises TimeoutError when the server does not answer, CalledProcessError when it refuses.
+    """
+    prefect = [sys.executable, "-m", "prefect"]
+    wanted = bytes_digest(FILE.read_bytes())
+    with httpx.Client(base_url=os.environ["PREFECT_API_URL"], timeout=30, trust_env=False) as api:
+        _await(api)
+        found = api.get(f"/variables/name/{STAMP}")
+        if found.status_code == 200 and found.json()["value"] == wanted:
+            return
+        pool = api.post("/work_pools/", json={"name": POOL, "type": "process"})
+        if pool.status_code != 409:
+            pool.raise_for_status()
+        subprocess.run([*prefect, "--no-prompt", "deploy", "--all"], cwd=ROOT, check=True)
+        if found.status_code == 200:
+            answer = api.patch(f"/variables/name/{STAMP}", json={"value": wanted})
+        else:
+            answer = api.post("/variables/", json={"name": STAMP, "value": wanted})
+        answer.raise_for_status()
+
+
+def _await(api: httpx.Client, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if api.get("/health").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError(f"Prefect at {api.base_url} does not answer")
+
+
+def _let_in(home: Path, seconds: float = 120.0) -> None:
+    """Name the model server's first key, which it makes when it first starts."""
+    deadline = time.monotonic() + seconds
+    while not (home / FIRST_KEY).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the model server has made no key: {home / FIRST_KEY} is not there")
+        time.sleep(0.2)
+    os.environ.setdefault("MODELMINT_API_KEY", (home / FIRST_KEY).read_text().strip())
+
+
+def main() -> None:
+    """Deploy, then turn into the worker."""
+    deploy()
+    _let_in(home())
+    worker = ["worker", "start", "--pool", POOL, "--type", "process", "--with-healthcheck"]
+    command = [sys.executable, "-m", "prefect", *worker, "--name", "laptop"]
+    os.execv(sys.executable, command)
+
+
+if __name__ == "__main__":
+    main()

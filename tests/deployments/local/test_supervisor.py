@@ -1,0 +1,202 @@
+"""The whole stack of one home, brought up once by the command line and shared by these tests."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from deployments.local.processes import MARK
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.timeout(400)
+NAMES = {"store", "prefect", "mlflow", "dask-scheduler", "dask-worker-1", "prefect-worker"}
+
+
+class Home:
+    """One home, used by commands that are processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ours = ("AWS_", "DASK_", "MLFLOW_", "MODELMINT_", "PREFECT_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        lines = str(ROOT / "tests/lines")
+        self.environment = kept | {"MODELMINT_HOME": str(folder), "MODELMINT_LINES": lines}
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "modelmint", *words],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, code: int = 0) -> str:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, out[-1000:] + err[-3000:]
+        return out
+
+    def up(self) -> dict[str, dict[str, Any]]:
+        return self.named(self.run("up", "--detach", "--json"))
+
+    def named(self, out: str) -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in json.loads(out)["services"]}
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of the home's services."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get(MARK, "").startswith(str(self.folder))
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.2)
+    raise AssertionError("it never came to be")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    home = Home(tmp_path_factory.mktemp("stack"))
+    both = [home.start("up", "--detach", "--json") for _ in range(2)]
+    answers = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    # Two at once are one stack.
+    first, second = (home.named(out) for out, _ in answers)
+    assert {n: s["pid"] for n, s in first.items()} == {n: s["pid"] for n, s in second.items()}
+    yield home
+    home.run("down")
+    assert home.processes() == []
+
+
+def test_everything_serves_on_loopback(home: Home) -> None:
+    found = home.named(home.run("status", "--json"))
+    assert set(found) >= NAMES
+    for one in found.values():
+        assert one["healthy"], one
+        assert one["memory_mb"] > 1
+        assert one["url"].partition("//")[2].startswith("127.0.0.1:")
+    for process in home.processes():
+        for open_socket in process.net_connections("tcp"):
+            assert open_socket.status != "LISTEN" or open_socket.laddr.ip == "127.0.0.1"
+
+
+def test_the_worker_has_deployed_and_runs_what_is_asked_for(home: Home) -> None:
+    api = home.up()["prefect"]["url"] + "/api"
+    home.run("land", "diabetes")
+    deployment = httpx.get(f"{api}/deployments/name/produce/digits").json()
+    changes = {"line": "diabetes", "training": {"epochs": 20}}
+    run = httpx.post(
+        f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": changes}
+    ).json()
+
+    def ended() -> bool:
+        state = httpx.get(f"{api}/flow_runs/{run['id']}").json()["state"]
+        assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), state
+        return bool(state["type"] == "COMPLETED")
+
+    until(ended)
+    # What the run registered on the server is there for a command, and the other way round.
+    [version] = json.loads(home.run("versions", "diabetes", "--json"))["versions"]
+    again = json.loads(home.run("run", "diabetes", "--set", "training.epochs=20", "--json"))
+    assert again["digest"] == version["digest"]
+    assert all(stage["cached"] for stage in again["stages"])
+
+
+def test_whatever_dies_comes_back_at_its_address(home: Home) -> None:
+    before = home.up()
+    for one in before.values():
+        psutil.Process(one["pid"]).kill()
+
+    def back() -> bool:
+        out, _ = home.start("status", "--json").communicate(timeout=60)
+        now = home.named(out)
+        return all(s["healthy"] and s["pid"] != before[n]["pid"] for n, s in now.items())
+
+    until(back)
+    now = home.named(home.run("status", "--json"))
+    assert {n: s["url"] for n, s in now.items()} == {n: s["url"] for n, s in before.items()}
+
+
+def test_after_kill_of_everything_all_of_it_is_there_again(home: Home) -> None:
+    versions = home.run("versions", "diabetes", "--json")
+    before = home.up()
+    for process in home.processes():
+        process.kill()
+    until(lambda: home.processes() == [])
+    assert not any(s["healthy"] for s in home.named(home.run("status", "--json", code=1)).values())
+    port = int(before["mlflow"]["url"].rpartition(":")[2])
+    with ExitStack() as rivals:
+        # A stranger has taken a port meanwhile.
+        rivals.enter_context(socket.create_server(("127.0.0.1", port)))
+        after = home.up()
+    assert after["mlflow"]["url"] != before["mlflow"]["url"]
+    assert after["store"]["url"] == before["store"]["url"]
+    assert home.run("versions", "diabetes", "--json") == versions
+    bearer = {"authorization": f"Bearer {(home.folder / 'api-key').read_text()}"}
+    found = httpx.get(after["model_server"]["url"] + "/v2/models/diabetes", headers=bearer)
+    assert found.status_code == 200, found.text
+
+
+def test_a_killed_supervisor_leaves_a_stack_that_the_next_takes_over(home: Home) -> None:
+    before = home.up()
+    record = json.loads((home.folder / "supervisor/service.json").read_text())
+    psutil.Process(record["pid"]).kill()
+    assert all(s["healthy"] for s in home.named(home.run("status", "--json")).values())
+    after = home.up()
+    assert {n: s["pid"] for n, s in after.items()} == {n: s["pid"] for n, s in before.items()}
+
+
+def test_up_refuses_to_pass_over_a_service_elsewhere(home: Home) -> None:
+    home.environment["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
+    try:
+        error = home.start("up", "--detach").communicate(timeout=60)[1]
+    finally:
+        del home.environment["AWS_ENDPOINT_URL"]
+    assert "AWS_ENDPOINT_URL is set: unset it" in error
+
+
+def documented() -> list[list[str]]:
+    """The commands of the README's section, in order; the last one is `down`."""
+    section = (ROOT / "README.md").read_text().partition("## Let it run")[2].partition("\n## ")[0]
+    block = section.partition("```sh\n")[2].partition("```")[0]
+    return [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+
+
+def test_the_commands_of_the_readme_end_with_no_process(home: Home) -> None:
+    versions = home.run("versions", "diabetes", "--json")
+    assert [words[0] for words in documented()] == ["up", "status", "logs", "restart", "down"]
+    for words in documented():
+        home.run(*words)
+    assert home.processes() == []
+    # Without `up` a command brings what it needs, and takes it away again.
+    known = json.loads(versions)["versions"][0]["digest"]
+    assert json.loads(home.run("versions", "diabetes", "--json"))["versions"][0]["digest"] == known
+    assert home.processes() == []
+    home.run("down")
+
+
+def test_logs_and_restart_name_a_service_that_is_not_there(home: Home) -> None:
+    assert "is called 'nothing'" in home.start("logs", "nothing").communicate(timeout=60)[1]
+    assert "is called 'nothing'" in home.start("restart", "nothing").communicate(timeout=60)[1]
