@@ -35,6 +35,7 @@ from tasks.difference import (
 )
 from tasks.folders import StoredFolder
 from tasks.jobs import ScoresJob
+from tasks.recipe import DETERMINED
 from tasks.recorded import CannotReplayError, recorded_output, recorded_version
 from tasks.refs import Artifact, Dataset, Ref
 from tasks.store import MissingError, store
@@ -112,8 +113,8 @@ def _stages(a: Verified, b: Verified) -> tuple[StageDifference, ...]:
             a=before[name].digest,
             b=after[name].digest,
         )
-        for name in before
-        if name in after
+        for name in DETERMINED
+        if name in before and name in after
     )
 
 
@@ -296,7 +297,7 @@ def _other_target(a: Verified, b: Verified) -> str:
 
 def _files(found: Verified) -> dict[str, JsonValue]:
     files: Iterable[tuple[str, Any]] = found.manifest.files.items()
-    return {name: {"size": file.size, "blake3": file.blake3} for name, file in files}
+    return {name: f"{file.size:,} bytes, {file.blake3}" for name, file in files}
 
 
 def _served(found: Verified, artifact: Artifact) -> Served:

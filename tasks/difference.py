@@ -152,7 +152,7 @@ class Difference(Frozen):
     environment: Environment
     paired: Paired | None
     files: tuple[Change, ...]
-    """Served files that differ: their sizes in bytes and digests."""
+    """Served files that differ: size and digest."""
     served: tuple[Served, Served] | None
     unknown: dict[str, str]
     """What could not be compared, and why."""

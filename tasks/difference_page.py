@@ -33,7 +33,7 @@ def page(difference: Difference) -> str:
     )
     environment.filters["value"] = value
     environment.filters["number"] = lambda number: f"{number:.4g}"
-    environment.filters["percent"] = lambda number: f"{number:+.2%}"
+    environment.filters["summary"] = summary
     template = environment.get_template("difference_page.html")
     return template.render(difference=difference, plots=_plots(difference), lines=_lines)
 
@@ -45,7 +45,17 @@ def value(change: Change, side: str) -> str:
         return "absent"
     found = getattr(change, side)
     text = found if isinstance(found, str) else json.dumps(found)
-    return text[:16] if re.fullmatch(r"[0-9a-f]{64}", text) else text
+    return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", text)
+
+
+def summary(paired: Paired) -> str:
+    """The paired difference in words."""
+    by = paired.worse_by
+    word = "worse" if by.value >= 0 else "better"
+    return (
+        f"in {paired.primary} B is {abs(by.value):.2%} {word}; the difference, worse above 0, is"
+        f" {by.low:+.2%} to {by.high:+.2%}, each end with {paired.confidence:.0%} confidence"
+    )
 
 
 def _lines(diff: str) -> list[tuple[str, str]]:
@@ -119,7 +129,7 @@ def _svg(figure: "Figure", name: str, label: str) -> Markup:
         axes.tick_params(colors=INK)
         axes.xaxis.label.set_color(INK)
         axes.spines[:].set_color(INK)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
     packed = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -1,7 +1,7 @@
 """The difference of two versions in a terminal: one short table, a row for every part."""
 
 from tasks.difference import Change, Difference, FileChange
-from tasks.difference_page import value
+from tasks.difference_page import summary, value
 
 # More is for --json and --html.
 SHOWN = 6
@@ -25,10 +25,10 @@ def print_difference(difference: Difference) -> None:
     for part, reason in difference.unknown.items():
         console.print(Text(f"{part}: not known: {reason}"))
     if difference.paired is not None:
-        paired, by = difference.paired, difference.paired.worse_by
+        paired = difference.paired
         console.print(
-            f"[bold]{paired.finding}[/bold] in {paired.primary} on {paired.rows:,} rows that A had"
-            f" not seen: {by.value:+.2%} worse, interval {by.low:+.2%} to {by.high:+.2%}"
+            f"[bold]{paired.finding}[/bold] on {paired.rows:,} rows that A had not seen:"
+            f" {summary(paired)}"
         )
 
 

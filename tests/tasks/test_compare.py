@@ -170,23 +170,13 @@ def test_objects_and_rows_that_came_and_went(trained: Trained, verdict: Verdict)
 def test_code_and_environment(
     trained: Trained, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, recipe = version("code", trained, verdict, 110)
-    stages = {}
-    for name, record in recipe.stages.items():
-        identity = record.identity.model_copy(
-            update={
-                "code": {**record.identity.code, "models.digests": json_digest("edited")},
-                "distributions": {**record.identity.distributions, "numpy": "0.1"},
-                "python": "3.10.1",
-            }
-        )
-        key = json_digest(identity.model_dump(mode="json"))
-        stages[name] = record.model_copy(
-            update={"identity": identity, "key": key, "fingerprint": {"torch": "e" * 64}}
-        )
+    recipe = recipe_of("code", trained, 110)
+    first = _made_with(recipe, json_digest("first"), "0.1", "3.10.1")
+    a, _ = version("code", trained, verdict, 110, stages=first)
+    second = _made_with(recipe, json_digest("second"), "0.2", "3.10.2")
     edited = _edited(source.archive(), "models/digests.py", "flows/produce.py")
     monkeypatch.setattr(source, "archive", lambda: edited)
-    b, _ = version("code", trained, verdict, 110, stages=stages)
+    b, _ = version("code", trained, verdict, 110, stages=second)
     found = compare("code", a.number, b.number)
     assert names(found.code.modules) == {"models.digests": "changed"}
     [file] = found.code.files
@@ -194,11 +184,31 @@ def test_code_and_environment(
     assert file.diff.splitlines()[:2] == ["--- a/models/digests.py", "+++ b/models/digests.py"]
     assert file.diff.splitlines()[-1] == "+EDITED = True"
     assert found.code.others == ("flows/produce.py",)
-    assert [c.b for c in found.environment.distributions if c.name == "numpy"] == ["0.1"]
-    platform = {change.name: change.b for change in found.environment.platform}
-    assert platform["python"] == "3.10.1"
-    assert platform["numeric fingerprint of torch, train"] == "e" * 64
+    assert found.environment.distributions == (
+        Change(name="numpy", kind="changed", a="0.1", b="0.2"),
+    )
+    assert names(found.environment.platform) == {
+        "python": "changed",
+        **{f"numeric fingerprint of torch, {stage}": "changed" for stage in recipe.stages},
+    }
     assert "<ins>+EDITED = True</ins>" in page(found)
+
+
+def _made_with(recipe: Recipe, code: str, numpy: str, python: str) -> dict[str, StageRecord]:
+    """The recipe's stages, as other code and another environment would have them."""
+    stages = {}
+    for name, record in recipe.stages.items():
+        identity = record.identity.model_copy(
+            update={
+                "code": {"models.digests": code},
+                "distributions": {"numpy": numpy},
+                "python": python,
+            }
+        )
+        key = json_digest(identity.model_dump(mode="json"))
+        changed = {"identity": identity, "key": key, "fingerprint": {"torch": code}}
+        stages[name] = record.model_copy(update=changed)
+    return stages
 
 
 def _edited(archive: bytes, *edited: str) -> bytes:
