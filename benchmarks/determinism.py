@@ -1,6 +1,6 @@
 """Determinism: what it costs in training time, and what the `portable` profile costs on top.
 
-    python -m benchmarks.determinism [--json] [--turns 3]
+    python -m benchmarks.determinism [--json] [--turns 3] [--lines digits,flights]
 
 About seven minutes on two idle cores. `digits` is a CNN, `flights` an MLP; every training is a
 process of its own on one thread, from the same cleaned rows, and judges the validation rows after
@@ -46,8 +46,11 @@ PACKAGES = ("torch", "numpy")
 
 def main() -> None:
     """Measure, print, write the result."""
-    options = measuring.options(__doc__, turns=3).parse_args()
-    figures = _measured(options.turns)
+    parser = measuring.options(__doc__, turns=3)
+    names = ",".join(case.line for case in CASES)
+    parser.add_argument("--lines", default=names, help="which lines, comma-separated")
+    options = parser.parse_args()
+    figures = _measured(options.turns, options.lines.split(","))
     rows = [
         {
             "line": line,
@@ -63,12 +66,14 @@ def main() -> None:
     measuring.publish("determinism", {"goals": goals, **figures}, rows, PACKAGES, options.json)
 
 
-def _measured(turns: int) -> dict[str, Any]:
+def _measured(turns: int, lines: list[str]) -> dict[str, Any]:
     from deployments.local.stack import STORE, stack
 
     figures: dict[str, Any] = {}
     with measuring.temporary_home() as home, stack(STORE):
         for case in CASES:
+            if case.line not in lines:
+                continue
             line = catalog.find(case.line).on("cpu")
             job = train_job(line, case, cleaned(line))
             path = home / "job.json"
