@@ -9,7 +9,7 @@ trainer's first epoch is left out, for it begins before anything is told.
 
 - *fast*, *portable*: `tasks.trainer.fit` in that numeric profile.
 - *unrestrained*: the same trainer in no profile: PyTorch picks its algorithms, MKL its instructions
-  and order, and nothing is seeded. It keeps the fused optimizer, the settings of malloc and the
+  and order, and no step is seeded. It keeps the fused optimizer, the settings of malloc and the
   checkpoints, which cost or save time but determine nothing here.
 - *bare*: the loop of `benchmarks.training`, as PyTorch is usually written: eager, unfused, no
   checkpoint, no seed.
@@ -133,10 +133,8 @@ def unrestrained(job: TrainJob, emit: Emit) -> Weights:
 
     from tasks import trainer
 
-    once = torch.Generator()
-    torch.manual_seed = lambda _: once
+    torch.manual_seed = lambda _: torch.default_generator
     trainer.deterministic = torch.set_num_threads
-    trainer._generator = lambda *_: once
     return timed(job, emit)
 
 
