@@ -1,6 +1,6 @@
 """Determinism: what it costs in training time, and what the `portable` profile costs on top.
 
-    python -m benchmarks.determinism [--json] [--turns 3]
+    python -m benchmarks.determinism [--json] [--turns 3] [--lines digits,flights]
 
 About seven minutes on two idle cores. `digits` is a CNN, `flights` an MLP; every training is a
 process of its own on one thread, from the same cleaned rows, and judges the validation rows after
@@ -9,7 +9,7 @@ trainer's first epoch is left out, for it begins before anything is told.
 
 - *fast*, *portable*: `tasks.trainer.fit` in that numeric profile.
 - *unrestrained*: the same trainer in no profile: PyTorch picks its algorithms, MKL its instructions
-  and order, and nothing is seeded. It keeps the fused optimizer, the settings of malloc and the
+  and order, and no step is seeded. It keeps the fused optimizer, the settings of malloc and the
   checkpoints, which cost or save time but determine nothing here.
 - *bare*: the loop of `benchmarks.training`, as PyTorch is usually written: eager, unfused, no
   checkpoint, no seed.
@@ -46,8 +46,11 @@ PACKAGES = ("torch", "numpy")
 
 def main() -> None:
     """Measure, print, write the result."""
-    options = measuring.options(__doc__, turns=3).parse_args()
-    figures = _measured(options.turns)
+    parser = measuring.options(__doc__, turns=3)
+    names = ",".join(case.line for case in CASES)
+    parser.add_argument("--lines", default=names, help="which lines, comma-separated")
+    options = parser.parse_args()
+    figures = _measured(options.turns, options.lines.split(","))
     rows = [
         {
             "line": line,
@@ -63,12 +66,14 @@ def main() -> None:
     measuring.publish("determinism", {"goals": goals, **figures}, rows, PACKAGES, options.json)
 
 
-def _measured(turns: int) -> dict[str, Any]:
+def _measured(turns: int, lines: list[str]) -> dict[str, Any]:
     from deployments.local.stack import STORE, stack
 
     figures: dict[str, Any] = {}
     with measuring.temporary_home() as home, stack(STORE):
         for case in CASES:
+            if case.line not in lines:
+                continue
             line = catalog.find(case.line).on("cpu")
             job = train_job(line, case, cleaned(line))
             path = home / "job.json"
@@ -128,10 +133,8 @@ def unrestrained(job: TrainJob, emit: Emit) -> Weights:
 
     from tasks import trainer
 
-    once = torch.Generator()
-    torch.manual_seed = lambda _: once
+    torch.manual_seed = lambda _: torch.default_generator
     trainer.deterministic = torch.set_num_threads
-    trainer._generator = lambda *_: once
     return timed(job, emit)
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kills [--json] [--kills 50] [--minutes 30] [--seed 0]
 
-About half an hour on two idle cores; `--minutes` cuts it short. One run of
+About half an hour on two idle cores; `--minutes` or Ctrl-C cuts it short. One run of
 `tests/lines/diabetes.py` that nothing disturbs gives the digest and the timeline. Then, each time
 with a bucket, a registry and a model server that nothing has used, the command is started and
 killed with SIGKILL, and run again to its end. Three times of four everything dies at once, the
@@ -103,16 +103,19 @@ def main() -> None:
             print(timeline, file=sys.stderr, flush=True)
             start = chance.random()
             deadline, late = time.monotonic() + 60 * options.minutes, 0
-            while len(trials) < options.kills and time.monotonic() < deadline:
-                number = len(trials)
-                with _unused(empty, f"kill-{number}-{late}"):
-                    share = (start + (number + late) * EVEN) % 1.0
-                    found = _trial(command, timeline, number, share, chance)
-                if found is None:
-                    late += 1
-                else:
-                    trials.append(found)
-                    print(f"{number + 1} of {options.kills}: {found}", file=sys.stderr, flush=True)
+            with suppress(KeyboardInterrupt):
+                while len(trials) < options.kills and time.monotonic() < deadline:
+                    number = len(trials)
+                    with _unused(empty, f"kill-{number}-{late}"):
+                        share = (start + (number + late) * EVEN) % 1.0
+                        found = _trial(command, timeline, number, share, chance)
+                    if found is None:
+                        late += 1
+                    else:
+                        trials.append(found)
+                        print(
+                            f"{number + 1} of {options.kills}: {found}", file=sys.stderr, flush=True
+                        )
     _publish(options, timeline, trials, late)
 
 

@@ -2,12 +2,12 @@
 
     python -m benchmarks.replays [--json] [--fast 4] [--portable 4] [--workers 1,2,4] [--minutes 60]
 
-About half an hour on two idle cores; `--minutes` cuts it short. One version of each line in each
-numeric profile is produced on the two Dask workers of a laptop run: `diabetes` is an MLP, `digits`
-a small CNN with random affine augmentation. Then `flows.replay.replay` makes each again, every
-stage from the raw objects with nothing cached, on Dask clusters of 1, 2 and 4 workers, first with
-the cores idle and then with one busy loop a core beside it: each line four times in each profile
-and each of the six places.
+About half an hour on two idle cores; `--minutes` or Ctrl-C cuts it short. One version of each line
+in each numeric profile is produced on the two Dask workers of a laptop run: `diabetes` is an MLP,
+`digits` a small CNN with random affine augmentation. Then `flows.replay.replay` makes each again,
+every stage from the raw objects with nothing cached, on Dask clusters of 1, 2 and 4 workers, first
+with the cores idle and then with one busy loop a core beside it: each line four times in each
+profile and each of the six places.
 "Idle" means that this benchmark keeps nothing else running; other programs of the machine may.
 
 Goal: all identical.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, get_args
 
 from benchmarks import measuring
@@ -59,14 +59,15 @@ def main() -> None:
             versions = _produced()
             deadline = time.monotonic() + 60 * options.minutes
             sizes = [int(size) for size in options.workers.split(",")]
-            for profile, load, workers in itertools.product(_passes(options), LOADS, sizes):
-                with _busy(load == "busy"), _dask(workers):
-                    for line, number in versions[profile].items():
-                        if time.monotonic() < deadline:
-                            place: dict[str, Any] = {"line": line, "profile": profile}
-                            place |= {"workers": workers, "cores": load}
-                            found.append({**place, **_replayed(line, number)})
-                            print(found[-1], file=sys.stderr, flush=True)
+            with suppress(KeyboardInterrupt):
+                for profile, load, workers in itertools.product(_passes(options), LOADS, sizes):
+                    with _busy(load == "busy"), _dask(workers):
+                        for line, number in versions[profile].items():
+                            if time.monotonic() < deadline:
+                                place: dict[str, Any] = {"line": line, "profile": profile}
+                                place |= {"workers": workers, "cores": load}
+                                found.append({**place, **_replayed(line, number)})
+                                print(found[-1], file=sys.stderr, flush=True)
     rows = _rows(found)
     figures = {
         "identical": sum(f["identical"] for f in found),
