@@ -109,7 +109,9 @@ def test_changed_code_runs_the_recorded_code_or_says_what_differs(
     assert answer["code"] == "this checkout"
 
 
-def test_nothing_ambient_reaches_the_version_digest(first: Production, tmp_path: Path) -> None:
+def test_nothing_ambient_reaches_the_version_digest(
+    first: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another checkout path, home, user's key, timezone, locale, hash seed, umask, time, worker
     count and working directory, no cache: the same version digest."""
     other = checkout(tmp_path / "elsewhere")
@@ -130,7 +132,9 @@ def test_nothing_ambient_reaches_the_version_digest(first: Production, tmp_path:
         # As many workers as cores.
         os.sched_setaffinity(0, {min(cores)})
         with new_bucket(), environment(**settings):
-            del os.environ["MODELMINT_ENDPOINT"]
+            # A model server of its own, with keys of its own.
+            monkeypatch.delenv("MODELMINT_ENDPOINT")
+            monkeypatch.delenv("MODELMINT_API_KEY")
             assert command("land", LINE, root=other).returncode == 0
             found = command("run", LINE, root=other)
     finally:
