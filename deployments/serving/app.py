@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,15 +21,14 @@ from starlette.types import ASGIApp
 
 from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
+from deployments.serving.control import Control
 from deployments.serving.http import (
     as_json,
     as_object,
     media_type,
     on_error,
-    parameters,
     read_body,
     request_id,
-    texts,
 )
 from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
 from deployments.serving.repository import Line, Repository
@@ -57,7 +55,8 @@ def create(
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     server = _Server(repository, access, max_body, body_seconds)
-    routes = [*server.routes(), *Accounts(access, server.body).routes()]
+    control, accounts = Control(repository, access, server.body), Accounts(access, server.body)
+    routes = [*server.routes(), *control.routes(), *accounts.routes()]
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return access.guard(app)
@@ -69,8 +68,6 @@ class _Server:
     ) -> None:
         self._repository, self._access = repository, access
         self._max_body, self._body_seconds = max_body, body_seconds
-        # Loads wait for each other anyway: they must not fill the threads that requests run in.
-        self._one_change = anyio.CapacityLimiter(1)
 
     def routes(self) -> list[Route]:
         get, post = ["GET"], ["POST"]
@@ -80,9 +77,6 @@ class _Server:
             Route("/v2/health/live", self.live, methods=get),
             Route("/v2/health/ready", self.ready, methods=get),
             Route("/v2/repository/index", self.repository_index, methods=post),
-            Route("/v2/repository/models/{name}/load", self.load, methods=post),
-            Route("/v2/repository/models/{name}/unload", self.unload, methods=post),
-            Route("/v1/lines/{name}/promote", self.promote, methods=post),
         ]
         for version in ("", "/versions/{version}"):
             model, line = "/v2/models/{name}" + version, "/v1/lines/{name}" + version
@@ -197,33 +191,6 @@ class _Server:
                 found.append(one | {"reason": failed.reason})
         return as_json(found)
 
-    async def load(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        allow(request, "manage", name)
-        given = parameters(await self.body(request))
-        wanted = texts(given, ("version", "digest"), ("source",))
-        args = name, wanted["version"], wanted["digest"], wanted.get("source")
-        change = partial(self._repository.load, *args)
-        return as_json(_identity(await self._change(request, "load", name, wanted, change)))
-
-    async def unload(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        allow(request, "manage", name)
-        given = parameters(await self.body(request))
-        given.pop("unload_dependents", None)  # Triton's clients always send it
-        wanted = texts(given, ("version",))
-        number = wanted["version"]
-        change = partial(self._repository.unload, name, number)
-        await self._change(request, "unload", name, wanted, change)
-        return as_json({"line": name, "version": number})
-
-    async def promote(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        allow(request, "manage", name)
-        wanted = texts(as_object(await self.body(request)), ("version",))
-        change = partial(self._repository.set_default, name, wanted["version"])
-        return as_json(_identity(await self._change(request, "promote", name, wanted, change)))
-
     def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
         path = request.path_params
@@ -234,20 +201,6 @@ class _Server:
     async def body(self, request: Request) -> bytes:
         """The whole body within the limits of this server; raises ProtocolError."""
         return await read_body(request, self._max_body, self._body_seconds)
-
-    async def _change(
-        self,
-        request: Request,
-        action: str,
-        line: str,
-        wanted: dict[str, str],
-        change: Callable[[], T],
-    ) -> T:
-        def recorded() -> T:
-            self._access.record(request, action, line, **wanted)
-            return change()
-
-        return await anyio.to_thread.run_sync(recorded, limiter=self._one_change)
 
 
 async def _call(work: Callable[[], T], *, inline: bool) -> T:
