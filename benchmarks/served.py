@@ -87,7 +87,11 @@ def model(name: str) -> Model:
         return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
     if name == "cnn":
-        constants = {"w1": weights(32, 1, 3, 3), "w2": weights(64, 32, 3, 3), "w3": weights(64, 3136)}
+        constants = {
+            "w1": weights(32, 1, 3, 3),
+            "w2": weights(64, 32, 3, 3),
+            "w3": weights(64, 3136),
+        }
         pads, pool = {"pads": [1] * 4}, {"kernel_shape": [2, 2], "strides": [2, 2]}
         nodes = [
             helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),

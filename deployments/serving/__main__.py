@@ -10,6 +10,7 @@ are answered.
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -28,11 +29,16 @@ def main() -> None:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    private = options.private or options.repository / ".server"
+    # prometheus_client looks when it is imported; the workers of one server count together there.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(private / "metrics")
     # Imported here: --help and a wrong option need none of it.
     import uvicorn
 
+    from deployments.serving import metrics
     from deployments.serving.access import Access
     from deployments.serving.app import create
+    from deployments.serving.inference import Settings
     from deployments.serving.protocol import ProtocolError
     from deployments.serving.repository import Repository
     from models.trust import trust
@@ -44,13 +50,24 @@ def main() -> None:
         sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")
     except ValueError as error:
         sys.exit(f"state.json cannot be read: restore it, or delete it to start empty\n{error}")
-    private = options.private or options.repository / ".server"
+    metrics.share(private / "metrics")
     try:
         access = Access(private)
         access.keys.first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
-    app = create(repository, access, max_body=options.max_body, body_seconds=options.body_seconds)
+    settings = Settings(
+        seconds=options.timeout_seconds,
+        cache_bytes=options.cache_bytes,
+        uncached=frozenset(options.no_cache),
+    )
+    app = create(
+        repository,
+        access,
+        max_body=options.max_body,
+        body_seconds=options.body_seconds,
+        settings=settings,
+    )
     uvicorn.run(
         app,
         host=options.host,
@@ -81,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
     parser.add_argument(
         "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"
+    )
+    parser.add_argument(
+        "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
+    )
+    parser.add_argument(
+        "--cache-bytes", type=int, default=64_000_000, help="response cache of a worker; 0 is none"
+    )
+    parser.add_argument(
+        "--no-cache", action="append", default=[], metavar="LINE", help="never keep its answers"
     )
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="warning", help="least level logged")

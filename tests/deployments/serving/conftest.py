@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import orjson
 import pytest
 import safetensors.numpy
@@ -35,7 +36,7 @@ from models.signature import (
     VERSION_FILE,
     Signature,
 )
-from models.tables import FittedNumber, TableFeatures
+from models.tables import FittedCategory, FittedNumber, TableFeatures
 from models.trust import KEYS_SETTING, TRUSTED, PublicKey, Trust
 from models.version import Recipe, record
 
@@ -170,6 +171,43 @@ def image_version(line: str = "clothes") -> Version:
     return assemble(line, model, features, Classification(target="kind", labels=LABELS), sample)
 
 
+def own_version(nodes: list[Any], numbers: Any) -> Version:
+    """A regression of `numbers` [n, 2]; its network ends in `y` [n, 1] and has weights `w`."""
+    ends = [helper.make_node("Reshape", ["y", "shape"], ["prediction"])]
+    model = network(
+        [*nodes, *ends],
+        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        w=np.array([[1.0], [2.0]], np.float32),
+        shape=np.array([-1], np.int64),
+    )
+    output = onnxruntime.InferenceSession(model).run(None, {"numbers": numbers})[0]
+    parts = [FittedNumber(name=name, unit="", mean=0, deviation=1) for name in ("a", "b")]
+    features = TableFeatures(numbers=tuple(parts), categories=())
+    sample = {"numbers": numbers, "prediction": output}
+    return assemble("own", model, features, Regression(target="y", unit=""), sample)
+
+
+def lookup_version() -> Version:
+    """prediction = 10, 20, 30 for the categories 0, 1, 2; other indices the network refuses."""
+    nodes = [
+        helper.make_node("Gather", ["w", "categories"], ["found"]),
+        helper.make_node("Reshape", ["found", "shape"], ["prediction"]),
+    ]
+    model = network(
+        nodes,
+        [helper.make_tensor_value_info("categories", TensorProto.INT64, ["n", 1])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        w=np.array([10, 20, 30], np.float32),
+        shape=np.array([-1], np.int64),
+    )
+    categories = (FittedCategory(name="kind", vocabulary=("x", "y")),)
+    features = TableFeatures(numbers=(), categories=categories)
+    indices = np.array([[0], [1], [2]], np.int64)
+    sample = {"categories": indices, "prediction": np.array([10, 20, 30], np.float32)}
+    return assemble("lookup", model, features, Regression(target="y", unit=""), sample)
+
+
 def png(value: int = 255) -> bytes:
     """A 28 x 28 image that is bright in its middle part: class `coat`."""
     pixels = np.zeros(784, np.uint8)
@@ -298,6 +336,16 @@ def table() -> Callable[..., Version]:
 @pytest.fixture(scope="session")
 def image() -> Callable[..., Version]:
     return image_version
+
+
+@pytest.fixture(scope="session")
+def own() -> Callable[..., Version]:
+    return own_version
+
+
+@pytest.fixture(scope="session")
+def lookup() -> Callable[..., Version]:
+    return lookup_version
 
 
 @pytest.fixture(scope="session")
