@@ -186,15 +186,21 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def modelmint(models: Iterable[Model], folder: Path, *options: str) -> Iterator[Served]:
-    """Our model server with the models loaded and promoted; ended afterwards."""
+def modelmint(
+    models: Iterable[Model], folder: Path, *options: str, code: Path = ROOT
+) -> Iterator[Served]:
+    """Our model server with the models loaded and promoted; ended afterwards.
+
+    `code` is the checkout it runs, to compare another one's.
+    """
     root, keys = folder / "repository", folder / "keys"
     versions = [place(found, root, keys) for found in models]
     port = free_port()
     command = python(
         "deployments.serving", "--repository", str(root), "--port", str(port), *options
     )
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {KEYS_SETTING: str(keys)})
+    ours = {KEYS_SETTING: str(keys), "PYTHONPATH": str(code)}
+    process = subprocess.Popen(command, cwd=code, env=os.environ | ours)
     try:
         url = f"http://127.0.0.1:{port}"
         wait(f"{url}/v2/health/ready", process)

@@ -16,8 +16,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.measuring import options, publish
-from benchmarks.served import MODELS, Model, model, modelmint
+import psutil
+
+from benchmarks.measuring import ROOT, cpu_seconds, options, publish
+from benchmarks.served import MODELS, Model, Served, model, modelmint
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 
@@ -33,29 +35,39 @@ class Load(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a load found: requests a second, and milliseconds."""
+    """What a load found: requests a second, milliseconds, CPU microseconds a request."""
 
     rate: float
     p50: float
     p99: float
     failed: int
+    cpu: float
+    """Of the server's processes; a busy machine changes it least."""
 
 
-def measure(url: str, load: Load, connections: int, seconds: float, folder: Path) -> Figures:
+def measure(server: Served, load: Load, connections: int, seconds: float, folder: Path) -> Figures:
     """Keep so many connections busy for a while, after a short warm-up."""
     body = folder / "body"
     body.write_bytes(load.body)
     headers = [part for name, value in load.headers.items() for part in ("-H", f"{name}: {value}")]
     command = ["wrk", "-t1", f"-c{connections}", "--timeout", "30s", "-s", str(SCRIPT), *headers]
     for duration in (1, seconds):
+        before = tree_cpu_seconds(server.process.pid)
         said = subprocess.run(
-            [*command, f"-d{duration:g}s", url + load.path, "--", str(body),
+            [*command, f"-d{duration:g}s", server.url + load.path, "--", str(body),
              "vary" if load.vary else "same"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     found = json.loads(said.stdout.splitlines()[-1])
     rate = found["requests"] / found["seconds"]
-    return Figures(rate, found["p50"], found["p99"], found["failed"])
+    cpu = (tree_cpu_seconds(server.process.pid) - before) / max(1, found["requests"])
+    return Figures(rate, found["p50"], found["p99"], found["failed"], cpu * 1e6)
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process and its living descendants."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(cpu_seconds(process.pid) for process in processes)
 
 
 def limit(found: Model, rows: int, seconds: float) -> float:
@@ -73,7 +85,9 @@ def ours(found: Model, form: str, headers: Mapping[str, str]) -> Load:
     """One row to our server, in binary or JSON."""
     path = f"/v2/models/{found.name}/infer"
     if form == "json":
-        return Load(path, found.json(), {**headers, "content-type": "application/json"}, vary=False)
+        # It is the same every time, so the cache must not answer.
+        more = {"content-type": "application/json", "cache-control": "no-store"}
+        return Load(path, found.json(), {**headers, **more}, vary=False)
     body, length = found.binary()
     return Load(path, body, {**headers, "inference-header-content-length": str(length),
                              "content-type": "application/octet-stream"})  # fmt: skip
@@ -87,6 +101,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="networks to serve")
     parser.add_argument("--forms", default="binary,json", help="forms of the request")
     parser.add_argument("--server-options", default="", help="more options of our server")
+    parser.add_argument("--code", type=Path, help="also measure the server of another checkout")
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: apt-get install wrk")
@@ -97,22 +112,23 @@ def main() -> None:
             for batch in (1, 32):
                 rate = limit(found, batch, given.seconds / 2)
                 rows.append(row(found, f"ONNX Runtime, batch {batch}, 1 core", "", "", rate))
-        more = given.server_options.split()
-        with modelmint(models, Path(folder), *more) as server:
-            for found in models:
-                for form in given.forms.split(","):
-                    for connections in map(int, given.connections.split(",")):
-                        load = ours(found, form, server.headers)
-                        figures = measure(
-                            server.url, load, connections, given.seconds, Path(folder)
-                        )
-                        rows.append(row(found, "modelmint", form, connections, *figures))
+        codes = {"modelmint": ROOT} | ({"other code": given.code} if given.code else {})
+        for name, code in codes.items():
+            place = Path(folder) / name
+            place.mkdir()
+            with modelmint(models, place, *given.server_options.split(), code=code) as server:
+                for found in models:
+                    for form in given.forms.split(","):
+                        for connections in map(int, given.connections.split(",")):
+                            load = ours(found, form, server.headers)
+                            figures = measure(server, load, connections, given.seconds, place)
+                            rows.append(row(found, name, form, connections, *figures))
     publish("serving", {"rows": rows}, rows, ["onnxruntime", "starlette", "uvicorn"], given.json)
 
 
 def row(found: Model, server: str, form: str, connections: Any, rate: float, *rest: float) -> Any:
     """One line of the table."""
-    named: Iterable[Any] = zip(("p50 ms", "p99 ms", "failed"), rest, strict=False)
+    named: Iterable[Any] = zip(("p50 ms", "p99 ms", "failed", "CPU us"), rest, strict=False)
     head = {"model": found.name, "server": server, "form": form, "connections": connections}
     return head | {"rows/s": round(rate, 1)} | {name: round(value, 2) for name, value in named}
 

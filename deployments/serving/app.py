@@ -27,6 +27,7 @@ from deployments.serving.http import (
     as_json,
     as_object,
     deadline,
+    header,
     media_type,
     on_error,
     read_body,
@@ -98,7 +99,7 @@ class _Server:
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
         start, call = time.perf_counter(), self._call(request, served)
         body = await self.body(request)
-        header_length = request.headers.get(HEADER_LENGTH)
+        header_length = header(request, HEADER_LENGTH.encode())
         read = partial(parse, body, header_length, served.inputs, served.outputs)
         small = len(body) <= INLINE_BYTES
         asked = read() if small else await in_thread(read, call.deadline)
@@ -193,7 +194,7 @@ class _Server:
 
     def _call(self, request: Request, served: Served) -> Call:
         due = deadline(request, self._inference.seconds)
-        store = "no-store" not in request.headers.get("cache-control", "")
+        store = "no-store" not in (header(request, b"cache-control") or "")
         return Call(request.state.key, served, 0, due, store)
 
     def _served(self, request: Request) -> Served:

@@ -26,11 +26,20 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger("modelmint.serving")
 
 
+def header(request: Request, name: bytes) -> str | None:
+    """A header's value by its lower-case name: a search of the list each time would add up."""
+    fields: dict[bytes, bytes] | None = request.scope.get("modelmint.headers")
+    if fields is None:
+        fields = request.scope["modelmint.headers"] = dict(request.scope["headers"])
+    value = fields.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
 def request_id(request: Request) -> str:
     """The caller's `x-request-id` when it is well-formed, else a new one, the same all along."""
     found = getattr(request.state, "request_id", None)
     if found is None:
-        found = request.headers.get("x-request-id", "")
+        found = header(request, b"x-request-id") or ""
         if not _REQUEST_ID.fullmatch(found):
             found = uuid.uuid4().hex
         request.state.request_id = found
@@ -39,7 +48,7 @@ def request_id(request: Request) -> str:
 
 def media_type(request: Request) -> str:
     """The content type without parameters, lower case; JSON when none is given."""
-    return request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    return (header(request, b"content-type") or JSON).partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, largest: int, seconds: float) -> bytes:
@@ -48,10 +57,10 @@ async def read_body(request: Request, largest: int, seconds: float) -> bytes:
     `largest` bounds what is sent and what it unpacks to, before that is allocated.
     """
     too_large = ProtocolError(413, f"the body is over {largest:,} bytes", "too_large")
-    announced = request.headers.get("content-length")
+    announced = header(request, b"content-length")
     if announced is not None and int(announced) > largest:  # the HTTP parser let digits through
         raise too_large
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = (header(request, b"content-encoding") or "identity").strip().lower()
     if encoding not in _WINDOWS:
         raise ProtocolError(415, "a body may be compressed by gzip or deflate", "media_type")
     body = bytearray()  # grows with what comes; a list would pay for every chunk of a byte
@@ -89,7 +98,7 @@ def deadline(request: Request, seconds: float) -> float:
 
     Raises ProtocolError 400 for a header that is no number of milliseconds up to ten minutes.
     """
-    text = request.headers.get(TIMEOUT)
+    text = header(request, TIMEOUT.encode())
     if text is not None:
         if not (text.isascii() and text.isdigit() and len(text) < 7 and 0 < int(text) <= 600_000):
             raise ProtocolError(400, f"{TIMEOUT} must be 1 to 600000 milliseconds")

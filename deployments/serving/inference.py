@@ -20,6 +20,8 @@ from deployments.serving.ledger import Counts, Ledger
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served
 
+LOOKUP_SECONDS = 0.0002
+"""Computing that takes less is not looked up in the cache, which costs nearly as much."""
 T = TypeVar("T")
 
 
@@ -78,12 +80,15 @@ class Inference:
         rows = max(len(tensor) for tensor in tensors.values())
         self._ledger.charge(key, served.line, rows, call.size)
         try:
-            name = self._cache.key(served, key.tenant, tensors) if call.store else None
+            inline = rows <= served.inline_rows
+            quick = inline and rows * served.row_seconds < LOOKUP_SECONDS
+            store = call.store and not quick
+            name = self._cache.key(served, key.tenant, tensors) if store else None
             kept = None if name is None else self._cache.get(name)
             if kept is not None:
                 metrics.lookups(served.line, "hit").inc()
                 return Found(kept, True)
-            if rows <= served.inline_rows:
+            if inline:
                 outputs = served.run(tensors)
             else:
                 outputs = await self._batching.run(served, tensors, rows, key.id, call.deadline)

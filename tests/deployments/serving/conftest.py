@@ -188,6 +188,31 @@ def own_version(nodes: list[Any], numbers: Any) -> Version:
     return assemble("own", model, features, Regression(target="y", unit=""), sample)
 
 
+def slow_version(line: str = "slow") -> Version:
+    """prediction = (distance + hour) / 16, in milliseconds, and much less in a batch."""
+    wide = np.full((2048, 2048), 2.0**-11, np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["numbers", "spread"], ["h0"]),
+        *(helper.make_node("MatMul", [f"h{i}", "wide"], [f"h{i + 1}"]) for i in range(3)),
+        helper.make_node("MatMul", ["h3", "join"], ["sum"]),
+        helper.make_node("Reshape", ["sum", "shape"], ["prediction"]),
+    ]
+    model = network(
+        nodes,
+        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        spread=np.ones((2, 2048), np.float32),
+        wide=wide,
+        join=np.full((2048, 1), 2.0**-15, np.float32),
+        shape=np.array([-1], np.int64),
+    )
+    parts = [FittedNumber(name=n, unit="", mean=0, deviation=1) for n in ("distance", "hour")]
+    features = TableFeatures(numbers=tuple(parts), categories=())
+    numbers = np.array([[1, 2], [3, 4], [500, 6]], np.float32)
+    sample = {"numbers": numbers, "prediction": numbers.sum(axis=1) / 16}
+    return assemble(line, model, features, Regression(target="y", unit=""), sample)
+
+
 def lookup_version() -> Version:
     """prediction = 10, 20, 30 for the categories 0, 1, 2; other indices the network refuses."""
     nodes = [
@@ -344,6 +369,11 @@ def own() -> Callable[..., Version]:
 
 
 @pytest.fixture(scope="session")
+def slow() -> Callable[..., Version]:
+    return slow_version
+
+
+@pytest.fixture(scope="session")
 def lookup() -> Callable[..., Version]:
     return lookup_version
 
@@ -380,6 +410,21 @@ def start() -> Iterator[Callable[..., Server]]:
 
     yield begin
     for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of `slow` 1, whose requests are batched and cached; `uncached` 1 is not cached."""
+    root = tmp_path_factory.mktemp("batched") / "repository"
+    server = Server(root, "--no-cache", "uncached")
+    try:
+        for version in (slow_version(), slow_version("uncached")):
+            version.place(root, "1")
+            assert server.load(version, "1").status == 200
+            assert server.promote(version.line, "1").status == 200
+        yield server
+    finally:
         server.stop()
 
 

@@ -1,8 +1,10 @@
 """Batching over real sessions, held where a test needs the moment to be certain."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -215,3 +217,27 @@ def test_values_the_network_refuses_fail_nobody_else(lookup: Any) -> None:
     assert [float(one["prediction"][0]) for one in (found[0], found[1], found[3])] == [10, 20, 30]
     assert isinstance(found[2], ProtocolError)
     assert found[2].status == 400
+
+
+def test_a_server_batches_what_many_callers_send(batched: Any, talk: Any) -> None:
+    def ask(number: int) -> list[float]:
+        connection, found = batched.connect(), []
+        for step in range(20):
+            values = [number * 1000.0, step * 16.0]
+            one = {"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": values}
+            path = "/v2/models/uncached/infer"
+            answer = talk(connection, "POST", path, {"inputs": [one]}, **batched.bearer)
+            assert answer.status == 200
+            found.append(answer.json["outputs"][0]["data"][0] - values[0] / 16)
+        connection.close()
+        return found
+
+    with ThreadPoolExecutor(16) as callers:
+        for found in callers.map(ask, range(16)):
+            np.testing.assert_allclose(found, np.arange(20), atol=1e-3)
+    text = batched.ask("GET", "/metrics").body.decode()
+    name = 'modelmint_batch_rows_%s{line="uncached",version="1"} '
+    (rows,) = re.findall(re.escape(name % "sum") + r"(\d+)", text)
+    (batches,) = re.findall(re.escape(name % "count") + r"(\d+)", text)
+    assert int(rows) == 320
+    assert int(batches) < 320

@@ -26,7 +26,7 @@ def found(samples: Samples, name: str, **labels: str) -> float:
     return samples.get((name, tuple(sorted(labels.items()))), 0.0)
 
 
-def test_answers_rows_refusals_and_the_cache_are_counted(shared: Any) -> None:
+def test_answers_rows_and_refusals_are_counted(shared: Any) -> None:
     def scrape() -> Samples:
         answer = shared.ask("GET", "/metrics")
         assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -40,8 +40,6 @@ def test_answers_rows_refusals_and_the_cache_are_counted(shared: Any) -> None:
             "infer": found(now, name, **version, verb="infer"),
             "predict": found(now, name, **version, verb="predict"),
             "rows": found(now, "modelmint_rows_total", **version, verb="infer"),
-            "hits": found(now, "modelmint_cache_total", line="air-time", result="hit"),
-            "misses": found(now, "modelmint_cache_total", line="air-time", result="miss"),
             "unknown": found(now, "modelmint_refusals_total", status="404", code="unknown_model"),
             "no key": found(now, "modelmint_refusals_total", status="401", code="no_key"),
         }
@@ -56,8 +54,19 @@ def test_answers_rows_refusals_and_the_cache_are_counted(shared: Any) -> None:
     assert shared.ask("POST", "/v2/models/nothing/infer", {"inputs": [one]}).status == 404
     assert shared.ask("GET", "/metrics", authorization="").status == 401
     change = {name: value - before[name] for name, value in counted().items()}
-    expected = {"infer": 2, "predict": 1, "rows": 6, "hits": 1, "misses": 2, "unknown": 1}
+    expected = {"infer": 2, "predict": 1, "rows": 6, "unknown": 1}
     assert change == expected | {"no key": 1}
+
+
+def test_batches_and_the_cache_are_counted(batched: Any) -> None:
+    record = {"distance": 700, "hour": 1}
+    for _ in range(3):
+        assert batched.ask("POST", "/v1/lines/slow/predict", record).status == 200
+    now = samples(batched.ask("GET", "/metrics").body.decode())
+    assert found(now, "modelmint_cache_total", line="slow", result="hit") == 2
+    assert found(now, "modelmint_cache_total", line="slow", result="miss") == 1
+    assert found(now, "modelmint_batch_rows_sum", line="slow", version="1") == 1
+    assert found(now, "modelmint_queue_requests", line="slow") == 0
 
 
 def test_no_label_is_a_callers_word(shared: Any) -> None:
