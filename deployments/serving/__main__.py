@@ -67,6 +67,7 @@ def main() -> None:
         max_body=options.max_body,
         body_seconds=options.body_seconds,
         settings=settings,
+        grpc=f"{options.host}:{options.grpc_port}" if options.grpc_port else None,
     )
     uvicorn.run(
         app,
@@ -75,7 +76,7 @@ def main() -> None:
         loop="uvloop",
         http="httptools",
         ws="none",
-        lifespan="off",
+        lifespan="on",
         access_log=False,
         server_header=False,
         log_config=None,
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
+    parser.add_argument("--grpc-port", type=int, help="port of gRPC; without one there is none")
     parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
     parser.add_argument(
         "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"

@@ -6,8 +6,9 @@ Bare Starlette: on a small network, parsing and routing cost more than computing
 quick networks are answered on the event loop, everything else in threads, so that nothing waits.
 """
 
-import importlib.metadata
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from deployments.serving.http import (
     media_type,
     on_error,
     read_body,
+    release,
     request_id,
 )
 from deployments.serving.inference import DEFAULTS, Call, Found, Inference, Settings, in_thread
@@ -52,17 +54,30 @@ def create(
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
     settings: Settings = DEFAULTS,
+    grpc: str | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`.
+    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`. While it runs,
+    the protocol is also spoken over gRPC at the address `grpc` (host:port).
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = Inference(access.ledger, settings)
     server = _Server(repository, inference, max_body, body_seconds)
     control, accounts = Control(repository, access, server.body), Accounts(access, server.body)
     routes = [*server.routes(), *control.routes(), *accounts.routes()]
-    app = Starlette(routes=routes, exception_handlers=handlers)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        if grpc is None:
+            yield
+            return
+        from deployments.serving.grpc_server import GrpcServer
+
+        async with GrpcServer(repository, access, inference, max_body).running(grpc):
+            yield
+
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return access.guard(app)
 
@@ -142,7 +157,7 @@ class _Server:
 
     async def server_metadata(self, _: Request) -> Response:
         extensions = ["binary_tensor_data", "model_repository"]
-        return as_json({"name": "modelmint", "version": _release(), "extensions": extensions})
+        return as_json({"name": "modelmint", "version": release(), "extensions": extensions})
 
     async def live(self, _: Request) -> Response:
         return as_json({"live": True})
@@ -232,10 +247,3 @@ def _listed(name: str, number: str, line: Line, digest: str, state: str) -> dict
 
 def _reasons(line: Line) -> dict[str, str]:
     return {number: failed.reason for number, failed in line.failed.items()}
-
-
-def _release() -> str:
-    try:
-        return importlib.metadata.version("modelmint")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"
