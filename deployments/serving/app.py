@@ -6,6 +6,7 @@ Bare Starlette: on a small network, parsing and routing cost more than computing
 quick networks are answered on the event loop, everything else in threads, so that nothing waits.
 """
 
+import base64
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from deployments.serving import metrics
 from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
 from deployments.serving.control import Control
+from deployments.serving.explain import question
 from deployments.serving.http import (
     as_json,
     as_object,
@@ -105,6 +107,7 @@ class _Server:
             routes.append(Route(model, self.model_metadata, methods=get))
             routes.append(Route(f"{model}/ready", self.model_ready, methods=get))
             routes.append(Route(f"{line}/predict", self.predict, methods=post))
+            routes.append(Route(f"{line}/explain", self.explain, methods=post))
         return routes
 
     async def infer(self, request: Request) -> Response:
@@ -140,6 +143,29 @@ class _Server:
         answer = _identity(served) | {"predictions": served.answers(found.outputs)}
         answered = as_json(answer, headers=_headers(request, served, found))
         self._inference.answered(call, "predict", start, rows, len(answered.body))
+        return answered
+
+    async def explain(self, request: Request) -> Response:
+        allow(request, "predict", request.path_params["name"])
+        served = self._served(request)
+        start, call = time.perf_counter(), self._call(request, served)
+        body = await self.body(request)
+        read = partial(served.read, body, media_type(request))
+        tensors, rows = await in_thread(read, call.deadline)
+        if rows != 1:
+            raise ProtocolError(400, f"one row is explained at a time, not {rows}")
+        asked = question(served, tensors, request.query_params.get("label"))
+        call = call._replace(size=len(body))
+        found = await self._inference.run_chunks(call, asked.chunks, asked.rows)
+        output = found[served.outputs[0].name]
+        explanation = await in_thread(partial(asked.explain, output), call.deadline)
+        answer = _identity(served) | explanation
+        headers = served.headers | {"x-request-id": request_id(request)}
+        answered = as_json(answer, headers=headers)
+        if header(request, b"accept") == "image/png" and "png" in explanation:
+            png = base64.b64decode(explanation["png"])
+            answered = Response(png, headers=headers, media_type="image/png")
+        self._inference.answered(call, "explain", start, asked.rows, len(answered.body))
         return answered
 
     async def index(self, request: Request) -> Response:

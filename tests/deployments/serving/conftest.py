@@ -189,6 +189,15 @@ def own_version(nodes: list[Any], numbers: Any) -> Version:
     return assemble("own", model, features, Regression(target="y", unit=""), sample)
 
 
+def product_version() -> Version:
+    """y = a times b."""
+    nodes = [
+        helper.make_node("Split", ["numbers"], ["a", "b"], axis=1),
+        helper.make_node("Mul", ["a", "b"], ["y"]),
+    ]
+    return own_version(nodes, np.array([[1, 2], [3, 4]], np.float32))
+
+
 def slow_version(line: str = "slow") -> Version:
     """prediction = (distance + hour) / 16, in milliseconds, and much less in a batch."""
     wide = np.full((2048, 2048), 2.0**-11, np.float32)
@@ -409,6 +418,11 @@ def every() -> Callable[..., Version]:
 def serve() -> Callable[..., Server]:
     """Starts a server that its caller stops."""
     return Server
+
+
+@pytest.fixture(scope="session")
+def product() -> Callable[..., Version]:
+    return product_version
 
 
 @pytest.fixture(scope="session")
