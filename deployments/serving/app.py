@@ -38,6 +38,7 @@ from deployments.serving.http import (
     request_id,
 )
 from deployments.serving.inference import DEFAULTS, Call, Found, Inference, Settings, in_thread
+from deployments.serving.pages import Pages, with_pages
 from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
 from deployments.serving.repository import Line, Repository
 from deployments.serving.session import Served
@@ -67,7 +68,8 @@ def create(
     inference = Inference(access.ledger, settings)
     server = _Server(repository, inference, max_body, body_seconds)
     control, accounts = Control(repository, access, server.body), Accounts(access, server.body)
-    routes = [*server.routes(), *control.routes(), *accounts.routes()]
+    pages = Pages(repository)
+    routes = [*server.routes(), *control.routes(), *accounts.routes(), *pages.routes()]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -81,7 +83,7 @@ def create(
 
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
-    return access.guard(app)
+    return with_pages(access.guard(app), routes)
 
 
 class _Server:

@@ -130,7 +130,7 @@ def _table(
     served: Served, features: TableFeatures, tensors: Tensors, label: str | None
 ) -> Question:
     row = {name: tensor[0] for name, tensor in tensors.items()}
-    means = {
+    means: Tensors = {
         "numbers": np.array([n.mean for n in features.numbers], np.float32),
         "categories": np.full(len(features.categories), UNKNOWN, np.int64),
     }
