@@ -32,6 +32,7 @@ from tasks.store import MissingError, store
 
 DIGEST_TAG = "modelmint.digest"
 REGISTERED_FILE = "registered.json"
+UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
 SERVING_IMPORTS = frozenset({"onnx", "onnxruntime", "numpy"})
 
 
@@ -139,7 +140,9 @@ def digest_of(line: str, number: int) -> Digest:
     try:
         found = tracking.client().get_model_version(line, str(number))
         return str(found.tags[DIGEST_TAG])
-    except (MlflowException, KeyError):
+    except (MlflowException, KeyError) as error:
+        if getattr(error, "error_code", UNKNOWN) != UNKNOWN:
+            raise  # the registry does not answer, or not as it should
         raise UnknownVersionError(f"{line} has no version {number}") from None
 
 
