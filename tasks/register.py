@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.digests import Digest, canonical_json, json_digest
+from models.predicates import GateVerdict
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -150,18 +151,18 @@ def _number_key(line: str, number: int) -> str:
     return f"versions/{line}/numbers/{number}"
 
 
-def register_import(recipe: Recipe, verdict: dict[str, Any] | None) -> int:
+def register_import(recipe: Recipe, verdict: GateVerdict | None) -> int:
     """The number here of a version whose folder is in the store already, made elsewhere."""
     line, digest = recipe.line, recipe.digest
     with lease(f"registry/{line}.lease"):
         found = _registered(line, digest)
         if found is None:
             run = tracking.run_for(line, digest)
-            metrics = verdict["metrics"] if verdict else {}
+            metrics = verdict.metrics if verdict else {}
             tracking.log_metrics(run, {f"served_{n}": value for n, value in metrics.items()})
             found = _create(line, digest, version_folder(line, digest), run)
             tracking.client().update_run(run, "FINISHED")
-            tags = {"imported": "yes", "verdict": verdict["decision"] if verdict else ""}
+            tags = {"imported": "yes", "verdict": verdict.decision if verdict else ""}
             for name, value in tags.items():
                 tracking.client().set_model_version_tag(
                     line, found.version, f"modelmint.{name}", value
