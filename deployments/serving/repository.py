@@ -25,13 +25,13 @@ from deployments.serving.folder import (
     local,
     matches,
     stored,
-    write_file,
     write_folder,
 )
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
 from deployments.serving.triton import triton_config
 from models.digests import Digest, IntegrityError
+from models.files import write
 from models.open import Frozen
 from models.trust import Trust, TrustError
 from models.version import Reader, read_verified
@@ -250,10 +250,10 @@ class Repository:
         )
         if line.ready:
             text = triton_config(line.versions[str(line.default)])
-            write_file(self.root / name / TRITON_FILE, text.encode())
+            write(self.root / name / TRITON_FILE, text.encode(), 0o644)
         # On disk first: a change the caller was told of is never lost.
         content = orjson.dumps(state.model_dump(), option=orjson.OPT_INDENT_2)
-        write_file(self.root / STATE_FILE, content)
+        write(self.root / STATE_FILE, content, 0o644)
         self._lines = MappingProxyType(lines)
 
     def _absent(self, name: str, number: str, line: Line) -> NoReturn:
