@@ -53,6 +53,11 @@ class Access:
         """Take back a charge for what was not computed; its bytes were received all the same."""
         self.ledger.add(request.state.key, line, Counts(requests=-1, rows=-rows))
 
+    def who(self, request: Request) -> str:
+        """The caller, for people: the tenant and the id of the key."""
+        key: ApiKey = request.state.key
+        return f"{key.tenant} (key {key.id})"
+
     def record(self, request: Request, action: str, target: str, **detail: Any) -> None:
         """Put a control action into the audit log, before it is done."""
         key: ApiKey = request.state.key

@@ -30,8 +30,10 @@ from deployments.serving.http import (
     read_body,
     request_id,
 )
+from deployments.serving.line import Line
 from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
-from deployments.serving.repository import Line, Repository
+from deployments.serving.recorder import Recorder
+from deployments.serving.repository import Repository
 from deployments.serving.session import Served
 from models.tensors import TensorSpec
 
@@ -45,6 +47,7 @@ T = TypeVar("T")
 def create(
     repository: Repository,
     access: Access,
+    recorder: Recorder,
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
@@ -55,7 +58,8 @@ def create(
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     server = _Server(repository, access, max_body, body_seconds)
-    control, accounts = Control(repository, access, server.body), Accounts(access, server.body)
+    control = Control(repository, access, recorder, server.body)
+    accounts = Accounts(access, server.body)
     routes = [*server.routes(), *control.routes(), *accounts.routes()]
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
@@ -136,6 +140,7 @@ class _Server:
         lines = {
             name: {
                 "default": line.default,
+                "previous": list(line.previous),
                 "versions": {number: served.digest for number, served in line.versions.items()},
                 "failed": _reasons(line),
             }
