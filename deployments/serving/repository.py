@@ -164,9 +164,14 @@ class Repository:
     def set_default(self, name: str, number: str, entry: Entry | None = None) -> Served:
         """Let a loaded version answer when none is named; raises ProtocolError 404 or 503.
 
-        With an entry for the promotion record, that is kept until it is recorded.
+        An entry is kept until it is in the promotion record. Without one the record has it: then it
+        is 409 while the record lacks a change made here, which it would undo.
         """
         with self._changing():
+            if entry is None and any(one.line == name for one in self._state.unrecorded):
+                raise ProtocolError(
+                    409, f"{name} was changed here and that is not recorded yet", "unrecorded"
+                )
             served = self.get(name, number)
             line = self.line(name)
             if line.default != number:
