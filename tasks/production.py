@@ -40,6 +40,16 @@ def roll_back(line: str, number: int | None, why: str) -> dict[str, Any]:
     return {**found, "version": int(found["version"]), "replaced": int(found["replaced"])}
 
 
+def try_out(line: str, kind: str, number: int, **how: Any) -> dict[str, Any]:
+    """Try a registered version as the line's `canary` or `shadow`; raises DeploymentError."""
+    digest = digest_of(line, number)
+    with connected() as client:
+        load(client, line, number, digest, store().uri(version_folder(line, digest)))
+        wanted = {"version": str(number), **{n: v for n, v in how.items() if v is not None}}
+        found: dict[str, Any] = post(client, f"/v1/lines/{line}/{kind}", wanted)
+    return found
+
+
 def catch_up(line: str) -> None:
     """Have the record and MLflow's alias say what is in production; raises what they raise."""
     with connected() as client:

@@ -35,6 +35,8 @@ from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolEr
 from deployments.serving.recorder import Recorder
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served
+from deployments.serving.traffic import Traffic
+from deployments.serving.trials import Trials
 from models.tensors import TensorSpec
 
 MAX_BODY = 16_000_000
@@ -48,6 +50,7 @@ def create(
     repository: Repository,
     access: Access,
     recorder: Recorder,
+    traffic: Traffic,
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
@@ -57,20 +60,26 @@ def create(
     `max_body` is in bytes; a request's body must arrive whole within `body_seconds`.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
-    server = _Server(repository, access, max_body, body_seconds)
+    server = _Server(repository, access, traffic, max_body, body_seconds)
     control = Control(repository, access, recorder, server.body)
     accounts = Accounts(access, server.body)
-    routes = [*server.routes(), *control.routes(), *accounts.routes()]
+    trials = Trials(repository, access, traffic, server.body)
+    routes = [*server.routes(), *control.routes(), *trials.routes(), *accounts.routes()]
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return access.guard(app)
+    return access.guard(traffic.watch(app))
 
 
 class _Server:
     def __init__(
-        self, repository: Repository, access: Access, max_body: int, body_seconds: float
+        self,
+        repository: Repository,
+        access: Access,
+        traffic: Traffic,
+        max_body: int,
+        body_seconds: float,
     ) -> None:
-        self._repository, self._access = repository, access
+        self._repository, self._access, self._traffic = repository, access, traffic
         self._max_body, self._body_seconds = max_body, body_seconds
 
     def routes(self) -> list[Route]:
@@ -112,10 +121,11 @@ class _Server:
             raise
         self._access.answered(request, served.line, len(content))
         headers = served.headers | {"x-request-id": request_id(request)}
+        mirrored = self._traffic.mirror(served, asked.tensors)
         if json_length is None:
-            return Response(content, headers=headers, media_type=JSON)
+            return Response(content, headers=headers, media_type=JSON, background=mirrored)
         headers[HEADER_LENGTH] = str(json_length)
-        return Response(content, headers=headers, media_type=BINARY)
+        return Response(content, headers=headers, media_type=BINARY, background=mirrored)
 
     async def predict(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
@@ -133,6 +143,7 @@ class _Server:
         headers = served.headers | {"x-request-id": request_id(request)}
         answered = as_json(answer, headers=headers)
         self._access.answered(request, served.line, len(answered.body))
+        answered.background = self._traffic.mirror(served, tensors)
         return answered
 
     async def index(self, request: Request) -> Response:
@@ -143,6 +154,7 @@ class _Server:
                 "previous": list(line.previous),
                 "versions": {number: served.digest for number, served in line.versions.items()},
                 "failed": _reasons(line),
+                **{trial.kind: trial.version for trial in line.trials},
             }
             for name, line in self._repository.lines.items()
             if key.allows("read", name)
@@ -163,8 +175,9 @@ class _Server:
         return as_json({"ready": True, "failed_versions": failed})
 
     async def model_metadata(self, request: Request) -> Response:
-        allow(request, "read", request.path_params["name"])
-        served = self._served(request)
+        name = request.path_params["name"]
+        allow(request, "read", name)
+        served = self._repository.get(name, request.path_params.get("version"))
         answer = {
             "name": served.line,
             "versions": sorted(self._repository.line(served.line).versions, key=int),
@@ -198,8 +211,7 @@ class _Server:
 
     def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
-        path = request.path_params
-        served = self._repository.get(path["name"], path.get("version"))
+        served = self._traffic.choose(request)
         request.state.headers = served.headers
         return served
 

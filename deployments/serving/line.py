@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from deployments.serving.session import Served
-from deployments.serving.state import LineState
+from deployments.serving.state import Canary, LineState, Shadow
 
 PREVIOUS = 20
 """Versions that were in production and are remembered for a rollback."""
@@ -26,11 +26,18 @@ class Line:
     versions: Mapping[str, Served] = field(default_factory=dict)
     failed: Mapping[str, Failed] = field(default_factory=dict)
     previous: tuple[str, ...] = ()
+    canary: Canary | None = None
+    shadow: Shadow | None = None
 
     @property
     def ready(self) -> bool:
         """Whether the line answers when no version is named."""
         return self.default in self.versions
+
+    @property
+    def trials(self) -> list[Canary | Shadow]:
+        """What is being tried."""
+        return [trial for trial in (self.canary, self.shadow) if trial is not None]
 
     @property
     def digests(self) -> dict[str, str]:
@@ -41,9 +48,24 @@ class Line:
     @property
     def state(self) -> LineState:
         """What of it is remembered."""
-        return LineState(default=self.default, versions=self.digests, previous=self.previous)
+        return LineState(
+            default=self.default,
+            versions=self.digests,
+            previous=self.previous,
+            canary=self.canary,
+            shadow=self.shadow,
+        )
 
     def produced(self, number: str, previous: tuple[str, ...]) -> "Line":
         """The line with this version in production."""
         kept = tuple(n for n in previous if n != number and n in self.digests)
-        return replace(self, default=number, previous=kept[-PREVIOUS:])
+        changed = replace(self, default=number, previous=kept[-PREVIOUS:])
+        return changed.without_trials_of(number)
+
+    def without_trials_of(self, number: str) -> "Line":
+        """The line once nothing is to be learned of this version any more."""
+        return replace(
+            self,
+            canary=None if self.canary and self.canary.version == number else self.canary,
+            shadow=None if self.shadow and self.shadow.version == number else self.shadow,
+        )

@@ -35,7 +35,15 @@ from deployments.serving.folder import (
 from deployments.serving.line import Failed, Line
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
-from deployments.serving.state import STATE_FILE, LineState, State, Unrecorded, read_state
+from deployments.serving.state import (
+    STATE_FILE,
+    Canary,
+    LineState,
+    Shadow,
+    State,
+    Unrecorded,
+    read_state,
+)
 from deployments.serving.triton import triton_config
 from deployments.serving.workers import Workers
 from models.digests import IntegrityError
@@ -226,8 +234,32 @@ class Repository:
             failed = {n: f for n, f in line.failed.items() if n != number}
             previous = tuple(n for n in line.previous if n != number)
             changed = replace(line, versions=versions, failed=failed, previous=previous)
-            self._publish(name, changed)
+            self._publish(name, changed.without_trials_of(number))
         self._everywhere(name, number)
+
+    def try_out(self, name: str, kind: str, trial: Canary | Shadow | None) -> None:
+        """Start a trial of a loaded version, or end it for None.
+
+        Raises ProtocolError: 404 when the version is not loaded, 409 when it is the default, 503
+        when it failed verification.
+        """
+        with self._changing():
+            line = self.line(name)
+            if trial is not None:
+                self.get(name, trial.version)
+                if trial.version == line.default:
+                    raise ProtocolError(
+                        409, f"version {trial.version} of {name} is in production", "conflict"
+                    )
+            canary = trial if isinstance(trial, Canary) else None
+            shadow = trial if isinstance(trial, Shadow) else None
+            changed = replace(
+                line,
+                canary=canary if kind == "canary" else line.canary,
+                shadow=shadow if kind == "shadow" else line.shadow,
+            )
+            self._publish(name, changed)
+        self._everywhere(name, str(line.default))
 
     def recorded(self, ids: set[str]) -> None:
         """Forget entries that are in the promotion record now."""
@@ -309,7 +341,8 @@ class Repository:
                     "%s version %s is not served: %s", name, number, reason, exc_info=unexpected
                 )
         ordered = {number: versions[number] for number in wanted.versions if number in versions}
-        return Line(wanted.default, ordered, failed, wanted.previous)
+        trials = wanted.canary, wanted.shadow
+        return Line(wanted.default, ordered, failed, wanted.previous, *trials)
 
     def _entry(self, line: Line, served: Served, entry: Entry | None) -> tuple[Unrecorded, ...]:
         """What is not recorded yet, with the entry completed by what the repository knows."""

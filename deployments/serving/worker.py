@@ -41,6 +41,7 @@ def application() -> ASGIApp:
     from deployments.serving.app import create
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
+    from deployments.serving.traffic import Traffic
     from models.trust import trust
 
     repository = Repository(options.repository, trust())
@@ -53,6 +54,7 @@ def application() -> ASGIApp:
         repository,
         access,
         recorder,
+        Traffic(repository, options.private / "trials"),
         max_body=options.max_body,
         body_seconds=options.body_seconds,
     )

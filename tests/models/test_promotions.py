@@ -1,3 +1,5 @@
+import json
+
 from models.promotions import Entry, Promotions
 
 ONE, TWO, THREE = ("1" * 64, "2" * 64, "3" * 64)
@@ -47,7 +49,7 @@ def test_an_entry_is_recorded_once_and_where_it_belongs() -> None:
 
 
 def test_records_of_the_first_release_are_read() -> None:
-    old = '{"history": [{"number": 1, "digest": "%s", "against": null, "since": 1.5}]}' % ONE
-    found = Promotions.model_validate_json(old)
+    old = {"history": [{"number": 1, "digest": ONE, "against": None, "since": 1.5}]}
+    found = Promotions.model_validate_json(json.dumps(old))
     assert found.champion is not None
     assert (found.champion.number, found.champion.kind, found.champion.by) == (1, "promote", "")

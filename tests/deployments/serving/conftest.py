@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -335,6 +336,21 @@ def start() -> Iterator[Callable[..., Server]]:
     yield begin
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def begun() -> Callable[..., AbstractContextManager[Server]]:
+    """Starts a server process that ends with the block."""
+
+    @contextmanager
+    def begin(root: Path, *options: str, **more: Any) -> Iterator[Server]:
+        server = Server(root, *options, **more)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    return begin
 
 
 @pytest.fixture(scope="module")
