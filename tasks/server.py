@@ -72,9 +72,19 @@ def serving(client: httpx.Client, line: str) -> int:
 
 
 def post(client: httpx.Client, path: str, body: dict[str, Any] | bytes, headers: Any = None) -> Any:
+    """What it answers; raises DeploymentError for a refusal and for silence."""
     content = body if isinstance(body, bytes) else orjson.dumps(body)
+    return _asked(client, "POST", path, content=content, headers={**JSON, **(headers or {})})
+
+
+def get(client: httpx.Client, path: str) -> Any:
+    """What it answers; raises as `post` does."""
+    return _asked(client, "GET", path)
+
+
+def _asked(client: httpx.Client, method: str, path: str, **request: Any) -> Any:
     try:
-        answer = client.post(path, content=content, headers={**JSON, **(headers or {})})
+        answer = client.request(method, path, **request)
     except httpx.HTTPError as error:
         raise _silent(client, error) from None
     if answer.status_code >= 400:

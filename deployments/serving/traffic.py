@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.counters import Counters
 from deployments.serving.http import request_id
+from deployments.serving.journal import Journal
 from deployments.serving.keys import ApiKey
 from deployments.serving.protocol import Tensors
 from deployments.serving.repository import Repository
@@ -46,8 +47,8 @@ _log = logging.getLogger("modelmint.serving")
 class Traffic:
     """Routes requests to versions and counts what became of them; one a worker."""
 
-    def __init__(self, repository: Repository, folder: Path) -> None:
-        self._repository, self._folder = repository, folder
+    def __init__(self, repository: Repository, journal: Journal, folder: Path) -> None:
+        self._repository, self._journal, self._folder = repository, journal, folder
         self._open: dict[str, tuple[str, Counters]] = {}
         self._opening = threading.Lock()
         self._waiting: queue.Queue[tuple[Served, Served, Shadow, Tensors]] = queue.Queue(WAITING)
@@ -71,24 +72,38 @@ class Traffic:
         return self._repository.get(name, number)
 
     def watch(self, app: ASGIApp) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """The application, its answers counted while a canary is tried."""
+        """The application, its answers noted in the journal and counted for the canary."""
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
                 return await app(scope, receive, send)
             start = time.perf_counter_ns()
 
-            async def counted(message: Message) -> None:
+            async def noted(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     state = scope.get("state", {})
-                    if "trial" in state and "headers" in state:
-                        spent = time.perf_counter_ns() - start
-                        self._count(state["headers"], state["trial"], message["status"], spent)
+                    if "headers" in state:  # a version was to answer
+                        self._note(state, message["status"], time.perf_counter_ns() - start)
                 await send(message)
 
-            return await app(scope, receive, counted)
+            return await app(scope, receive, noted)
 
         return watched
+
+    def _note(self, state: dict[str, Any], status: int, spent: int) -> None:
+        headers = state["headers"]
+        self._journal.add(
+            at=time.time(),
+            request=state.get("request_id", ""),
+            key=state["key"].id,
+            line=headers["modelmint-model"],
+            version=headers["modelmint-version"],
+            digest=headers["modelmint-digest"],
+            status=status,
+            ms=spent / 1e6,
+        )
+        if "trial" in state:
+            self._count(headers, state["trial"], status, spent)
 
     def mirror(self, served: Served, tensors: Tensors) -> BackgroundTask | None:
         """What has the line's shadow compute a request too, once that was answered."""

@@ -54,7 +54,7 @@ def application() -> ASGIApp:
         repository,
         access,
         recorder,
-        Traffic(repository, options.private / "trials"),
+        Traffic(repository, access.journal, options.private / "trials"),
         max_body=options.max_body,
         body_seconds=options.body_seconds,
     )

@@ -13,6 +13,7 @@ from tasks import tracking
 from tasks.clean import clean
 from tasks.dataset import manifest, rows
 from tasks.land import land
+from tasks.lineage import UnknownOriginError, lineage
 from tasks.production import catch_up, promote_version, roll_back
 from tasks.promotion import promotions
 from tasks.server import authorization
@@ -209,3 +210,29 @@ def test_a_version_that_was_rolled_back_waits_for_people(
     assert promote_version(LINE, bad.version.number, "")["replaced"] == before.number
     assert produce(LINE, **changed).verdict.decision == "promote"
     assert first.version.number in shown
+
+
+def test_an_answer_leads_back_to_run_code_data_and_signer(
+    first: Production, services: dict[str, str]
+) -> None:
+    payload, media_type = first.dataset.signature.features.write(
+        rows(first.dataset, "test").head(1)
+    )
+    path = f"/v1/lines/{LINE}/versions/{first.version.number}/predict"
+    headers = {"content-type": media_type, "x-request-id": "asked-1", **authorization()}
+    answer = httpx.post(f"{services[SERVER]}{path}", content=payload, headers=headers)
+    assert answer.status_code == 200
+    found = lineage("asked-1")
+    assert found["request"]["status"] == 200
+    assert (found["line"], found["version"]) == (LINE, first.version.number)
+    assert found["digest"] == answer.headers["modelmint-digest"] == first.version.digest
+    assert len(found["signed_by"]) == 1
+    assert found["run"]["mlflow"] == first.version.run
+    assert [one["name"] for one in found["data"]["objects_named"]] == ["first.csv"]
+    assert found["stages"]["train"] == by_name(first)["train"].digest
+    assert found["settings"]["training"]["epochs"]
+    same = lineage(first.version.digest[:12])
+    assert {**same, "request": found["request"]} == found
+    for unknown in ("asked-2", "0" * 64, "00000000"):
+        with pytest.raises(UnknownOriginError):
+            lineage(unknown)
