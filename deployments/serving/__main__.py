@@ -17,12 +17,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def main() -> None:
     """Check what the workers need, then serve until told to stop."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if bool(options.certificate) != bool(options.private_key):
+        parser.error("--certificate and --private-key belong together")
     # uvicorn raises a caught signal again once drained: here that is a clean exit, not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -33,6 +36,7 @@ def main() -> None:
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    from deployments.serving import tls
     from deployments.serving.folder import hold
     from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
@@ -51,6 +55,17 @@ def main() -> None:
         Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
+    given: dict[str, Any] = {}
+    if options.certificate:
+        try:
+            tls.check(options.certificate, options.private_key)
+        except OSError as error:
+            sys.exit(f"certificate and private key cannot be used, or are no pair: {error}")
+        given = {
+            "ssl_certfile": options.certificate,
+            "ssl_keyfile": options.private_key,
+            "ssl_context_factory": tls.context,
+        }
     told = {name: getattr(options, name) for name in Options.model_fields} | {"private": private}
     os.environ[SETTING] = Options(**told).model_dump_json()
     config = uvicorn.Config(
@@ -67,6 +82,8 @@ def main() -> None:
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        headers=tls.HEADERS + (tls.TLS_HEADERS if options.certificate else []),
+        **given,
     )
     with held:
         if options.workers == 1:
@@ -96,6 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
     parser.add_argument("--workers", type=_count, default=1, help="processes that serve it")
+    parser.add_argument(
+        "--certificate",
+        help="PEM file of the certificate chain for TLS; watched for changes",
+    )
+    parser.add_argument("--private-key", help="PEM file of its private key")
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="origin whose pages may ask from a browser (CORS); may be repeated",
+    )  # fmt: skip
     parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
     parser.add_argument(
         "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"

@@ -25,6 +25,7 @@ class Options(BaseModel):
     max_body: int
     body_seconds: float
     log_level: str
+    allow_origin: list[str]
 
 
 def application() -> ASGIApp:
@@ -41,6 +42,7 @@ def application() -> ASGIApp:
     from deployments.serving.app import create
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
+    from deployments.serving.tls import cross_origin
     from deployments.serving.traffic import Traffic
     from models.trust import trust
 
@@ -50,7 +52,7 @@ def application() -> ASGIApp:
     repository.restore()
     repository.follow()
     recorder.start()
-    return create(
+    made = create(
         repository,
         access,
         recorder,
@@ -58,6 +60,7 @@ def application() -> ASGIApp:
         max_body=options.max_body,
         body_seconds=options.body_seconds,
     )
+    return cross_origin(made, options.allow_origin)
 
 
 def _end_with_parent() -> None:
