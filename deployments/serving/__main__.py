@@ -122,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-origin", action="append", default=[], metavar="ORIGIN",
         help="origin whose pages may ask from a browser (CORS); may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--memory-mb", type=float,
+        help="budget of each worker for versions; those it cannot hold are opened when asked for",
+    )  # fmt: skip
     parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
     parser.add_argument(
         "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"

@@ -101,7 +101,7 @@ class _Server:
 
     async def infer(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
-        served = self._served(request)
+        served = await self._served(request)
         if media_type(request) not in (JSON, BINARY):
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
         if request.headers.get("content-encoding", "identity") != "identity":
@@ -129,7 +129,7 @@ class _Server:
 
     async def predict(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
-        served = self._served(request)
+        served = await self._served(request)
         body = await self.body(request)
         # Never inline: a small file can hold an image of millions of pixels.
         tensors, rows = await _call(partial(served.read, body, media_type(request)), inline=False)
@@ -154,6 +154,7 @@ class _Server:
                 "previous": list(line.previous),
                 "versions": {number: served.digest for number, served in line.versions.items()},
                 "failed": _reasons(line),
+                "idle": dict(line.idle),
                 **{trial.kind: trial.version for trial in line.trials},
             }
             for name, line in self._repository.lines.items()
@@ -177,10 +178,11 @@ class _Server:
     async def model_metadata(self, request: Request) -> Response:
         name = request.path_params["name"]
         allow(request, "read", name)
-        served = self._repository.get(name, request.path_params.get("version"))
+        wake = partial(self._repository.wake, name, request.path_params.get("version"))
+        served = await _call(wake, inline=False)
         answer = {
             "name": served.line,
-            "versions": sorted(self._repository.line(served.line).versions, key=int),
+            "versions": _answering(self._repository.line(name)),
             "platform": "onnxruntime_onnx",
             "inputs": [_described(spec) for spec in served.inputs],
             "outputs": [_described(spec) for spec in served.outputs],
@@ -191,7 +193,7 @@ class _Server:
         name, number = request.path_params["name"], request.path_params.get("version")
         allow(request, "read", name)
         line = self._repository.line(name)
-        ready = line.ready if number is None else number in line.versions
+        ready = line.ready if number is None else line.answers(number)
         answer = {"name": name, "version": number or line.default, "ready": ready}
         return as_json(answer | {"failed": _reasons(line)}, status=200 if ready else 503)
 
@@ -204,14 +206,17 @@ class _Server:
                 continue
             for number, served in line.versions.items():
                 found.append(_listed(name, number, line, served.digest, "READY"))
+            for number, digest in line.idle.items():
+                one = _listed(name, number, line, digest, "READY")
+                found.append(one | {"reason": "out of memory: opened when asked for"})
             for number, failed in {} if only_ready else line.failed.items():
                 one = _listed(name, number, line, failed.digest, "UNAVAILABLE")
                 found.append(one | {"reason": failed.reason})
         return as_json(found)
 
-    def _served(self, request: Request) -> Served:
+    async def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
-        served = self._traffic.choose(request)
+        served = await self._traffic.choose(request)
         request.state.headers = served.headers
         return served
 
@@ -230,6 +235,10 @@ def _identity(served: Served) -> dict[str, Any]:
 
 def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+def _answering(line: Line) -> list[str]:
+    return sorted((number for number in line.digests if line.answers(number)), key=int)
 
 
 def _listed(name: str, number: str, line: Line, digest: str, state: str) -> dict[str, Any]:

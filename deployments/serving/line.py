@@ -25,6 +25,8 @@ class Line:
     default: str | None = None
     versions: Mapping[str, Served] = field(default_factory=dict)
     failed: Mapping[str, Failed] = field(default_factory=dict)
+    idle: Mapping[str, str] = field(default_factory=dict)
+    """Digests of versions that are to be served and not in memory: opened when asked for."""
     previous: tuple[str, ...] = ()
     canary: Canary | None = None
     shadow: Shadow | None = None
@@ -43,7 +45,37 @@ class Line:
     def digests(self) -> dict[str, str]:
         """The digest of every version that is to be served."""
         failed = {number: one.digest for number, one in self.failed.items()}
-        return {number: one.digest for number, one in self.versions.items()} | failed
+        held = {number: one.digest for number, one in self.versions.items()}
+        return held | failed | dict(self.idle)
+
+    @property
+    def needed(self) -> set[str]:
+        """Versions that must answer at once."""
+        return self.state.needed
+
+    def answers(self, number: str) -> bool:
+        """Whether the version answers, at once or after it was opened."""
+        return number in self.versions or number in self.idle
+
+    def without(self, number: str) -> "Line":
+        """The line without a version, wherever it is."""
+        return replace(
+            self,
+            versions={n: v for n, v in self.versions.items() if n != number},
+            failed={n: f for n, f in self.failed.items() if n != number},
+            idle={n: d for n, d in self.idle.items() if n != number},
+        )
+
+    def holding(self, served: Served) -> "Line":
+        """The line with a version in memory."""
+        line = self.without(served.number)
+        return replace(line, versions={**line.versions, served.number: served})
+
+    def resting(self, number: str) -> "Line":
+        """The line with a version out of memory."""
+        digest = self.versions[number].digest
+        line = self.without(number)
+        return replace(line, idle={**line.idle, number: digest})
 
     @property
     def state(self) -> LineState:

@@ -1,4 +1,4 @@
-"""The versions this server answers with: loaded, defaulted, unloaded, and remembered on disk.
+"""The versions this server answers with: loaded, promoted, rolled back, unloaded, and remembered.
 
 `<root>/<line>/<version number>/` is a version folder, `<root>/state.json` says what is to be
 served. Both survive a restart with the store and MLflow down, and every digest is proven again.
@@ -10,122 +10,33 @@ worker that was asked, and returns once every worker serves it.
 
 import logging
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import NoReturn
 
-import orjson
-
-from deployments.serving.folder import (
-    DIGEST,
-    LINE,
-    NUMBER,
-    exclusive,
-    local,
-    matches,
-    stamp,
-    stored,
-    write_file,
-    write_folder,
-)
+from deployments.serving.folder import DIGEST, LINE, NUMBER, exclusive, matches, stored
+from deployments.serving.following import Follower
 from deployments.serving.line import Failed, Line
+from deployments.serving.opening import open_proven
 from deployments.serving.protocol import ProtocolError
-from deployments.serving.session import Served, open_version
-from deployments.serving.state import (
-    STATE_FILE,
-    Canary,
-    LineState,
-    Shadow,
-    State,
-    Unrecorded,
-    read_state,
-)
-from deployments.serving.triton import triton_config
-from deployments.serving.workers import Workers
-from models.digests import IntegrityError
+from deployments.serving.session import Served
+from deployments.serving.state import Canary, Shadow, Unrecorded
 from models.promotions import Entry
-from models.trust import Trust, TrustError
-from models.version import Reader, read_verified
+from models.trust import Trust
 
-TRITON_FILE = "config.pbtxt"
-FOLLOW_SECONDS = 0.05
-"""How often a worker looks whether another one changed the state."""
-EVERYWHERE_SECONDS = 20.0
-"""Longest that a change waits for every worker to follow."""
 _log = logging.getLogger("modelmint.serving")
 
 
-class Repository:
-    """The loaded versions of the lines below `root`, as one worker of a server has them.
+class Repository(Follower):
+    """Changes of what is served; a change is never kept waiting by a load.
 
-    Only versions signed by a key of `trust` are loaded. Thread-safe: changes are made one at a
-    time, in all workers together; readers are never kept waiting, and neither is a change kept
-    waiting by a load. Raises OSError when the folder cannot be used.
+    With `memory`, in bytes, versions beyond that budget are opened only when they are asked for.
     """
 
-    def __init__(self, root: Path, trust: Trust) -> None:
-        self.root = root
-        self._trust = trust
-        root.mkdir(parents=True, exist_ok=True)
-        self.workers = Workers(root / ".workers")
-        self._changes, self._loads = threading.Lock(), threading.Lock()
-        self._lines: Mapping[str, Line] = MappingProxyType({})
-        self._state, self._stamp = State(), (0, 0, 0)
-
-    def close(self) -> None:
-        """No longer be one of the workers that follow the state."""
-        self.workers.leave()
-
-    def restore(self) -> None:
-        """Serve what `state.json` says; a version that fails is logged and left out.
-
-        Raises ValueError when the file cannot be read: starting empty would forget what to serve.
-        """
-        self.refresh()
-        # Once more while nobody changes anything: from here on a change waits for this worker too.
-        with self._changing():
-            self._acknowledge()
-
-    def follow(self) -> None:
-        """From now on serve what other workers write into `state.json`, in a thread."""
-
-        def look() -> None:
-            while True:
-                time.sleep(FOLLOW_SECONDS)
-                try:
-                    self.refresh()
-                except (OSError, ValueError):
-                    _log.exception("state.json cannot be followed")
-                    time.sleep(1)
-
-        threading.Thread(target=look, name="follow", daemon=True).start()
-
-    def refresh(self) -> None:
-        """Serve what `state.json` says now; raises ValueError when it cannot be read."""
-        if stamp(self.root / STATE_FILE) != self._stamp:
-            with self._changes:
-                self._catch_up()
-
-    @property
-    def state(self) -> State:
-        """What is to be served, as it was last read or written here."""
-        return self._state
-
-    @property
-    def lines(self) -> Mapping[str, Line]:
-        """Every line at this moment, by name."""
-        return self._lines
-
-    def line(self, name: str) -> Line:
-        """The line; raises ProtocolError 404."""
-        found = self._lines.get(name)
-        if found is None:
-            raise ProtocolError(404, f"no model {name[:60]!r} is loaded", "unknown_model")
-        return found
+    def __init__(self, root: Path, trust: Trust, memory: int | None = None) -> None:
+        super().__init__(root, trust, memory)
+        self._waking = threading.Lock()
 
     def default(self, name: str) -> Served:
         """The version that answers when none is named; raises ProtocolError 404 or 503."""
@@ -138,7 +49,47 @@ class Repository:
         if chosen is None:
             raise ProtocolError(404, f"{name} has no default version: promote one", "no_default")
         served = line.versions.get(chosen)
-        return self._absent(name, chosen, line) if served is None else served
+        if served is None:
+            return self._absent(name, chosen, line)
+        self._memory.touch(served.digest)
+        return served
+
+    def wake(self, name: str, number: str | None) -> Served:
+        """A version as `get` gives it, opened first when it was out of memory.
+
+        Raises ProtocolError 404 or 503; takes as long as opening does, and keeps only those
+        waiting who ask for a version that is out of memory too.
+        """
+        with self._waking:
+            line = self.line(name)
+            digest = line.idle.get(number or "")
+            if number is None or digest is None:
+                return self.get(name, number)
+            try:
+                served = open_proven(self.root, self._trust, name, number, digest)
+            except ProtocolError as error:
+                _log.error("%s version %s is not served: %s", name, number, error.message)
+                failed = {number: Failed(digest, error.message)}
+                with self._changes:
+                    self._swap(
+                        name,
+                        number,
+                        digest,
+                        lambda one: replace(one.without(number), failed={**one.failed, **failed}),
+                    )
+                raise ProtocolError(
+                    503, f"version {number} of {name} failed verification", "version_failed"
+                ) from None
+            with self._changes:
+                self._memory.touch(digest)
+                self._swap(name, number, digest, lambda one: one.holding(served))
+            return served
+
+    def _swap(self, name: str, number: str, digest: str, change: Callable[[Line], Line]) -> None:
+        """Change a line of this worker alone, if the version is still out of memory."""
+        line = self._lines.get(name)
+        if line is not None and line.idle.get(number) == digest:
+            self._lines = self._fitted({**self._lines, name: change(line)})
 
     def load(self, name: str, number: str, digest: str, source: str | None = None) -> Served:
         """Make the version with this digest answer under its number, fetching it when needed.
@@ -159,13 +110,12 @@ class Repository:
             self.refresh()
             served = self._held(name, number, digest)
             if served is None:
-                served = self._open(name, number, digest, reader)
+                served = open_proven(self.root, self._trust, name, number, digest, reader)
                 with self._changing():
                     self._held(name, number, digest)
                     line = self._lines.get(name, Line())
-                    failed = {n: f for n, f in line.failed.items() if n != number}
-                    versions = {**line.versions, number: served}
-                    self._publish(name, replace(line, versions=versions, failed=failed))
+                    self._memory.touch(digest)
+                    self._publish(name, line.holding(served))
         self._everywhere(name, number)
         return served
 
@@ -175,13 +125,13 @@ class Repository:
         An entry is kept until it is in the promotion record. Without one the record has it: then it
         is 409 while the record lacks a change made here, which it would undo.
         """
+        woken = self.wake(name, number)
         with self._changing():
             if entry is None and any(one.line == name for one in self._state.unrecorded):
                 raise ProtocolError(
                     409, f"{name} was changed here and that is not recorded yet", "unrecorded"
                 )
-            served = self.get(name, number)
-            line = self.line(name)
+            line, served = self._with(name, number, woken)
             if line.default != number:
                 before = () if line.default is None else (line.default,)
                 kept = (*(n for n in line.previous if n not in before), *before)
@@ -196,15 +146,9 @@ class Repository:
         version to go back to. Raises ProtocolError: 404 when there is none or it is not loaded,
         409 when it is in production already, 503 when it failed verification.
         """
+        woken = self.wake(name, self._target(name, number))
         with self._changing():
-            line = self.line(name)
-            if number is None and not line.previous:
-                raise ProtocolError(
-                    404,
-                    f"no version of {name} was in production before: promote one",
-                    "no_previous",
-                )
-            served = self.get(name, number or line.previous[-1])
+            line, served = self._with(name, self._target(name, number), woken)
             if line.default in (None, served.number):
                 raise ProtocolError(
                     409, f"{name} version {served.number} is in production already", "conflict"
@@ -228,12 +172,10 @@ class Repository:
                 raise ProtocolError(
                     409, f"version {number} is the default of {name}: promote another", "conflict"
                 )
-            if number not in line.versions and number not in line.failed:
+            if number not in line.digests:
                 self._absent(name, number, line)
-            versions = {n: v for n, v in line.versions.items() if n != number}
-            failed = {n: f for n, f in line.failed.items() if n != number}
             previous = tuple(n for n in line.previous if n != number)
-            changed = replace(line, versions=versions, failed=failed, previous=previous)
+            changed = replace(line.without(number), previous=previous)
             self._publish(name, changed.without_trials_of(number))
         self._everywhere(name, number)
 
@@ -243,10 +185,11 @@ class Repository:
         Raises ProtocolError: 404 when the version is not loaded, 409 when it is the default, 503
         when it failed verification.
         """
+        woken = self.wake(name, trial.version) if trial else None
         with self._changing():
             line = self.line(name)
-            if trial is not None:
-                self.get(name, trial.version)
+            if trial is not None and woken is not None:
+                line, _ = self._with(name, trial.version, woken)
                 if trial.version == line.default:
                     raise ProtocolError(
                         409, f"version {trial.version} of {name} is in production", "conflict"
@@ -267,6 +210,22 @@ class Repository:
             left = tuple(one for one in self._state.unrecorded if one.entry.id not in ids)
             self._write(self._lines, left)
 
+    def _target(self, name: str, number: str | None) -> str:
+        """The version a rollback goes to; raises ProtocolError 404 when there is none."""
+        previous = self.line(name).previous
+        if number is None and not previous:
+            raise ProtocolError(
+                404, f"no version of {name} was in production before", "no_previous"
+            )
+        return number or previous[-1]
+
+    def _with(self, name: str, number: str, woken: Served) -> tuple[Line, Served]:
+        """The line with that version in memory, which may have left it again meanwhile."""
+        line = self.line(name)
+        if line.idle.get(number) == woken.digest and number == woken.number:
+            return line.holding(woken), woken
+        return line, self.get(name, number)
+
     def _held(self, name: str, number: str, digest: str) -> Served | None:
         """The version if it is loaded; raises ProtocolError 409 when the number is another's."""
         line = self._lines.get(name, Line())
@@ -277,73 +236,6 @@ class Repository:
             )
         return line.versions.get(number)
 
-    def _open(self, name: str, number: str, digest: str, source: Reader | None) -> Served:
-        folder = self.root / name / number
-        try:
-            try:
-                files = read_verified(local(folder), self._trust, name, digest).files
-            except IntegrityError:
-                if source is None and not folder.exists():
-                    raise ProtocolError(
-                        404, f"{name} version {number} is not here: give its source", "no_folder"
-                    ) from None
-                if source is None:
-                    raise
-                # Absent or damaged here: proven in memory first, then put in place whole.
-                files = read_verified(source, self._trust, name, digest).files
-                write_folder(folder, files)
-        except IntegrityError as error:
-            raise ProtocolError(422, f"{name} version {number}: {error}", "integrity") from None
-        except TrustError as error:
-            _log.error("%s", error)
-            raise ProtocolError(
-                503, "a file among the trusted keys is no key: see the server's log", "trust"
-            ) from None
-        return open_version(name, number, digest, files)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """The state as it is now, to this thread of this worker alone."""
-        with exclusive(self._changes, self.root / ".changes.lock"):
-            self._catch_up()
-            yield
-
-    def _catch_up(self) -> None:
-        path = self.root / STATE_FILE
-        found = stamp(path)
-        if found == self._stamp:
-            return
-        state = read_state(self.root)
-        self._lines = MappingProxyType(
-            {name: self._opened(name, wanted) for name, wanted in state.lines.items()}
-        )
-        self._state, self._stamp = state, found
-        self._acknowledge()
-
-    def _opened(self, name: str, wanted: LineState) -> Line:
-        """The line as it is to be; what is loaded already is not opened again."""
-        before = self._lines.get(name, Line())
-        versions: dict[str, Served] = {}
-        failed: dict[str, Failed] = {}
-        # The default first: it answers soonest.
-        for number in sorted(wanted.versions, key=lambda n: n != wanted.default):
-            digest, held = wanted.versions[number], before.versions.get(number)
-            if held is not None and held.digest == digest:
-                versions[number] = held
-                continue
-            try:
-                versions[number] = self._open(name, number, digest, None)
-            except Exception as error:  # one version must never stop the others
-                reason = error.message if isinstance(error, ProtocolError) else "internal error"
-                failed[number] = Failed(digest, reason)
-                unexpected = not isinstance(error, ProtocolError)
-                _log.error(
-                    "%s version %s is not served: %s", name, number, reason, exc_info=unexpected
-                )
-        ordered = {number: versions[number] for number in wanted.versions if number in versions}
-        trials = wanted.canary, wanted.shadow
-        return Line(wanted.default, ordered, failed, wanted.previous, *trials)
-
     def _entry(self, line: Line, served: Served, entry: Entry | None) -> tuple[Unrecorded, ...]:
         """What is not recorded yet, with the entry completed by what the repository knows."""
         if entry is None:
@@ -352,48 +244,6 @@ class Repository:
         changed = {"number": int(served.number), "digest": served.digest, "replaced": replaced}
         one = Unrecorded(line=served.line, entry=entry.model_copy(update=changed))
         return (*self._state.unrecorded, one)
-
-    def _publish(
-        self, name: str, line: Line, unrecorded: tuple[Unrecorded, ...] | None = None
-    ) -> None:
-        lines = {**self._lines, name: line}
-        if not line.versions and not line.failed:
-            del lines[name]
-        if line.ready:
-            text = triton_config(line.versions[str(line.default)])
-            write_file(self.root / name / TRITON_FILE, text.encode())
-        self._write(lines, self._state.unrecorded if unrecorded is None else unrecorded)
-
-    def _write(self, lines: Mapping[str, Line], unrecorded: tuple[Unrecorded, ...]) -> None:
-        state = State(
-            generation=self._state.generation + 1,
-            lines={name: line.state for name, line in lines.items()},
-            unrecorded=unrecorded,
-        )
-        # On disk first: a change the caller was told of is never lost.
-        path = self.root / STATE_FILE
-        write_file(path, orjson.dumps(state.model_dump(), option=orjson.OPT_INDENT_2))
-        self._lines = MappingProxyType(dict(lines))
-        self._state, self._stamp = state, stamp(path)
-        self._acknowledge()
-
-    def _acknowledge(self) -> None:
-        failed = {
-            f"{name}/{number}": one.reason
-            for name, line in self._lines.items()
-            for number, one in line.failed.items()
-        }
-        self.workers.acknowledge(self._state.generation, failed)
-
-    def _everywhere(self, name: str, number: str) -> None:
-        """Wait until every worker serves the state; raises ProtocolError 503 naming the others."""
-        version = f"{name}/{number}"
-        behind = self.workers.behind(self._state.generation, version, EVERYWHERE_SECONDS)
-        if behind:
-            said = "; ".join(f"worker {one.pid}: {one.reason}" for one in behind)
-            raise ProtocolError(
-                503, f"{len(behind)} of {self.workers.count()} workers: {said}", "workers_behind"
-            )
 
     def _absent(self, name: str, number: str, line: Line) -> NoReturn:
         if number in line.failed:

@@ -71,6 +71,12 @@ class LineState(Frozen):
     canary: Canary | None = None
     shadow: Shadow | None = None
 
+    @property
+    def needed(self) -> set[str]:
+        """Versions that must answer at once: in production now or last, or being tried."""
+        tried = {trial.version for trial in (self.canary, self.shadow) if trial is not None}
+        return tried | set(self.previous[-1:]) | ({self.default} if self.default else set())
+
 
 class Unrecorded(Frozen):
     """A change of production that the promotion record in the bucket does not tell of yet."""

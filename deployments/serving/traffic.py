@@ -11,9 +11,12 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import numpy as np
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -49,13 +52,14 @@ class Traffic:
 
     def __init__(self, repository: Repository, journal: Journal, folder: Path) -> None:
         self._repository, self._journal, self._folder = repository, journal, folder
+        self._one_wake = anyio.CapacityLimiter(1)
         self._open: dict[str, tuple[str, Counters]] = {}
         self._opening = threading.Lock()
         self._waiting: queue.Queue[tuple[Served, Served, Shadow, Tensors]] = queue.Queue(WAITING)
         self._bytes = 0
         threading.Thread(target=self._keep_shadowing, name="shadow", daemon=True).start()
 
-    def choose(self, request: Request) -> Served:
+    async def choose(self, request: Request) -> Served:
         """The version that answers; raises ProtocolError 404 or 503.
 
         The same one for the same request id, or the same key, for as long as the canary lasts.
@@ -69,6 +73,10 @@ class Traffic:
                 request.state.trial = line.canary
                 if line.canary.takes(key.tenant, unit) and line.canary.version in line.versions:
                     return line.versions[line.canary.version]
+        elif number in self._repository.line(name).idle:
+            # Opening takes a while, and nobody else is to wait for it.
+            wake = partial(self._repository.wake, name, number)
+            return await anyio.to_thread.run_sync(wake, limiter=self._one_wake)
         return self._repository.get(name, number)
 
     def watch(self, app: ASGIApp) -> Callable[[Scope, Receive, Send], Awaitable[None]]:

@@ -26,6 +26,7 @@ class Options(BaseModel):
     body_seconds: float
     log_level: str
     allow_origin: list[str]
+    memory_mb: float | None
 
 
 def application() -> ASGIApp:
@@ -46,7 +47,8 @@ def application() -> ASGIApp:
     from deployments.serving.traffic import Traffic
     from models.trust import trust
 
-    repository = Repository(options.repository, trust())
+    memory = None if options.memory_mb is None else int(options.memory_mb * 1e6)
+    repository = Repository(options.repository, trust(), memory)
     access = Access(options.private)
     recorder = Recorder(repository)
     repository.restore()

@@ -13,8 +13,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from deployments.serving.folder import hold
+from deployments.serving.following import TRITON_FILE
 from deployments.serving.protocol import ProtocolError
-from deployments.serving.repository import TRITON_FILE, Repository
+from deployments.serving.repository import Repository
 from deployments.serving.state import STATE_FILE
 from models.signature import MANIFEST_FILE, SAMPLE_FILE, VERSION_FILE
 
@@ -72,8 +73,8 @@ def test_load_promote_unload_and_restore(opened: Any, table: Any, root: Path) ->
     assert (root / "air-time" / "1").exists()
 
     state = orjson.loads((root / STATE_FILE).read_bytes())
-    line = {"default": "2", "versions": {"2": two.digest}, "previous": []}
-    assert state["lines"] == {"air-time": line}
+    line = state["lines"]["air-time"]
+    assert (line["default"], line["versions"], line["previous"]) == ("2", {"2": two.digest}, [])
 
 
 def test_a_line_without_versions_is_forgotten(opened: Any, table: Any, root: Path) -> None:
