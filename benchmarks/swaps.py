@@ -108,7 +108,7 @@ def _publish(
     for name, loads in (("no swap", quiet), (f"{options.swaps} swaps", swapped)):
         spent = sorted(one for load in loads for one in load.milliseconds)
         failed = [one for load in loads for one in load.failed]
-        figures[name] = found = {
+        found: dict[str, Any] = {
             "requests": len(spent) + len(failed),
             "failed": len(failed),
             "median_ms": median(spent),
@@ -117,6 +117,7 @@ def _publish(
             "slowest_ms": spent[-1],
             "problems": sorted(set(failed))[:5],
         }
+        figures[name] = found
         rows.append({"": name, **{n: round(v, 2) for n, v in found.items() if n != "problems"}})
     changes = {"promote": "promote, under load", "rollback": "rollback, under load"}
     taken = {text: [s for kind, s in seconds if kind == name] for name, text in changes.items()}
