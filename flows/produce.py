@@ -15,6 +15,7 @@ from tasks.compress import compress
 from tasks.deploy import deploy
 from tasks.evaluate import evaluate
 from tasks.gate import decide
+from tasks.production import reconsidered
 from tasks.progress import listening
 from tasks.promotion import champion_for
 from tasks.publish import EpochLog, show
@@ -70,6 +71,7 @@ def produce(
             spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
         )
         recorded = recipe(spec, snapshot, artifact, runs)
+        verdict = reconsidered(line, recorded.digest, verdict)
         version = register(recorded, prefix, snapshot, artifact, report, verdict)
         endpoint = deploy(version, artifact, verdict)
     show(line, dataset, report, artifact, verdict, endpoint)

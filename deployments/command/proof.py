@@ -1,4 +1,4 @@
-"""Commands that prove and compare versions: replay, verify, compare, export, import."""
+"""Commands that prove and compare versions: replay, verify, lineage, compare, export, import."""
 
 import json
 import os
@@ -109,6 +109,27 @@ def verify(
                 found = verifying.verify(StoredFolder(line, digest), line, digest)
         answer: dict[str, Any] = {"verified": True, **found.model_dump(mode="json")}
         show(as_json, answer, lambda: table([{"": n, "found": v} for n, v in answer.items()]))
+
+
+@app.command()
+def lineage(
+    origin: Annotated[
+        str, typer.Argument(help="A request id, or a version digest or its first 8 digits.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Walk back from an answer or a version to run, code, data and signer, each proven.
+
+    Exit code 2: the version's signature or a digest does not hold.
+    """
+    from deployments.local.stack import SERVER, STORE, stack
+
+    with _refusing(f"the origin of {origin} is refused", as_json), stack(STORE, SERVER):
+        from tasks.lineage import lineage as trace
+
+        found = trace(origin)
+    shown = {**found, "data": {n: v for n, v in found["data"].items() if n != "objects_named"}}
+    show(as_json, found, lambda: table([{"": n, "found": v} for n, v in shown.items() if v]))
 
 
 @app.command()

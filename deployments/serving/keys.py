@@ -120,11 +120,12 @@ class Keys:
         kind, _, token = (header or "").partition(" ")
         if kind.lower() != "bearer" or not token:
             raise ProtocolError(401, "send your key: Authorization: Bearer mm_...", "no_key")
-        parts = token.strip().split("_", 2)
-        key = self._keys.get(parts[1]) if len(parts) == 3 else None
-        found = hashlib.sha256(token.strip().encode()).hexdigest()
-        # Compared in constant time; an id is no secret, so how it is looked up tells nothing.
-        if key is None or not _fits(key, found):
+        found = _hash(token.strip())
+        key = self._matching(token.strip(), found)
+        if key is None:
+            self.refresh()  # another worker may have made it just now
+            key = self._matching(token.strip(), found)
+        if key is None:
             raise ProtocolError(401, "this key is not known here", "unknown_key")
         now = time.time()
         if key.revoked is not None:
@@ -203,6 +204,12 @@ class Keys:
         # On disk before it counts: a key nobody knows would lock everybody out.
         write(file, token.encode())
         self.create("first", EVERYTHING, secret=token)
+
+    def _matching(self, token: str, found: str) -> ApiKey | None:
+        parts = token.split("_", 2)
+        key = self._keys.get(parts[1]) if len(parts) == 3 else None
+        # Compared in constant time; an id is no secret, so how it is looked up tells nothing.
+        return key if key is not None and _fits(key, found) else None
 
     def _named(self, identity: str) -> ApiKey:
         found = self._keys.get(identity)

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import boto3
 import numpy as np
 import onnx
 import orjson
@@ -21,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from securesystemslib.signer import CryptoSigner
 
+from deployments.local.store import environment, store
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
 from models.digests import Manifest, canonical_json
@@ -335,6 +338,21 @@ def start() -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def begun() -> Callable[..., AbstractContextManager[Server]]:
+    """Starts a server process that ends with the block."""
+
+    @contextmanager
+    def begin(root: Path, *options: str, **more: Any) -> Iterator[Server]:
+        server = Server(root, *options, **more)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    return begin
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of `air-time` 1 (default) and 2, and `clothes` 1 (default), for reading only."""
@@ -351,3 +369,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="package")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A client of a store with an empty bucket `modelmint`, and the server's environment."""
+    home = tmp_path_factory.mktemp("store")
+    with store(home).use() as running:
+        found = environment(home, running)
+        client = boto3.client(
+            "s3",
+            endpoint_url=found["AWS_ENDPOINT_URL"],
+            aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
+            region_name=found["AWS_REGION"],
+        )
+        client.create_bucket(Bucket="modelmint")
+        yield client, found
+        client.close()
