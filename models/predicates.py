@@ -45,6 +45,8 @@ class _Definition(_Read):
 
 
 class _Metadata(_Read):
+    invocation_id: str
+    """The Prefect flow run."""
     finished_on: str
 
 

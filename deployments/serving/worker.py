@@ -27,6 +27,10 @@ class Options(BaseModel):
     log_level: str
     allow_origin: list[str]
     memory_mb: float | None
+    workers: int
+    timeout_seconds: float
+    cache_bytes: int
+    no_cache: list[str]
 
 
 def application() -> ASGIApp:
@@ -41,6 +45,7 @@ def application() -> ASGIApp:
     )
     from deployments.serving.access import Access
     from deployments.serving.app import create
+    from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
     from deployments.serving.tls import cross_origin
@@ -54,6 +59,12 @@ def application() -> ASGIApp:
     repository.restore()
     repository.follow()
     recorder.start()
+    settings = Settings(
+        slots=max(1, len(os.sched_getaffinity(0)) // options.workers),
+        seconds=options.timeout_seconds,
+        cache_bytes=options.cache_bytes,
+        uncached=frozenset(options.no_cache),
+    )
     made = create(
         repository,
         access,
@@ -61,6 +72,7 @@ def application() -> ASGIApp:
         Traffic(repository, access.journal, options.private / "trials"),
         max_body=options.max_body,
         body_seconds=options.body_seconds,
+        settings=settings,
     )
     return cross_origin(made, options.allow_origin)
 
