@@ -10,7 +10,6 @@ import time
 import uuid
 
 from blake3 import blake3
-from pydantic import Field
 
 from models.digests import Digest
 from models.open import Frozen
@@ -39,9 +38,9 @@ class Announcement(Frozen):
     number: int
     seen: Seen
     settled: bool = False
-    """Its run ended before it could list: the next change starts the next run."""
-    at: float = Field(default_factory=time.time)
-    """Seconds since 1970 UTC."""
+    """Its runs ended before they could list: the next change starts the next run."""
+    at: float
+    """When this listing was first told, in seconds since 1970 UTC."""
 
 
 class Tally:
@@ -98,11 +97,15 @@ def announced(line: str) -> Announcement | None:
     return found[0] if found else None
 
 
-def announce(line: str, seen: Seen) -> Announcement | None:
-    """The next announcement, written down; None when another watcher was quicker."""
+def announce(line: str, seen: Seen, since: float | None = None) -> Announcement | None:
+    """The next announcement, written down; None when another watcher was quicker.
+
+    `since` is when the same listing was first announced, if it was.
+    """
     before = _announced(line)
     number = before[0].number + 1 if before else 1
-    return _written(line, Announcement(number=number, seen=seen), before[1] if before else "")
+    told = Announcement(number=number, seen=seen, at=time.time() if since is None else since)
+    return _written(line, told, before[1] if before else "")
 
 
 def settle(line: str) -> Announcement | None:

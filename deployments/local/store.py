@@ -23,6 +23,8 @@ from deployments.local.service import Running, Service, ServiceError
 
 REGION = "us-east-1"
 MIB = 1 << 20
+# It looks for a file of this name in its working directory.
+NOTIFICATION = "notification.toml"
 # Everything but the S3 port has no authentication: all of it stays on loopback.
 PORTS = ("s3", "master", "volume", "filer")
 
@@ -140,6 +142,28 @@ def _identities(state: Path) -> Path:
     path = state / "s3.json"
     write_private(path, json.dumps({"identities": [identity]}, indent=1))
     return path
+
+
+def notify(home: Path, url: str, token: str) -> None:
+    """Have the store post what happens below `raw/` to a webhook, from its next start on."""
+    bucket = os.environ.get("MODELMINT_BUCKET", "modelmint")
+    lines = [
+        "[notification.webhook]",
+        "enabled = true",
+        f"endpoint = {json.dumps(url)}",
+        f"bearer_token = {json.dumps(token)}",
+        f"path_prefixes = [{json.dumps(f'/buckets/{bucket}/raw/')}]",
+        # The listing is looked at every few seconds anyway.
+        "max_retries = 1",
+    ]
+    state = home.resolve() / "store"
+    state.mkdir(parents=True, exist_ok=True)
+    write_private(state / NOTIFICATION, "\n".join(lines) + "\n")
+
+
+def notify_nobody(home: Path) -> None:
+    """Have the store post nothing, from its next start on."""
+    (home.resolve() / "store" / NOTIFICATION).unlink(missing_ok=True)
 
 
 def write_private(path: Path, content: str) -> None:

@@ -51,9 +51,9 @@ def test_one_holder_at_a_time() -> None:
 
 def test_a_holder_that_lives_keeps_it_for_longer_than_the_lease_lasts() -> None:
     asked: list[Held] = []
+    second = lease(KEY, "the second", patience=3.0, waiting=asked.append)
     with lease(KEY, "the first"), pytest.raises(LeaseError, match="is held by another run"):
-        with lease(KEY, "the second", patience=3.0, waiting=asked.append):
-            pass
+        second.__enter__()
     assert {held.purpose for held in asked} == {"the first"}
     assert len({held.change for held in asked}) > 3
 
