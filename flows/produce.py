@@ -59,9 +59,10 @@ def produce(
         gate: What to demand, instead of what the line demands.
         budget: What compression may cost, instead of what the line allows.
     """
-    spec = catalog.find(line).changed(model, training, gate, budget).on(cluster.device())
-    profile, threads = spec.training.profile, spec.training.threads
+    wanted = catalog.find(line).changed(model, training, gate, budget)
     with turn(line), recording() as runs, listening(EpochLog(line)):
+        spec = wanted.on(cluster.device())
+        profile, threads = spec.training.profile, spec.training.threads
         prefix = raw_prefix(spec.data)
         listing = list_objects(spec.data)
         take(line, listing)

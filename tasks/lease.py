@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tasks.store import MissingError, StoreError, store
 
-SECONDS = 10.0
+SECONDS = 15.0
 BEAT = 2.0
 PATIENCE = 300.0
 POLL = 0.3
@@ -79,6 +79,11 @@ def holder(key: str) -> Held:
         return Held("", "", "")
     terms = json.loads(found.content)
     return Held(terms["owner"], terms.get("purpose", ""), found.etag)
+
+
+def release(key: str, held: Held) -> bool:
+    """Free the lease of a holder that is known to be dead; False when it has changed since."""
+    return store().replace(key, _terms("", held.purpose, 0), held.change)
 
 
 def _take(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tasks import progress
-from tasks.lease import Held, holder, lease
+from tasks.lease import Held, holder, lease, release
 
 LONGEST = 7 * 24 * 3600.0
 """Seconds a run waits for runs that live."""
@@ -39,6 +39,13 @@ def turn(line: str) -> Iterator[None]:
 def whose(line: str) -> Held:
     """The run that has the line's turn; its `purpose` is the Prefect flow run's id."""
     return holder(key(line))
+
+
+def end(line: str, run: str) -> None:
+    """Give the turn of a run that is known to be dead to whoever waits, sooner than it runs out."""
+    held = whose(line)
+    if held.owner and held.purpose == run:
+        release(key(line), held)
 
 
 def key(line: str) -> str:

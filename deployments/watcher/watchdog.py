@@ -8,6 +8,7 @@ noticed by its age. All ages are what this process saw with its own monotonic cl
 
 import logging
 import time
+from contextlib import suppress
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -15,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from deployments.watcher.runs import FLOW, Runs, line_of
 from deployments.watcher.settings import Settings
 from tasks.store import StoreError
-from tasks.turn import whose
+from tasks.turn import end, whose
 
 log = logging.getLogger("modelmint.watcher")
 
@@ -96,4 +97,6 @@ class Watchdog:
             self._given_up.add(run.id)
             return
         log.warning("run %s: %s; it is started again (%d)", run.name, reason, tried + 1)
+        with suppress(StoreError):
+            end(line_of(run), str(run.id))
         self.runs.resume(run, reason, tried + 1)

@@ -1,5 +1,6 @@
 """The watchdog and what it asks of Prefect: a real server and store, a clock that is set."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
 from tasks import lease as leases
 from tasks.lease import lease
+from tasks.store import store
 from tasks.turn import key
 from tests.deployments.watcher.conftest import Clock
 
@@ -26,9 +28,11 @@ SETTINGS = Settings(silent=30.0, pending=90.0, tries=2)
 
 
 @pytest.fixture(scope="module")
-def runs(prefect_service: str) -> Runs:
+def runs(prefect_service: str) -> Iterator[Runs]:
     del prefect_service
-    return Runs()
+    runs = Runs()
+    yield runs
+    runs.client._client.close()
 
 
 @pytest.fixture
@@ -73,9 +77,11 @@ def state(runs: Runs, run: FlowRun) -> tuple[StateType | None, str | None]:
 
 
 def test_a_silent_run_is_started_again_and_has_its_slot_back(
-    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock, line: str
 ) -> None:
     run = started(Pending(), Running())
+    terms = {"owner": "dead", "purpose": str(run.id), "beat": 9}
+    store().put(key(line), json.dumps(terms).encode())
     for _ in range(4):
         watchdog.look()
         assert state(runs, run) == (StateType.RUNNING, "Running")
@@ -83,6 +89,8 @@ def test_a_silent_run_is_started_again_and_has_its_slot_back(
     watchdog.look()
     assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
     assert runs.resumed(run.id) == 1
+    # Nobody waits for the turn the dead run had.
+    assert leases.holder(key(line)).owner == ""
     # Its deployment runs one at a time, and the dead run has left the place.
     runs.client.set_flow_run_state(run.id, Pending())
     runs.client.set_flow_run_state(run.id, Running())
