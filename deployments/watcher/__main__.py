@@ -16,12 +16,12 @@ import httpx
 
 from deployments.watcher import webhook
 from deployments.watcher.hints import EVERYTHING, RAW, Hints, Pulse, queue_thread
-from deployments.watcher.line import HOLD, LineWatch
+from deployments.watcher.line import LineWatch
 from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
 from models import catalog
-from tasks.store import BUCKET_SETTING, StoreError, store
+from tasks.store import BUCKET_SETTING, MissingError, StoreError, store
 
 log = logging.getLogger("modelmint.watcher")
 STUCK = 900.0
@@ -66,12 +66,14 @@ class Watcher:
 
     def _refresh(self) -> None:
         """Find the lines there are now, and folders that belong to none of them."""
+        # First, since without a bucket there is nothing to watch.
+        folders = list(store().folders(RAW))
         known = catalog.lines()
         self.lines = {
             name: self.lines.get(name) or LineWatch(line, self.settings, self.runs)
             for name, line in known.items()
         }
-        for prefix in store().folders(RAW):
+        for prefix in folders:
             if all(watch.prefix != prefix for watch in self.lines.values()):
                 self._stranger(prefix)
 
@@ -87,7 +89,7 @@ class Watcher:
         """Do it; what fails is said once and tried again, and stops nothing else."""
         try:
             action()
-        except (StoreError, httpx.HTTPError) as error:
+        except (StoreError, MissingError, httpx.HTTPError) as error:
             self._say(name, f"{type(error).__name__}: {error}")
         except Exception as error:  # a line's file, say, may have any error in it
             log.debug("", exc_info=True)
@@ -98,7 +100,7 @@ class Watcher:
 
     def _say(self, name: str, problem: str) -> None:
         if not self._said.get(name):
-            log.error("%s: %s; tried again every %.0f s", name, problem, HOLD)
+            log.error("%s: %s; tried again until it goes", name, problem)
         self._said[name] = problem
 
 
