@@ -7,6 +7,7 @@ the kernel by then and survives.
 
 import http.client
 import json
+import os
 import re
 import secrets
 import shutil
@@ -23,6 +24,8 @@ from models.files import write
 
 REGION = "us-east-1"
 MIB = 1 << 20
+# It looks for a file of this name in its working directory.
+NOTIFICATION = "notification.toml"
 # Everything but the S3 port has no authentication: all of it stays on loopback.
 PORTS = ("s3", "master", "volume", "filer")
 
@@ -140,6 +143,28 @@ def _identities(state: Path) -> Path:
     path = state / "s3.json"
     write(path, json.dumps({"identities": [identity]}, indent=1).encode())
     return path
+
+
+def notify(home: Path, url: str, token: str) -> None:
+    """Have the store post what happens below `raw/` to a webhook, from its next start on."""
+    bucket = os.environ.get("MODELMINT_BUCKET", "modelmint")
+    lines = [
+        "[notification.webhook]",
+        "enabled = true",
+        f"endpoint = {json.dumps(url)}",
+        f"bearer_token = {json.dumps(token)}",
+        f"path_prefixes = [{json.dumps(f'/buckets/{bucket}/raw/')}]",
+        # The listing is looked at every few seconds anyway.
+        "max_retries = 1",
+    ]
+    state = home.resolve() / "store"
+    state.mkdir(parents=True, exist_ok=True)
+    write(state / NOTIFICATION, ("\n".join(lines) + "\n").encode())
+
+
+def notify_nobody(home: Path) -> None:
+    """Have the store post nothing, from its next start on."""
+    (home.resolve() / "store" / NOTIFICATION).unlink(missing_ok=True)
 
 
 def _missing(state: Path, ports: Ports) -> str | None:

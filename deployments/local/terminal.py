@@ -38,6 +38,8 @@ class Progress(AbstractContextManager["Progress"]):
             self.lines[event.stage] = "", Spinner("dots")
         elif event.kind == "progress":
             self.lines[event.stage] = _text(event.detail), self.lines[event.stage][1]
+        elif event.kind == "dropped":
+            del self.lines[event.stage]
         elif event.kind == "finished":
             run = event.detail["run"]
             how = "unchanged, not computed again" if run.cached else f"{run.seconds:.1f} s"
