@@ -3,7 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,9 @@ from pydantic import Field, SerializeAsAny
 from models.open import Open
 from models.splits import Split
 from models.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from models.pieces import Piece
 
 REFUSED = {"row": pl.UInt32, "field": pl.String, "reason": pl.String}
 Tensors = dict[str, NDArray[Any]]
@@ -94,6 +98,28 @@ class Data(Open):
     @abstractmethod
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
         """Read one raw object; raises RefusedObject when nothing in it can be read."""
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`, where the object need not have the column `target` and it means nothing."""
+        del target
+        return self.parse(name, payload, references)
+
+    def pieces(self, name: str, path: Path, size: int) -> "Iterator[Piece]":
+        """A raw object on disk as raw objects of about `size` bytes; one unless overridden.
+
+        Raises RefusedObject when it cannot be divided because it is damaged.
+        """
+        from models.pieces import whole
+
+        del name, size
+        return whole(path)
+
+    @property
+    def joined(self) -> Mapping[str, str]:
+        """The references that features come from, and not only targets."""
+        return self.references
 
     @abstractmethod
     def checks(self) -> Sequence[Check]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.data import (
     Tensors,
 )
 from models.open import Frozen, Function, name_of
+from models.pieces import Piece, csv_pieces, parquet_pieces
 from models.records import NULLS, TYPES, read_records
 from models.splits import ByTime
 from models.statistics import Moments, fold
@@ -159,7 +161,31 @@ class Tables(Data):
         return (*(n.name for n in self.numbers), *(c.name for c in self.categories))
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
-        raw = read_records(name, payload, {n: TYPES[kind] for n, kind in self.columns.items()})
+        return self._cleaned(name, read_records(name, payload, self._types()), references)
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`, with a target that is null, whatever the object says.
+
+        Columns that `clean` makes the target from are still needed.
+        """
+        types = self._types()
+        kind = types.pop(target, None)
+        raw = read_records(name, payload, types)
+        if kind is not None:
+            raw = Parsed(raw.rows.with_columns(pl.lit(None, kind).alias(target)), raw.refused)
+        return self._cleaned(name, raw, references)
+
+    def pieces(self, name: str, path: Path, size: int) -> Iterator[Piece]:
+        """Records below their header; a `clean` that looks at other rows sees those of a piece."""
+        divided = parquet_pieces if name.endswith(".parquet") else csv_pieces
+        return divided(path, size)
+
+    def _types(self) -> dict[str, type[pl.DataType]]:
+        return {name: TYPES[kind] for name, kind in self.columns.items()}
+
+    def _cleaned(self, name: str, raw: Parsed, references: Mapping[str, pl.DataFrame]) -> Parsed:
         try:
             cleaned: pl.DataFrame = self.clean(raw.rows.lazy(), references).collect()
         except pl.exceptions.PolarsError as error:
