@@ -70,6 +70,17 @@ class Features(Open):
     def write(self, row: pl.DataFrame) -> tuple[bytes, str]:
         """One cleaned row as a payload `read` takes, and its media type."""
 
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """What drift is looked for in: Float64 and String columns, a row for each encoded one.
+
+        Unless overridden the mean and the deviation of each row of each tensor.
+        """
+        columns: dict[str, NDArray[np.float64]] = {}
+        for name, tensor in tensors.items():
+            flat = tensor.reshape(len(tensor), -1).astype(np.float64)
+            columns |= {f"{name} mean": flat.mean(axis=1), f"{name} deviation": flat.std(axis=1)}
+        return pl.DataFrame(columns)
+
     def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Named groups of rows whose quality is reported apart; none unless overridden."""
         del rows

@@ -28,7 +28,7 @@ from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Column = Literal["integer", "number", "text"]
-UNKNOWN = 0
+UNKNOWN, OTHER = 0, "other"
 
 
 class Number(Frozen):
@@ -102,6 +102,19 @@ class TableFeatures(Features):
             ]
             tensors["categories"] = np.stack(indices, axis=1)
         return tensors
+
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """The features themselves; a value without an index of its own is `other`."""
+        columns: dict[str, Any] = {}
+        for index, number in enumerate(self.numbers):
+            column = tensors["numbers"][:, index].astype(np.float64)
+            columns[number.name] = pl.Series(column).fill_nan(None)
+        for index, category in enumerate(self.categories):
+            names = np.array([OTHER, *category.vocabulary], dtype=object)
+            columns[category.name] = pl.Series(
+                names[tensors["categories"][:, index]], dtype=pl.String
+            )
+        return pl.DataFrame(columns)
 
     def read(self, payload: bytes, media_type: str) -> pl.DataFrame:
         """One JSON record, a JSON list of records, or CSV with a header (`text/csv`)."""
