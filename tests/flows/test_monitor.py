@@ -7,7 +7,6 @@ import httpx
 import polars as pl
 import pytest
 
-from deployments.local.stack import PREFECT
 from flows.monitor import monitor, monitor_lines
 from flows.produce import Production
 from models import catalog
