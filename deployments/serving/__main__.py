@@ -10,6 +10,7 @@ are answered.
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def main() -> None:
 
     from deployments.serving.access import Access
     from deployments.serving.app import create
+    from deployments.serving.capture import SETTING, Capture, rates
     from deployments.serving.protocol import ProtocolError
     from deployments.serving.repository import Repository
     from models.trust import trust
@@ -50,20 +52,28 @@ def main() -> None:
         access.keys.first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
-    app = create(repository, access, max_body=options.max_body, body_seconds=options.body_seconds)
-    uvicorn.run(
-        app,
-        host=options.host,
-        port=options.port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        server_header=False,
-        log_config=None,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
+    try:
+        shares = rates(os.environ.get(SETTING, ""))
+    except ValueError as error:
+        sys.exit(str(error))
+    with Capture(private / "captured", shares) as capture:
+        app = create(
+            repository, access, max_body=options.max_body, body_seconds=options.body_seconds,
+            capture=capture if shares else None,
+        )  # fmt: skip
+        uvicorn.run(
+            app,
+            host=options.host,
+            port=options.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            log_config=None,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

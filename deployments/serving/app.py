@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
+from deployments.serving.capture import Capture
 from deployments.serving.http import (
     as_json,
     as_object,
@@ -50,13 +51,15 @@ def create(
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
+    capture: Capture | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`.
+    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
+    given what was answered.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
-    server = _Server(repository, access, max_body, body_seconds)
+    server = _Server(repository, access, max_body, body_seconds, capture)
     routes = [*server.routes(), *Accounts(access, server.body).routes()]
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
@@ -65,10 +68,12 @@ def create(
 
 class _Server:
     def __init__(
-        self, repository: Repository, access: Access, max_body: int, body_seconds: float
-    ) -> None:
+        self, repository: Repository, access: Access, max_body: int, body_seconds: float,
+        capture: Capture | None,
+    ) -> None:  # fmt: skip
         self._repository, self._access = repository, access
         self._max_body, self._body_seconds = max_body, body_seconds
+        self._capture = capture
         # Loads wait for each other anyway: they must not fill the threads that requests run in.
         self._one_change = anyio.CapacityLimiter(1)
 
@@ -113,6 +118,8 @@ class _Server:
             self._access.refund(request, served.line, rows)
             raise
         self._access.answered(request, served.line, len(content))
+        if self._capture is not None:
+            self._capture.take(served, asked.tensors)
         headers = served.headers | {"x-request-id": request_id(request)}
         if json_length is None:
             return Response(content, headers=headers, media_type=JSON)
@@ -135,6 +142,8 @@ class _Server:
         headers = served.headers | {"x-request-id": request_id(request)}
         answered = as_json(answer, headers=headers)
         self._access.answered(request, served.line, len(answered.body))
+        if self._capture is not None:
+            self._capture.take(served, tensors)
         return answered
 
     async def index(self, request: Request) -> Response:
