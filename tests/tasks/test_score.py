@@ -1,30 +1,37 @@
 """Batch scoring on real Dask workers: what is answered, what is refused, what is written once."""
 
 import io
+import struct
 import subprocess
 import sys
+import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from models.digests import IntegrityError, bytes_digest
-from models.signature import MODEL_FILE
+from models.digests import IntegrityError, Manifest, bytes_digest
+from models.images import Images, ImageSize
+from models.signature import MODEL_FILE, SIGNATURE_FILE
+from models.splits import ByHash
 from tasks import score_object as worker
 from tasks.promotion import promote, version_folder
 from tasks.recorded import ChangedCodeError
 from tasks.refs import Verdict, Version
 from tasks.score import Scored, score
 from tasks.scoring import ScoredObject, Scoring, Source, scoring
-from tasks.served import NoChampionError, served
+from tasks.served import NoChampionError, Served, served
 from tasks.snapshot import EmptyPrefixError, list_prefix
 from tasks.store import store
+from tests.deployments.serving.conftest import LABELS, image_version
 from tests.tasks import samples
-from tests.tasks.conftest import Trained, registered
+from tests.tasks.conftest import Made, Trained, registered
 
 LINE = "scored-trips"
 _prefixes = (f"incoming/{number}/" for number in count())
@@ -284,3 +291,43 @@ def test_outputs_are_never_inputs(how: Scoring, prefix: str) -> None:
         run(inside, prefix)
     with pytest.raises(EmptyPrefixError):
         run(how, "incoming/nothing/")
+
+
+def test_images_are_answered_from_archives_and_idx_files_alike(made: Made, prefix: str) -> None:
+    version = image_version("scored-clothes")
+    for name, content in version.files.items():
+        store().put(version_folder(version.line, version.digest) + name, content)
+    names = (MODEL_FILE, SIGNATURE_FILE)
+    manifest = Manifest.of({name: version.files[name] for name in names})
+    data = Images(raw="clothes/", size=ImageSize(), split=ByHash())
+    images = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for number, image in enumerate(images):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            content = png.getvalue() if number != 7 else b"no image"
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    store().put(f"{prefix}a.tar", packed.getvalue())
+    head = bytes((0, 0, 8, 3)) + struct.pack(">3I", *images.shape)
+    store().put(f"{prefix}b-images-idx3-ubyte", head + images.tobytes())
+    how = Scoring(
+        served=Served(line=version.line, number=1, digest=version.digest, manifest=manifest),
+        data=data,
+        references={},
+        output=f"scored/{prefix}",
+    )
+    found = run(how, prefix)
+    assert (found.rows, found.scored) == (60, 59)
+    tables = {key[len(prefix) :]: read(one) for key, one in objects(found).items()}
+    from_idx, from_tar = tables["b-images-idx3-ubyte"], tables["a.tar"]
+    assert from_tar.row(7, named=True)["refused_field"] == "7.png"
+    whole = from_tar.get_column("refused_reason").is_null()
+    assert from_tar.filter(whole).equals(from_idx.filter(whole))
+    [expected] = how.served.session().run(None, {"image": images[:, None]})
+    probabilities = from_idx.get_column("probabilities").struct.unnest().to_numpy()
+    assert probabilities == pytest.approx(expected, abs=1e-6)
+    assert from_idx.get_column("kind").to_list() == [LABELS[i] for i in expected.argmax(axis=1)]
+    assert made.bucket
