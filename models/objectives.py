@@ -93,6 +93,10 @@ class Objective(Open):
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """What a person reads, one record for each row of the served output."""
 
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The same as columns, for files of many rows."""
+        return pl.DataFrame(self.answer(output))
+
 
 class Regression(Objective):
     """One number per row."""
@@ -156,6 +160,10 @@ class Regression(Objective):
 
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         return [{self.target: round(float(v), 4), "unit": self.unit} for v in output.reshape(-1)]
+
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The number, Float32, under the target's name."""
+        return pl.DataFrame({self.target: output.reshape(-1).astype(np.float32)})
 
 
 class Classification(Objective):
@@ -226,3 +234,16 @@ class Classification(Objective):
             }
             for row, index in zip(output, best, strict=True)
         ]
+
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The class, its probability, and a struct of every class's, Float32."""
+        best = output.argmax(axis=1)
+        classes = pl.Series(self.labels, dtype=pl.Enum(self.labels))
+        each = {label: output[:, index] for index, label in enumerate(self.labels)}
+        return pl.DataFrame(
+            {
+                self.target: classes.gather(best).cast(pl.String),
+                "probability": output[np.arange(len(best)), best],
+                "probabilities": pl.DataFrame(each).to_struct(),
+            }
+        )

@@ -39,7 +39,7 @@ def main() -> None:
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
-    from deployments.serving import metrics, tls
+    from deployments.serving import capture, metrics, tls
     from deployments.serving.folder import hold
     from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
@@ -69,6 +69,10 @@ def main() -> None:
             "ssl_keyfile": options.private_key,
             "ssl_context_factory": tls.context,
         }
+    try:
+        capture.rates(os.environ.get(capture.SETTING, ""))
+    except ValueError as error:
+        sys.exit(str(error))
     told = {name: getattr(options, name) for name in Options.model_fields} | {"private": private}
     os.environ[SETTING] = Options(**told).model_dump_json()
     config = uvicorn.Config(

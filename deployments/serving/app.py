@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from deployments.serving import metrics
 from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
+from deployments.serving.capture import Capture
 from deployments.serving.control import Control
 from deployments.serving.http import (
     as_json,
@@ -58,14 +59,16 @@ def create(
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
     settings: Settings = DEFAULTS,
+    capture: Capture | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`.
+    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
+    given what was answered.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = Inference(access.ledger, settings)
-    server = _Server(repository, inference, traffic, max_body, body_seconds)
+    server = _Server(repository, inference, traffic, capture, max_body, body_seconds)
     control = Control(repository, access, recorder, server.body)
     accounts = Accounts(access, server.body)
     trials = Trials(repository, access, traffic, server.body)
@@ -81,11 +84,12 @@ class _Server:
         repository: Repository,
         inference: Inference,
         traffic: Traffic,
+        capture: Capture | None,
         max_body: int,
         body_seconds: float,
     ) -> None:
         self._repository, self._inference, self._traffic = repository, inference, traffic
-        self._max_body, self._body_seconds = max_body, body_seconds
+        self._capture, self._max_body, self._body_seconds = capture, max_body, body_seconds
 
     def routes(self) -> list[Route]:
         get, post = ["GET"], ["POST"]
@@ -120,6 +124,8 @@ class _Server:
         content, json_length = render(asked, served.line, served.number, found.outputs)
         rows = len(next(iter(asked.tensors.values())))
         self._inference.answered(call, "infer", start, rows, len(content))
+        if self._capture is not None:
+            self._capture.take(served, asked.tensors)
         headers = _headers(request, served, found)
         mirrored = self._traffic.mirror(served, asked.tensors)
         if json_length is None:
@@ -139,6 +145,8 @@ class _Server:
         answer = _identity(served) | {"predictions": served.answers(found.outputs)}
         answered = as_json(answer, headers=_headers(request, served, found))
         self._inference.answered(call, "predict", start, rows, len(answered.body))
+        if self._capture is not None:
+            self._capture.take(served, tensors)
         answered.background = self._traffic.mirror(served, tensors)
         return answered
 

@@ -1,5 +1,6 @@
 """One worker process of the model server: the application over the repository it follows."""
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -45,6 +46,8 @@ def application() -> ASGIApp:
     )
     from deployments.serving.access import Access
     from deployments.serving.app import create
+    from deployments.serving.capture import SETTING as CAPTURE
+    from deployments.serving.capture import Capture, rates
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
@@ -65,6 +68,10 @@ def application() -> ASGIApp:
         cache_bytes=options.cache_bytes,
         uncached=frozenset(options.no_cache),
     )
+    shares = rates(os.environ.get(CAPTURE, ""))
+    capture = Capture(options.private / "captured", shares) if shares else None
+    if capture is not None:
+        atexit.register(capture.close)
     made = create(
         repository,
         access,
@@ -73,6 +80,7 @@ def application() -> ASGIApp:
         max_body=options.max_body,
         body_seconds=options.body_seconds,
         settings=settings,
+        capture=capture,
     )
     return cross_origin(made, options.allow_origin)
 
