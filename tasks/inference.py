@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.data import Tensors
+from models.padding import computed, trimmed
 
 BATCH = 1024
 
@@ -32,12 +33,7 @@ def session(
 
 def predict(found: onnxruntime.InferenceSession, inputs: Tensors) -> NDArray[Any]:
     """The first output for all rows, computed in batches."""
-    count = len(next(iter(inputs.values())))
-    parts = [
-        found.run(None, {name: t[start : start + BATCH] for name, t in inputs.items()})[0]
-        for start in range(0, count, BATCH)
-    ]
-    return np.concatenate(parts)
+    return computed(lambda rows: found.run(None, rows)[0], inputs, BATCH)
 
 
 def cpu_microseconds(
@@ -52,7 +48,7 @@ def cpu_microseconds(
     """
     best: dict[str, dict[str, float]] = {name: {} for name in sessions}
     for batch in batches:
-        rows = {name: np.resize(t, (batch, *t.shape[1:])) for name, t in inputs.items()}
+        rows = trimmed({n: np.resize(t, (batch, *t.shape[1:])) for n, t in inputs.items()})
         for _ in range(rounds):
             for name, found in sessions.items():
                 start = time.thread_time_ns()
