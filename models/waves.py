@@ -28,7 +28,9 @@ def read_wave(payload: bytes, rate: int) -> NDArray[np.int16]:
             # No more than is there is read, whatever the header announces.
             content = clip.readframes(min(announced, len(payload)))
     except (wave.Error, EOFError, RuntimeError) as error:
-        raise ValueError(f"not a WAV file of PCM samples: {error or 'it ends too early'}") from None
+        raise ValueError(
+            f"not a WAV file of PCM samples: {str(error) or 'it ends too early'}"
+        ) from None
     if len(content) != 2 * announced:
         raise ValueError(f"it is cut short: {len(content) // 2:,} of {announced:,} samples")
     return np.frombuffer(content, "<i2").astype(np.int16)
