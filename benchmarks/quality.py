@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import measuring
 from models import catalog
 
-LINES = ("digits", "fashion", "flights")
+LINES = ("digits", "fashion", "flights", "speech")
 PACKAGES = ("onnxruntime", "polars", "torch")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.archives import members
 from models.data import (
@@ -83,8 +83,9 @@ class AudioFeatures(Features):
 
     def encode(self, rows: pl.DataFrame) -> Tensors:
         found = _spectrograms(rows, self.mel, self.clip.rate)
+        none = np.zeros((0, 0, self.mel.bands), np.float32)
         return {
-            "spectrogram": joined([one[None] for one in found]),
+            "spectrogram": joined([none, *(one[None] for one in found)]),
             LENGTH: np.array([len(one) for one in found], np.int64),
         }
 
@@ -121,8 +122,14 @@ class Audio(Data):
     suffixes: tuple[str, ...] = (".tar", ".wav")
     text: str = "transcript"
     """Name of the column that holds what is said."""
-    fastest: float = Field(22.0, gt=0, le=100)
+    fastest: float = Field(20.0, gt=0, le=100)
     """Most characters a second; a transcript with more is of another clip."""
+
+    @model_validator(mode="after")
+    def _has_transcripts(self) -> "Audio":
+        if TRANSCRIPTS not in self.references:
+            raise ValueError(f"references: name the list of transcripts {TRANSCRIPTS!r}")
+        return self
 
     @property
     def kept(self) -> tuple[str, ...]:

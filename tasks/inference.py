@@ -12,6 +12,8 @@ from models.data import Tensors
 from models.padding import computed, trimmed
 
 BATCH = 1024
+# So much CPU time, in microseconds, that another round would tell little.
+ENOUGH, FEWEST = 1e6, 3
 
 
 def session(
@@ -49,11 +51,14 @@ def cpu_microseconds(
     best: dict[str, dict[str, float]] = {name: {} for name in sessions}
     for batch in batches:
         rows = trimmed({n: np.resize(t, (batch, *t.shape[1:])) for n, t in inputs.items()})
-        for _ in range(rounds):
+        total = 0.0
+        for done in range(rounds):
+            if done >= FEWEST and total > ENOUGH * len(sessions):
+                break
             for name, found in sessions.items():
                 start = time.thread_time_ns()
                 found.run(None, rows)
                 spent = (time.thread_time_ns() - start) / 1000
-                key = str(batch)
+                key, total = str(batch), total + spent
                 best[name][key] = min(spent, best[name].get(key, spent))
     return best

@@ -1,6 +1,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from models.audio import TRANSCRIPTS, Audio, Clip
 from models.data import RefusedObject, RefusedRequest
@@ -143,6 +144,17 @@ def test_slices_are_by_how_long_clips_last() -> None:
         "seconds=2 to 5": [False, False, True, False],
         "seconds=5 to inf": [False, False, False, True],
     }
+
+
+def test_no_row_has_tensors_too() -> None:
+    found = FEATURES.encode(ROWS.clear())
+    assert found["spectrogram"].shape == (0, 0, 16)
+    assert found[LENGTH].shape == (0,)
+
+
+def test_without_a_list_of_transcripts_there_is_no_such_data() -> None:
+    with pytest.raises(ValidationError, match="name the list of transcripts 'transcripts'"):
+        Audio.model_validate({**dict(TALK), "references": {}})
 
 
 def test_the_settings_survive_as_text() -> None:
