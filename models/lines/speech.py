@@ -70,8 +70,8 @@ line = Line(
     model=transformer.Spec(size="base"),
     training=Training(
         epochs=60,
-        batch_size=16,
-        optimizer=Optimizer(lr=2e-3),
+        batch_size=8,
+        optimizer=Optimizer(lr=1.5e-3),
         augmentation=SpecAugment(),
         clip=1.0,
         window_mb=256,
