@@ -27,8 +27,8 @@ class Decoded(NamedTuple):
 
 def decode(frames: NDArray[np.floating[Any]], beam: int) -> Decoded:
     """The text of one row's probabilities [T, symbols]; a beam of 1 follows the likeliest path."""
-    frames = frames[frames.sum(axis=1) > 0.5].astype(np.float64)
-    return _greedy(frames) if beam == 1 else _search(frames, beam)
+    kept: NDArray[np.float64] = frames[frames.sum(axis=1) > 0.5].astype(np.float64)
+    return _greedy(kept) if beam == 1 else _search(kept, beam)
 
 
 def _greedy(frames: NDArray[np.float64]) -> Decoded:

@@ -46,7 +46,8 @@ class LogMel(Frozen):
         filters = _filters(self.bands, self.low, rate, size)
         # Not a matrix product: its order of summation depends on the processor.
         banded = np.stack([np.sum(energy[:, at] * w, axis=1) for at, w in filters], axis=1)
-        return np.log(np.maximum(banded, QUIETEST)).astype(np.float32)
+        found: NDArray[np.float32] = np.log(np.maximum(banded, QUIETEST)).astype(np.float32)
+        return found
 
 
 @lru_cache(maxsize=8)
