@@ -82,6 +82,13 @@ class Transcription(Objective):
             "wer": np.sum(losses["word_edits"], axis=-1) / np.sum(losses["words"], axis=-1),
         }
 
+    def closeness(self, found: Floats, expected: Floats) -> float:
+        """Mean share of probability that lies elsewhere, over frames.
+
+        The largest would say nothing: a compressed network may hear a letter one frame later.
+        """
+        return float(np.mean(np.sum(np.abs(found - expected), axis=-1)) / 2)
+
     def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
         texts = Counter(tuple(int(s) for s in row if s != BLANK) for row in target)
         frequent = min(texts, key=lambda text: (-texts[text], text))

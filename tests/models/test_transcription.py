@@ -74,6 +74,16 @@ def test_the_best_constant_is_the_most_frequent_transcript() -> None:
     assert [a["text"] for a in SAID.answer(predicted)] == ["cc", "cc"]
 
 
+def test_a_letter_one_frame_later_is_close_and_another_text_is_not() -> None:
+    frames = np.tile(sure("ab c"), (1, 5, 1))
+    later = frames.copy()
+    later[0, 3:5] = later[0, [4, 3]]
+    assert SAID.closeness(frames, frames) == 0
+    assert SAID.closeness(later, frames) < 0.1
+    assert SAID.closeness(frames[:, ::-1], frames) > 0.5
+    assert SAID.closeness(np.full_like(frames, 0.2), frames) > 0.5
+
+
 def test_an_answer_is_the_text_and_a_confidence() -> None:
     unsure = 0.8 * sure("ab c") + 0.05
     (said,) = SAID.answer(unsure)
