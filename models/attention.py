@@ -82,7 +82,8 @@ class Attention(nn.Module):
             query, key, value, attn_mask=inside[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )  # fmt: skip
-        return self.output(found.transpose(1, 2).reshape(count, length, width))
+        mixed: Tensor = self.output(found.transpose(1, 2).reshape(count, length, width))
+        return mixed
 
 
 class Neighbours(nn.Module):
@@ -123,7 +124,8 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.norms[0](x), inside))
         if self.neighbours is not None:
             x = x + self.dropout(self.neighbours(self.norms[1](x), inside))
-        return x + self.dropout(self.dense(self.norms[-1](x)))
+        added: Tensor = x + self.dropout(self.dense(self.norms[-1](x)))
+        return added
 
 
 class Recogniser(nn.Module):
