@@ -85,6 +85,11 @@ class Objective(Open):
         found = self.metrics(self.losses(predicted, target))
         return {name: float(value) for name, value in found.items()}
 
+    def closeness(self, found: Floats, expected: Floats) -> float:
+        """Largest difference of two outputs, relative to the spread of the expected one."""
+        spread = float(np.max(np.abs(expected))) or 1.0
+        return float(np.max(np.abs(found - expected))) / spread
+
     @abstractmethod
     def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
         """Name and predictions, for `count` rows, of the best constant for this target."""

@@ -16,8 +16,10 @@ from onnxruntime import quantization
 from torch import nn
 
 from models.data import Tensors
+from models.padding import pieces
 from models.signature import Signature
 from models.spec import Form
+from models.tensors import TensorSpec
 
 OPSET = 20
 CALIBRATION_BATCH = 64
@@ -48,8 +50,9 @@ def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as ONNX with a free batch dimension, bytes that repeat exactly."""
-    names = [spec.name for spec in signature.features.inputs]
+    """The network as ONNX, bytes that repeat exactly; the batch is free, and any length of -1."""
+    specs = signature.features.inputs
+    names = [spec.name for spec in specs]
     rows = tuple(torch.from_numpy(example[name][:2]) for name in names)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
@@ -59,13 +62,20 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
             rows,
             input_names=names,
             output_names=[signature.objective.output.name],
-            dynamic_shapes=(tuple({0: batch} for _ in rows),),
+            dynamic_shapes=(tuple({0: batch, **_free(spec)} for spec in specs),),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     return _clean(program.model_proto)
+
+
+def _free(spec: TensorSpec) -> dict[int, Any]:
+    """What the exporter finds out about the other free lengths of a tensor."""
+    return {
+        axis: torch.export.Dim.AUTO for axis in range(1, len(spec.shape)) if spec.shape[axis] < 0
+    }
 
 
 def dynamic(model: bytes) -> bytes:
@@ -135,11 +145,7 @@ class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
     """Calibration rows in batches, in order."""
 
     def __init__(self, rows: Tensors) -> None:
-        count = len(next(iter(rows.values())))
-        starts = range(0, count, CALIBRATION_BATCH)
-        self._batches = iter(
-            [{n: t[s : s + CALIBRATION_BATCH] for n, t in rows.items()} for s in starts]
-        )
+        self._batches = (part for _, part in pieces(rows, CALIBRATION_BATCH))
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next batch, None at the end."""

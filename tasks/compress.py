@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.data import Tensors
 from models.digests import Digest, bytes_digest, canonical_json, json_digest
 from models.objectives import Objective
+from models.padding import trimmed
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Family
 from tasks.dataset import tensors
@@ -132,7 +133,7 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     cost = cpu_microseconds(fast, rows)
     chosen = choose(job.budget, measured)
     emit({"candidate": chosen, "size": measured[chosen].size, "loss": measured[chosen].loss})
-    sample = {name: t[:SAMPLE_ROWS] for name, t in rows.items()}
+    sample = trimmed({name: t[:SAMPLE_ROWS] for name, t in rows.items()})
     sample[objective.output.name] = predict(session(models[UNCOMPRESSED]), sample)
     manifest = store().put_folder(
         {

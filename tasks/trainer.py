@@ -16,6 +16,7 @@ from torch import nn
 from models.data import Tensors
 from models.layers import Loss, Served, balanced, training_loss
 from models.objectives import Classification
+from models.padding import computed
 from models.signature import Signature
 from models.spec import Family, Training
 from tasks.batches import Batches, Source, Stored, in_order, settled
@@ -133,9 +134,11 @@ def restore(model: Family, dataset: Dataset, weights: Weights) -> Served:
 def predict(served: nn.Module, names: list[str], inputs: Tensors) -> NDArray[Any]:
     """The served output for all rows, in batches."""
     device = next(served.parameters()).device
-    parts = []
+
+    def compute(rows: Tensors) -> NDArray[Any]:
+        tensors = (torch.from_numpy(rows[name]).to(device) for name in names)
+        found: NDArray[Any] = served(*tensors).float().cpu().numpy()
+        return found
+
     with torch.inference_mode():
-        for start in range(0, len(inputs[names[0]]), EVALUATION_BATCH):
-            rows = [torch.from_numpy(inputs[n][start : start + EVALUATION_BATCH]) for n in names]
-            parts.append(served(*(r.to(device) for r in rows)).float().cpu().numpy())
-    return np.concatenate(parts)
+        return computed(compute, inputs, EVALUATION_BATCH)

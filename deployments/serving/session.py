@@ -12,6 +12,7 @@ import onnxruntime
 import safetensors.numpy
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
     InvalidArgument,
 )
 from safetensors import SafetensorError
@@ -73,7 +74,7 @@ class Served:
         names = [spec.name for spec in self.outputs]
         try:
             return dict(zip(names, self.session.run(names, tensors), strict=True))
-        except InvalidArgument as error:
+        except (Fail, InvalidArgument) as error:
             _log.info("%s/%s refused an input: %s", self.line, self.number, error)
             raise ProtocolError(400, "the model cannot compute these values") from None
 
