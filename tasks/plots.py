@@ -83,7 +83,7 @@ def pareto(
     for candidate in whole:
         place = (candidate.size / 1000, 100 * candidate.loss)
         axes.plot(*place, "C3*" if candidate.name == chosen else "C0o")
-        spent = cost[candidate.name]["32"]
+        spent = cost.get(candidate.name, {}).get("32", float("nan"))
         axes.annotate(
             f"{candidate.name}, {spent:.0f} us", place, textcoords="offset points",
             xytext=(4, 4), fontsize=8,

@@ -107,6 +107,8 @@ class Artifact(Ref):
     within_budget: bool
     failed: dict[str, str] = {}
     """Forms that could not be made or run, with the reason."""
+    skipped: dict[str, str] = {}
+    """Forms that were not trained, because they could not have been chosen, with the reason."""
 
 
 class Champion(Ref):
