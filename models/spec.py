@@ -113,6 +113,9 @@ class Training(Frozen):
     """Every random number of the run is a function of the seed, the epoch and the step."""
     threads: int = Field(1, ge=1, le=256)
     """Compute threads. Another number gives other bits."""
+    ranks: int = Field(1, ge=1, le=1024)
+    """Processes that train together, each on its share of every batch, spread over the Dask
+    workers. Another number gives other bits; another number of workers does not."""
     profile: Literal["fast", "portable"] = "fast"
     """Numeric profile: weights repeat on a like machine, or (`portable`) across CPU vendors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -120,10 +123,9 @@ class Training(Frozen):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "Training":
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts"
-            )
+        parts = self.accumulate * self.ranks
+        if self.batch_size % parts:
+            raise ValueError(f"batch_size {self.batch_size} cannot be cut into {parts} equal parts")
         return self
 
 

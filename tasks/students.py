@@ -88,6 +88,7 @@ class Students:
                 "epochs": retraining.epochs or training.epochs,
                 "optimizer": optimizer.model_copy(update={"lr": optimizer.lr * retraining.lr}),
                 "patience": 0,
+                "ranks": 1,
             }
         )
 
