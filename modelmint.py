@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from deployments.command import keys, platform, produce, proof, serving, trust
+from deployments.command import keys, platform, produce, proof, search, serving, trust
 
 app = typer.Typer(
     help="Mint model versions: from objects in a bucket to a gated, compressed, served model.",
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (produce.app, proof.app, serving.app, platform.app, keys.reports):
+for group in (produce.app, search.app, proof.app, serving.app, platform.app, keys.reports):
     app.add_typer(group)
 app.add_typer(keys.app, name="keys")
 app.add_typer(trust.app, name="trust")

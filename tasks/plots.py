@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.objectives import Classification, Objective
-from tasks.refs import Candidate, Weights
+from tasks.refs import HISTORY_FILE, Candidate, Weights
 from tasks.store import store
-from tasks.trainer import HISTORY_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

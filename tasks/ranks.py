@@ -22,7 +22,7 @@ class Ranks(NamedTuple):
     """This process among those that train together."""
 
     rank: int = 0
-    count: int = 1
+    world: int = 1
 
     @classmethod
     def joined(cls, training: Training) -> "Ranks":
@@ -33,8 +33,8 @@ class Ranks(NamedTuple):
         if training.ranks == 1:
             return cls()
         found = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-        if found.count != training.ranks:
-            raise ValueError(f"training.ranks is {training.ranks}, {found.count} were started")
+        if found.world != training.ranks:
+            raise ValueError(f"training.ranks is {training.ranks}, {found.world} were started")
         distributed.init_process_group(
             "nccl" if training.device == "cuda" else "gloo", timeout=PATIENCE
         )
@@ -47,7 +47,7 @@ class Ranks(NamedTuple):
 
     def use(self, name: str) -> str:
         """The name of a use of randomness in this rank; a single one keeps the name."""
-        return name if self.count == 1 else f"{name} of rank {self.rank}"
+        return name if self.world == 1 else f"{name} of rank {self.rank}"
 
     def averaged(self, network: nn.Module, loss: Tensor) -> Tensor:
         """Put the mean of all ranks' gradients into the network; the mean of their losses [].
@@ -55,29 +55,31 @@ class Ranks(NamedTuple):
         In one vector, whose sum is always taken in the same order. DistributedDataParallel cuts it
         into buckets anew after the first step it takes, so a run that resumes would sum otherwise.
         """
-        if self.count == 1:
+        if self.world == 1:
             return loss
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        flat = torch.cat([*(g.flatten() for g in gradients), loss.reshape(1).to(gradients[0])])
+        flat = torch.cat(
+            [*(g.flatten() for g in gradients), loss.reshape(1).to(gradients[0].dtype)]
+        )
         distributed.all_reduce(flat)
-        flat /= self.count
+        flat /= self.world
         *parts, mean = flat.split([*(g.numel() for g in gradients), 1])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        return mean[0].to(loss)
+        return mean[0].to(loss.dtype)
 
     def agree(self, network: nn.Module) -> None:
         """Give every rank the network of the first: each has seen other rows, and normalises so."""
-        if self.count > 1:
+        if self.world > 1:
             for value in network.state_dict().values():
                 distributed.broadcast(value, 0)
 
     def wait(self) -> None:
         """Until every rank is here."""
-        if self.count > 1:
+        if self.world > 1:
             distributed.barrier()
 
     def leave(self) -> None:
         """End the group, when this rank has nothing more to say."""
-        if self.count > 1:
+        if self.world > 1:
             distributed.destroy_process_group()

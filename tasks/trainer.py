@@ -26,11 +26,9 @@ from tasks.jobs import TrainJob
 from tasks.loop import Judge, optimize
 from tasks.optimization import initialise
 from tasks.ranks import Ranks
-from tasks.refs import Dataset, Weights
+from tasks.refs import HISTORY_FILE, WEIGHTS_FILE, Dataset, Weights
 from tasks.store import content_key, store
 
-WEIGHTS_FILE = "weights.safetensors"
-HISTORY_FILE = "history.json"
 EVALUATION_BATCH = 1024
 # Megabytes in a unit of `training.window_mb`.
 WINDOW_UNIT = 1.0
@@ -48,7 +46,7 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
     batches = Batches(
         source, training.batch_size, training.seed,
         megabytes=megabytes, parts=training.accumulate, device=device,
-        rank=ranks.rank, ranks=ranks.count,
+        rank=ranks.rank, ranks=ranks.world,
     )  # fmt: skip
     torch.manual_seed(training.seed)
     network = job.model.build(signature.features, signature.objective.width)
