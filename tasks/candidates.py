@@ -1,6 +1,6 @@
-"""The compressed forms of a network: each is a named function from ONNX bytes to ONNX bytes.
+"""The quantizers: each is a named function from ONNX bytes to ONNX bytes.
 
-A new form of compression is one more case of `form`, and its name one of `models.spec.Form`.
+A new one is one more case of `quantized`, and its name one of `models.forms.QUANTIZERS`.
 """
 
 import logging
@@ -18,7 +18,6 @@ from torch import nn
 from models.data import Tensors
 from models.padding import pieces
 from models.signature import Signature
-from models.spec import Form
 from models.tensors import TensorSpec
 
 OPSET = 20
@@ -33,8 +32,8 @@ class CalibrationError(ValueError):
     """Too few rows to take the ranges of activations from."""
 
 
-def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
-    """The compressed form of that name, of an exported network; bytes that repeat exactly."""
+def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
+    """An exported network by the quantizer of that name; bytes that repeat exactly."""
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     # The quantizers log to the root logger.
     logging.getLogger().setLevel(logging.ERROR)
@@ -47,6 +46,7 @@ def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
             return weights_only(plain, 8)
         case "int4-weights":
             return weights_only(plain, 4)
+    raise ValueError(f"no quantizer is called {name!r}")
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:

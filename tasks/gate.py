@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydantic_core import to_jsonable_python
 
 from models.digests import Manifest, canonical_json
+from models.forms import UNCOMPRESSED
 from models.objectives import Floats, Objective
 from models.signature import MODEL_FILE, SIGNATURE_FILE, Signature
 from models.spec import Budget, Gate
 from tasks.calibration import calibration
-from tasks.compress import UNCOMPRESSED
 from tasks.dataset import rows
 from tasks.evaluate import SMALLEST_SLICE, groups
 from tasks.isolated import Emit, Profile, isolated
