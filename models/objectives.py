@@ -5,7 +5,7 @@ in `models.layers`.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,12 +13,16 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.data import Check
+from models.data import Check, Features, Tensors
 from models.open import Frozen, Open
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Floats = NDArray[np.floating[Any]]
+
+
+class NotFiniteError(ValueError):
+    """The network answers the given values with what is no number."""
 
 
 class Primary(Frozen):
@@ -54,6 +58,11 @@ class Objective(Open):
 
         Raises ValueError when the training rows cannot teach it.
         """
+
+    def beside(self, features: Features) -> Self:
+        """This objective with what it needs of the fitted features."""
+        del features
+        return self
 
     @property
     @abstractmethod
@@ -92,6 +101,18 @@ class Objective(Open):
     @abstractmethod
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """What a person reads, one record for each row of the served output."""
+
+    def respond(
+        self, run: Callable[[Tensors], Mapping[str, NDArray[Any]]], tensors: Tensors
+    ) -> list[dict[str, Any]]:
+        """The answers to what `Features.read` and `encode` made of a request, one a row.
+
+        `run` is the served network: tensors to outputs, both by name. Raises NotFiniteError.
+        """
+        output = run(tensors)[self.output.name]
+        if not np.isfinite(output).all():
+            raise NotFiniteError("the model gives no finite answer for these values")
+        return self.answer(output)
 
 
 class Regression(Objective):

@@ -75,6 +75,28 @@ class ByHash(Split):
         return {"train": "train", "validation": "validation", "test": "test"}
 
 
+class ByGroup(Split):
+    """By hash of a column: rows that share its value stay together, and with it as data grows."""
+
+    column: str
+    """A String column of the parsed rows."""
+    test: float = Field(0.1, gt=0, lt=0.9)
+    """Share of all values held out for the test."""
+    validation: float = Field(0.05, gt=0, lt=0.5)
+    """Share of all values held out for validation."""
+
+    def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
+        del identity
+        if self.column not in rows.columns:
+            raise SplitError(f"rows without a column {self.column!r} cannot be split by it")
+        whole = ByHash(test=self.test, validation=self.validation)
+        return whole.label(rows, identity_hash(rows, [self.column]))
+
+    def assign(self, labels: Iterable[str]) -> dict[str, Subset]:
+        _none_empty(labels)
+        return {"train": "train", "validation": "validation", "test": "test"}
+
+
 class ByTime(Split):
     """By calendar month: the newest month is the test, all earlier ones are for training.
 

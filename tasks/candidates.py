@@ -48,24 +48,39 @@ def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as ONNX with a free batch dimension, bytes that repeat exactly."""
+    """The network as ONNX, lengths free where the signature has -1, bytes that repeat exactly."""
     names = [spec.name for spec in signature.features.inputs]
     rows = tuple(torch.from_numpy(example[name][:2]) for name in names)
     batch = torch.export.Dim("batch", min=1)
+    free = tuple(
+        {0: batch}
+        | {
+            axis: torch.export.Dim(f"{spec.name}_{axis}", min=1)
+            for axis, length in enumerate(spec.shape)
+            if axis and length == -1
+        }
+        for spec in signature.features.inputs
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             served,
             rows,
             input_names=names,
-            output_names=[signature.objective.output.name],
-            dynamic_shapes=(tuple({0: batch} for _ in rows),),
+            output_names=[spec.name for spec in signature.outputs],
+            dynamic_shapes=(free,),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    return _clean(program.model_proto)
+    proto = program.model_proto
+    for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
+        for axis, length in enumerate(spec.shape):
+            if axis and length == -1:
+                # The exporter records the example's length of a sequence that may have any.
+                value.type.tensor_type.shape.dim[axis].dim_param = f"{spec.name}_{axis}"
+    return _clean(proto)
 
 
 def dynamic(model: bytes) -> bytes:

@@ -100,7 +100,10 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     from tasks.trainer import deterministic, restore
 
     deterministic(job.threads)
-    signature = job.dataset.signature
+    # As it is served, a network may take a state that training does without.
+    signature = job.dataset.signature.served(job.model)
+    dataset = job.dataset.model_copy(update={"signature": signature})
+    job = job.model_copy(update={"dataset": dataset})
     objective = signature.objective
     rows, target = tensors(job.dataset, "validation")
     if not len(target):

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog
 from models.data import RefusedRequest
+from models.objectives import NotFiniteError
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
 
@@ -76,12 +77,10 @@ class Served:
 
     def predict(self, tensors: Tensors) -> list[dict[str, Any]]:
         """One answer a row of what was read; raises ProtocolError."""
-        output = self.run(tensors)[self.outputs[0].name]
-        if not np.isfinite(output).all():
-            raise ProtocolError(
-                422, "the model gives no finite answer for these values", "not_finite"
-            )
-        return self.signature.objective.answer(output)
+        try:
+            return self.signature.objective.respond(self.run, tensors)
+        except NotFiniteError as error:
+            raise ProtocolError(422, str(error), "not_finite") from None
 
 
 def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:
@@ -98,10 +97,10 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
         _log.warning("%s/%s: %s", line, number, error)
         raise _unfit("its signature or sample cannot be read by this server's code") from None
     session = _session(files[MODEL_FILE], f"{line}/{number}")
-    inputs, outputs = signature.features.inputs, (signature.objective.output,)
+    inputs, outputs = signature.features.inputs, signature.outputs
     _check("input", session.get_inputs(), inputs)
     _check("output", session.get_outputs(), outputs)
-    for spec in (*inputs, *outputs):
+    for spec in (*inputs, outputs[0]):
         if spec.name not in sample:
             raise _unfit(f"the sample has no tensor {spec.name!r}")
         try:
