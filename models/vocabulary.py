@@ -126,7 +126,7 @@ class BytePairs(Vocabulary):
         return BytePairs(merges=self.merges, known=tuple(_merged(counts, self.merges)))
 
     @cached_property
-    def pieces(self) -> tuple[bytes, ...]:  # type: ignore[override]
+    def pieces(self) -> tuple[bytes, ...]:
         found = [bytes([value]) for value in range(256)]
         for left, right in self.known:
             found.append(found[left] + found[right])
