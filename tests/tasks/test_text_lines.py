@@ -38,6 +38,7 @@ REVIEWS = Texts(
 OPINION = Classification(target="label", labels=("bad", "good"))
 CLASSIFIER = rnn.Classifier(size="tiny", dropout=0.1)
 TRAINING = Training(epochs=6, batch_size=16, optimizer=Optimizer(lr=0.02), device="cpu")
+LONGER = TRAINING.model_copy(update={"epochs": 25})
 RHYME = "the cat sat on the mat and the rat sat on the cat; "
 
 
@@ -120,7 +121,7 @@ def made_rhymes(made: Made, rhymes: dict[str, Made_], request: pytest.FixtureReq
         store().put("raw/rhymes/cat.txt", text.encode())
         vocabulary = Characters() if request.param == "characters" else BytePairs(merges=40)
         rhymes[request.param] = produced(
-            passages(vocabulary), NextToken(), rnn.Writer(size="tiny", dropout=0.0), TRAINING
+            passages(vocabulary), NextToken(), rnn.Writer(size="tiny", dropout=0.0), LONGER
         )
     return rhymes[request.param]
 
@@ -164,14 +165,16 @@ def test_a_classifier_learns_and_is_shown_beside_its_baselines(made_reviews: Mad
 
 def test_a_served_classifier_answers_as_the_trained_one(made_reviews: Made_) -> None:
     served = made_reviews.served()
-    tokens, count = served.read("  day 300 \n was   kind ".encode(), "text/plain")
+    tokens, count = served.read(b"  day 300 \n was   kind ", "text/plain")
     assert count == 1
     answer = served.predict(tokens)[0]
     assert answer["label"] == "good"
     network = restore(made_reviews.model, made_reviews.dataset, made_reviews.weights)
     expected = predict(network, ["tokens"], tokens)[0]
     assert answer["probabilities"]["good"] == pytest.approx(float(expected[1]), abs=0.1)
-    batch, count = served.read(b'["day 3 was cold", {"text": "day 4 was warm"}]', "application/json")
+    batch, count = served.read(
+        b'["day 3 was cold", {"text": "day 4 was warm"}]', "application/json"
+    )
     assert [a["label"] for a in served.predict(batch)] == ["bad", "good"]
 
 
