@@ -84,7 +84,9 @@ class Training(Frozen):
     """How the weights are found. All of it is part of a version's recipe."""
 
     epochs: int = Field(10, ge=1, le=10_000)
+    """How often every training row is seen."""
     batch_size: int = Field(128, ge=1, le=65_536)
+    """Rows of one step."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augmentation: SerializeAsAny[Augmentation] | None = None
