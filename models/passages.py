@@ -88,6 +88,9 @@ class PassageFeatures(Features):
             raise RefusedRequest(f"the prompt is over {MOST_PROMPT:,} characters")
         # A network that starts afresh at every passage makes nothing of what was before one.
         kept = prompt[-self.length :]
+        while (excess := len(self.vocabulary.encode(kept)) - self.length) > 0:
+            # A character is at most four bytes, so not one too many goes.
+            kept = kept[max(1, excess // 4) :]
         return pl.DataFrame(
             {TEXT: [kept], SAMPLING: [sampling.values]},
             schema={TEXT: pl.String, SAMPLING: pl.List(pl.Float64)},
@@ -109,7 +112,7 @@ class Passages(Data):
 
     vocabulary: SerializeAsAny[Vocabulary] = Characters()
     length: int = Field(256, ge=8, le=65_536)
-    """Characters of a passage."""
+    """Characters of a passage; so many of its tokens are seen."""
     block: int = Field(16, ge=1, le=65_536)
     """Passages of a block."""
     identity: tuple[str, ...] = (TEXT,)

@@ -50,15 +50,17 @@ class BothWays(nn.Module):
             tokens = torch.where(dropped & (tokens >= SPECIAL), UNKNOWN, tokens)
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         turned = (lengths - 1 - steps).clamp(min=0)
-        x = self.dropout(self.embedding(tokens))
+        x = self.embedding(tokens)
         for forwards, backwards in zip(self.forwards, self.backwards, strict=True):
+            x = self.dropout(x)
             ahead, _ = forwards(x)
             behind, _ = backwards(_at(x, turned))
-            x = self.dropout(torch.cat([ahead, _at(behind, turned)], dim=2))
+            x = torch.cat([ahead, _at(behind, turned)], dim=2)
         present = (steps < lengths).unsqueeze(2)
         mean = torch.where(present, x, 0.0).sum(dim=1) / lengths.to(x.dtype)
         most = torch.where(present, x, -1e4).amax(dim=1)
-        found: Tensor = self.output(torch.cat([mean, most], dim=1))
+        # Not dropped before: what is left is scaled up, and a maximum takes the scaled.
+        found: Tensor = self.output(self.dropout(torch.cat([mean, most], dim=1)))
         return found
 
 

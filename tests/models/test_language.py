@@ -56,6 +56,12 @@ def test_the_best_constant_is_how_often_a_token_is_there() -> None:
     assert shares[PADDING] < shares[SPECIAL + 1]
 
 
+def test_an_answer_names_the_likeliest_next_tokens() -> None:
+    logs = np.log(np.array([[[0.2] * 5, [0.0, 0.05, 0.0, 0.7, 0.25]]]) + 1e-12)
+    [answer] = OBJECTIVE.answer(logs)
+    assert list(answer["next"].items())[:3] == [("a", 0.7), ("b", 0.25), ("\ufffd", 0.05)]
+
+
 def test_labelled_texts_are_nothing_to_go_on_writing() -> None:
     with pytest.raises(ValueError, match="takes passages, not TextFeatures"):
         NextToken().beside(TextFeatures(vocabulary=VOCABULARY, length=4))

@@ -7,7 +7,7 @@ from models.generation import SAMPLING, Sampling
 from models.language import NextToken
 from models.passages import BLOCK, Passages
 from models.splits import ByGroup
-from models.vocabulary import BEGINNING, PADDING, BytePairs, Characters, Vocabulary
+from models.vocabulary import BEGINNING, PADDING, BytePairs, Characters, Vocabulary, texts_of
 
 TEXT = "Call me Ishmael. Some years ago - never mind how long precisely -\r\nhaving little. "
 
@@ -90,6 +90,13 @@ def test_a_request_says_how_to_write() -> None:
     np.testing.assert_array_equal(
         long, features.encode(features.read(TEXT.encode()[-16:], "text/plain"))["tokens"]
     )
+
+
+def test_of_a_prompt_of_many_tokens_the_end_is_kept() -> None:
+    data = passages(BytePairs(merges=2))
+    features = data.fit([data.summarise(data.parse("a.txt", TEXT.encode(), {}).rows)])
+    tokens = features.encode(features.read("é".encode() * 30 + b"end", "text/plain"))["tokens"]
+    assert texts_of(features.vocabulary, tokens[0]).decode() == "é" * 6 + "end"
 
 
 @pytest.mark.parametrize(

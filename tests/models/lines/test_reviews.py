@@ -9,8 +9,8 @@ from models import catalog
 from models.lines import reviews
 
 DATA = reviews.line.data
-POS = "书很好，\u3000看了 还想看。\n很喜欢，物有所值\n"
-NEG = "质量太差\n不推荐，后悔买了\n"
+POS = "书很好。\u3000看了 还想看。\n很喜欢、物有所值\n"
+NEG = "质量太差\n不推荐、后悔买了\n"
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_reviews_land_as_they_are_in_a_folder_named_by_class(folder: Path) -> No
     assert set(landed) == {"neg/reviews.txt", "pos/reviews.txt"}
     assert landed["neg/reviews.txt"].decode() == NEG
     rows = DATA.parse("pos/reviews.txt", landed["pos/reviews.txt"], {}).rows
-    assert rows["text"].to_list() == ["书很好， 看了 还想看。", "很喜欢，物有所值"]
+    assert rows["text"].to_list() == ["书很好。 看了 还想看。", "很喜欢、物有所值"]
     assert set(rows["label"]) == {"pos"}
     assert catalog.find("reviews") == reviews.line
 
