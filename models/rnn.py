@@ -33,7 +33,7 @@ CLASSIFIERS: dict[str, Size] = {
 WRITERS: dict[str, Size] = {
     "tiny": Size(16, 32, 1),
     "small": Size(32, 256, 1),
-    "base": Size(64, 512, 1),
+    "base": Size(64, 384, 1),
     "large": Size(128, 512, 2),
 }
 
@@ -64,7 +64,7 @@ class Writer(Family):
     """Embedded tokens, GRU layers, and what comes next after each token."""
 
     size: Literal["tiny", "small", "base", "large"] = "base"
-    """Embedding, state, layers: tiny 16, 32, 1; small 32, 256, 1; base 64, 512, 1; large 128, 512,
+    """Embedding, state, layers: tiny 16, 32, 1; small 32, 256, 1; base 64, 384, 1; large 128, 512,
     2."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of values dropped in training: between layers, and before the output."""

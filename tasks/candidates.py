@@ -92,7 +92,10 @@ def dynamic(model: bytes) -> bytes:
     return _quantised(
         model,
         lambda source, goal: quantization.quantize_dynamic(
-            source, goal, op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True
+            source,
+            goal,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM"],
+            per_channel=True,
         ),
     )
 

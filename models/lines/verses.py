@@ -40,9 +40,10 @@ line = Line(
     objective=NextToken(),
     data=Passages(raw="verses/", split=ByGroup(column=BLOCK, test=0.1, validation=0.05)),
     model=rnn.Writer(size="base"),
-    training=Training(epochs=8, batch_size=16, optimizer=Optimizer(lr=3e-3), clip=1.0),
+    training=Training(epochs=5, batch_size=16, optimizer=Optimizer(lr=4e-3), clip=1.0),
     gate=Gate(floors={"bits_per_character": 2.2}, margin=0.01),
-    budget=Budget(quality_loss=0.01, size_mb=6.0),
+    # ONNX Runtime has no GRU in int8: the other forms leave nearly all of it as it is, too.
+    budget=Budget(quality_loss=0.01, size_mb=6.0, candidates=("int8-dynamic",)),
     example=Example(
         slices=PARTS,
         default=PARTS,
