@@ -26,9 +26,9 @@ class Size(NamedTuple):
 
 CLASSIFIERS: dict[str, Size] = {
     "tiny": Size(16, 16, 1),
-    "small": Size(64, 64, 1),
-    "base": Size(128, 128, 1),
-    "large": Size(128, 256, 2),
+    "small": Size(32, 32, 1),
+    "base": Size(64, 64, 1),
+    "large": Size(128, 128, 2),
 }
 WRITERS: dict[str, Size] = {
     "tiny": Size(16, 32, 1),
@@ -39,14 +39,17 @@ WRITERS: dict[str, Size] = {
 
 
 class Classifier(Family):
-    """Embedded tokens, LSTM layers in both directions, the mean and maximum over all tokens."""
+    """Embedded tokens and pairs of them, LSTM layers in both directions, the mean of it all."""
 
     size: Literal["tiny", "small", "base", "large"] = "base"
-    """Embedding, state of each direction, layers: tiny 16, 16, 1; small 64, 64, 1; base 128, 128,
-    1; large 128, 256, 2."""
+    """Embedding, state of each direction, layers: tiny 16, 16, 1; small 32, 32, 1; base 64, 64, 1;
+    large 128, 128, 2."""
+    pairs: int = Field(32_768, ge=0, le=2**22)
+    """Embeddings that pairs of neighbouring tokens share by hash (Joulin, Grave, Bojanowski,
+    Mikolov 2017); 0 leaves pairs out."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of values dropped in training: embedded, between layers, and before the classes."""
-    token_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of values dropped in training: before each layer, and before the classes."""
+    token_dropout: float = Field(0.2, ge=0, lt=1)
     """Share of tokens that training replaces by the unknown one."""
 
     def build(self, features: Features, width: int) -> "nn.Module":
@@ -56,7 +59,7 @@ class Classifier(Family):
         embedding, state, layers = CLASSIFIERS[self.size]
         return BothWays(
             features, embedding, state, layers, width,
-            dropout=self.dropout, token_dropout=self.token_dropout,
+            pairs=self.pairs, dropout=self.dropout, token_dropout=self.token_dropout,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from models.vocabulary import PADDING, UNKNOWN, Characters
 VOCABULARY = Characters(known=tuple("abcdefgh"))
 TEXTS = TextFeatures(vocabulary=VOCABULARY, length=12)
 PASSAGES = PassageFeatures(vocabulary=VOCABULARY, length=12)
-CLASSIFIER = rnn.Classifier(size="tiny")
+CLASSIFIER = rnn.Classifier(size="tiny", pairs=64)
 WRITER = rnn.Writer(size="tiny", dropout=0.0)
 
 
@@ -34,7 +34,7 @@ def test_what_follows_a_text_changes_nothing() -> None:
 def test_both_directions_are_those_of_packed_sequences() -> None:
     torch.manual_seed(0)
     network = rnn.Classifier(size="large", dropout=0.0).build(TEXTS, 2).eval()
-    both = torch.nn.LSTM(128, 256, 2, batch_first=True, bidirectional=True)
+    both = torch.nn.LSTM(128, 128, 2, batch_first=True, bidirectional=True)
     for layer in range(2):
         for suffix, parts in (("", network.forwards), ("_reverse", network.backwards)):
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
@@ -43,11 +43,21 @@ def test_both_directions_are_those_of_packed_sequences() -> None:
     rows = tokens("abc", "hgfedcba")
     lengths = torch.tensor([3, 8])
     packed = torch.nn.utils.rnn.pack_padded_sequence(
-        network.embedding(rows), lengths, batch_first=True, enforce_sorted=False
+        network.embed(rows), lengths, batch_first=True, enforce_sorted=False
     )
     x, _ = torch.nn.utils.rnn.pad_packed_sequence(both(packed)[0], batch_first=True)
-    pooled = [torch.cat([x[i, :n].mean(0), x[i, :n].amax(0)]) for i, n in enumerate(lengths)]
+    x = torch.cat([network.embed(rows)[:, :8], x], dim=2)
+    pooled = [x[i, :n].mean(0) for i, n in enumerate(lengths)]
     torch.testing.assert_close(network(rows), network.output(torch.stack(pooled)))
+
+
+def test_a_pair_of_tokens_has_an_embedding_of_its_own() -> None:
+    torch.manual_seed(0)
+    alone = rnn.Classifier(size="tiny", pairs=0).build(TEXTS, 2)
+    paired = rnn.Classifier(size="tiny", pairs=64).build(TEXTS, 2)
+    one, other = tokens("ab"), tokens("ac")
+    torch.testing.assert_close(alone.embed(one)[:, 0], alone.embed(other)[:, 0])
+    assert not torch.allclose(paired.embed(one)[:, 0], paired.embed(other)[:, 0])
 
 
 def test_an_order_turned_round_is_another_text() -> None:
@@ -63,7 +73,7 @@ def test_a_row_of_nothing_has_an_answer() -> None:
 
 
 def test_training_hides_tokens_and_never_invents_one() -> None:
-    network = rnn.Classifier(size="tiny", dropout=0.0, token_dropout=0.5).build(TEXTS, 2)
+    network = rnn.Classifier(size="tiny", pairs=0, dropout=0.0, token_dropout=0.5).build(TEXTS, 2)
     seen: list[torch.Tensor] = []
     network.embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     rows = tokens("abcd", "ab")

@@ -36,7 +36,7 @@ REVIEWS = Texts(
     split=ByHash(test=0.25, validation=0.2),
 )
 OPINION = Classification(target="label", labels=("bad", "good"))
-CLASSIFIER = rnn.Classifier(size="tiny", dropout=0.1)
+CLASSIFIER = rnn.Classifier(size="tiny", pairs=64, dropout=0.1)
 TRAINING = Training(epochs=6, batch_size=16, optimizer=Optimizer(lr=0.02), device="cpu")
 LONGER = TRAINING.model_copy(update={"epochs": 25})
 RHYME = "the cat sat on the mat and the rat sat on the cat; "
