@@ -30,6 +30,10 @@ class Family(Open):
         without it.
         """
 
+    def carried(self) -> int:
+        """Values of the state that the served network takes and gives back; 0 is no state."""
+        return 0
+
 
 class Augmentation(Open):
     """A random change of training inputs that leaves the target true."""

@@ -66,7 +66,10 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     from tasks.trainer import deterministic
 
     deterministic(job.training.threads)
-    signature = job.dataset.signature
+    # As it is served, a network may take a state that training does without.
+    signature = job.dataset.signature.served(job.model)
+    dataset = job.dataset.model_copy(update={"signature": signature})
+    job = job.model_copy(update={"dataset": dataset})
     forms = Forms(job, emit)
     failed, skipped = _make(forms, job.budget, emit)
     listed = [name for name in (UNCOMPRESSED, *job.budget.candidates) if name in forms.made]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def draw(
     objective: Objective, predicted: NDArray[Any], target: NDArray[Any], weights: Weights
 ) -> Iterator[tuple[str, bytes]]:
-    """Title and PNG bytes: the learning curve, and a confusion matrix or the residuals."""
+    """Title and PNG bytes: the learning curve, a confusion matrix or the residuals."""
     from matplotlib.figure import Figure
 
     history = json.loads(store().get_file(weights.manifest, HISTORY_FILE))

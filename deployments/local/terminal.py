@@ -107,7 +107,8 @@ def _request(example: dict[str, Any]) -> Text:
         lines.append(example["picture"] + "\n")
     else:
         lines.append(f"{example['payload']}\n")
-    lines += [("answer:  ", "bold"), f"{example['answer']}   (true: {example['true']})"]
+    true = "" if example["true"] is None else f"   (true: {example['true']})"
+    lines += [("answer:  ", "bold"), f"{example['answer']}{true}"]
     return Text.assemble(*lines)
 
 
