@@ -29,6 +29,7 @@ from models.data import Features
 from models.digests import Manifest, canonical_json
 from models.images import ImageFeatures, ImageSize
 from models.objectives import Classification
+from models.predicates import BUILD_TYPE
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -166,9 +167,20 @@ def place(found: Model, root: Path, keys: Path) -> Version:
         line=found.name, snapshot="0" * 64, settings={}, stages={}, artifact=manifest.digest
     )
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps(record(recipe))
+    files[VERSION_FILE] = canonical_json(record(recipe))
     subjects = tuple(described(name, content) for name, content in files.items())
-    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
+    predicate = {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "internalParameters": {"recipe": recipe.model_dump(mode="json"), "located": "0" * 64},
+            "resolvedDependencies": [],
+        },
+        "runDetails": {
+            "metadata": {"invocationId": "", "finishedOn": ""},
+            "modelmint_machine": {"processor": ""},
+        },
+    }
+    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate=predicate)
     files[PROVENANCE_FILE] = signed(statement, [signer])
     folder = root / found.name / "1"
     folder.mkdir(parents=True)

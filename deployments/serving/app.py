@@ -24,9 +24,11 @@ from starlette.types import ASGIApp
 from deployments.serving import metrics
 from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
+from deployments.serving.capture import Capture
 from deployments.serving.control import Control
 from deployments.serving.explain import question
 from deployments.serving.http import (
+    Address,
     as_json,
     as_object,
     deadline,
@@ -38,10 +40,14 @@ from deployments.serving.http import (
     request_id,
 )
 from deployments.serving.inference import DEFAULTS, Call, Found, Inference, Settings, in_thread
+from deployments.serving.line import Line
 from deployments.serving.pages import Pages, with_pages
 from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
-from deployments.serving.repository import Line, Repository
+from deployments.serving.recorder import Recorder
+from deployments.serving.repository import Repository
 from deployments.serving.session import Served
+from deployments.serving.traffic import Traffic
+from deployments.serving.trials import Trials
 from models.tensors import TensorSpec
 
 MAX_BODY = 16_000_000
@@ -53,23 +59,33 @@ INLINE_BYTES = 65_536
 def create(
     repository: Repository,
     access: Access,
+    recorder: Recorder,
+    traffic: Traffic,
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
     settings: Settings = DEFAULTS,
-    grpc: str | None = None,
+    capture: Capture | None = None,
+    grpc: Address | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`. While it runs,
-    the protocol is also spoken over gRPC at the address `grpc` (host:port).
+    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
+    given what was answered. While it runs, the protocol is also spoken over gRPC at `grpc`.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = Inference(access.ledger, settings)
-    server = _Server(repository, inference, max_body, body_seconds)
-    control, accounts = Control(repository, access, server.body), Accounts(access, server.body)
-    pages = Pages(repository)
-    routes = [*server.routes(), *control.routes(), *accounts.routes(), *pages.routes()]
+    server = _Server(repository, inference, traffic, capture, max_body, body_seconds)
+    control = Control(repository, access, recorder, server.body)
+    accounts = Accounts(access, server.body)
+    trials = Trials(repository, access, traffic, server.body)
+    routes = [
+        *server.routes(),
+        *Pages(repository).routes(),
+        *control.routes(),
+        *trials.routes(),
+        *accounts.routes(),
+    ]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -78,20 +94,27 @@ def create(
             return
         from deployments.serving.grpc_server import GrpcServer
 
-        async with GrpcServer(repository, access, inference, max_body).running(grpc):
+        spoken = GrpcServer(repository, access, inference, traffic, capture)
+        async with spoken.running(grpc, max_body):
             yield
 
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
-    return with_pages(access.guard(app), routes)
+    return with_pages(access.guard(traffic.watch(app)), routes)
 
 
 class _Server:
     def __init__(
-        self, repository: Repository, inference: Inference, max_body: int, body_seconds: float
+        self,
+        repository: Repository,
+        inference: Inference,
+        traffic: Traffic,
+        capture: Capture | None,
+        max_body: int,
+        body_seconds: float,
     ) -> None:
-        self._repository, self._inference = repository, inference
-        self._max_body, self._body_seconds = max_body, body_seconds
+        self._repository, self._inference, self._traffic = repository, inference, traffic
+        self._capture, self._max_body, self._body_seconds = capture, max_body, body_seconds
 
     def routes(self) -> list[Route]:
         get, post = ["GET"], ["POST"]
@@ -114,7 +137,7 @@ class _Server:
 
     async def infer(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
-        served = self._served(request)
+        served = await self._served(request)
         if media_type(request) not in (JSON, BINARY):
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
         start, call = time.perf_counter(), self._call(request, served)
@@ -127,29 +150,41 @@ class _Server:
         content, json_length = render(asked, served.line, served.number, found.outputs)
         rows = len(next(iter(asked.tensors.values())))
         self._inference.answered(call, "infer", start, rows, len(content))
+        if self._capture is not None:
+            self._capture.take(served, asked.tensors)
         headers = _headers(request, served, found)
+        mirrored = self._traffic.mirror(served, asked.tensors)
         if json_length is None:
-            return Response(content, headers=headers, media_type=JSON)
+            return Response(content, headers=headers, media_type=JSON, background=mirrored)
         headers[HEADER_LENGTH] = str(json_length)
-        return Response(content, headers=headers, media_type=BINARY)
+        return Response(content, headers=headers, media_type=BINARY, background=mirrored)
 
     async def predict(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
-        served = self._served(request)
+        served = await self._served(request)
         start, call = time.perf_counter(), self._call(request, served)
         body = await self.body(request)
         # Never inline: a small file can hold an image of millions of pixels.
         read = partial(served.read, body, media_type(request))
         tensors, rows = await in_thread(read, call.deadline)
-        found = await self._inference.run(call._replace(size=len(body)), tensors)
-        answer = _identity(served) | {"predictions": served.answers(found.outputs)}
+        call = call._replace(size=len(body))
+        if served.signature.objective.steps:
+            found = Found({}, None)
+            predictions = await self._inference.respond(call, tensors, rows)
+        else:
+            found = await self._inference.run(call, tensors)
+            predictions = served.answers(found.outputs)
+        answer = _identity(served) | {"predictions": predictions}
         answered = as_json(answer, headers=_headers(request, served, found))
         self._inference.answered(call, "predict", start, rows, len(answered.body))
+        if self._capture is not None:
+            self._capture.take(served, tensors)
+        answered.background = self._traffic.mirror(served, tensors)
         return answered
 
     async def explain(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
-        served = self._served(request)
+        served = await self._served(request)
         start, call = time.perf_counter(), self._call(request, served)
         body = await self.body(request)
         read = partial(served.read, body, media_type(request))
@@ -175,8 +210,11 @@ class _Server:
         lines = {
             name: {
                 "default": line.default,
+                "previous": list(line.previous),
                 "versions": {number: served.digest for number, served in line.versions.items()},
                 "failed": _reasons(line),
+                "idle": dict(line.idle),
+                **{trial.kind: trial.version for trial in line.trials},
             }
             for name, line in self._repository.lines.items()
             if key.allows("read", name)
@@ -197,11 +235,13 @@ class _Server:
         return as_json({"ready": True, "failed_versions": failed})
 
     async def model_metadata(self, request: Request) -> Response:
-        allow(request, "read", request.path_params["name"])
-        served = self._served(request)
+        name = request.path_params["name"]
+        allow(request, "read", name)
+        wake = partial(self._repository.wake, name, request.path_params.get("version"))
+        served = await anyio.to_thread.run_sync(wake)
         answer = {
             "name": served.line,
-            "versions": sorted(self._repository.line(served.line).versions, key=int),
+            "versions": _answering(self._repository.line(name)),
             "platform": "onnxruntime_onnx",
             "inputs": [_described(spec) for spec in served.inputs],
             "outputs": [_described(spec) for spec in served.outputs],
@@ -212,7 +252,7 @@ class _Server:
         name, number = request.path_params["name"], request.path_params.get("version")
         allow(request, "read", name)
         line = self._repository.line(name)
-        ready = line.ready if number is None else number in line.versions
+        ready = line.ready if number is None else line.answers(number)
         answer = {"name": name, "version": number or line.default, "ready": ready}
         return as_json(answer | {"failed": _reasons(line)}, status=200 if ready else 503)
 
@@ -225,6 +265,9 @@ class _Server:
                 continue
             for number, served in line.versions.items():
                 found.append(_listed(name, number, line, served.digest, "READY"))
+            for number, digest in line.idle.items():
+                one = _listed(name, number, line, digest, "READY")
+                found.append(one | {"reason": "out of memory: opened when asked for"})
             for number, failed in {} if only_ready else line.failed.items():
                 one = _listed(name, number, line, failed.digest, "UNAVAILABLE")
                 found.append(one | {"reason": failed.reason})
@@ -240,10 +283,9 @@ class _Server:
         store = "no-store" not in (header(request, b"cache-control") or "")
         return Call(request.state.key, served, 0, due, store)
 
-    def _served(self, request: Request) -> Served:
+    async def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
-        path = request.path_params
-        served = self._repository.get(path["name"], path.get("version"))
+        served = await self._traffic.choose(request)
         request.state.headers = served.headers
         return served
 
@@ -265,6 +307,10 @@ def _identity(served: Served) -> dict[str, Any]:
 
 def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+def _answering(line: Line) -> list[str]:
+    return sorted((number for number in line.digests if line.answers(number)), key=int)
 
 
 def _listed(name: str, number: str, line: Line, digest: str, state: str) -> dict[str, Any]:

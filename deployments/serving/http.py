@@ -8,7 +8,7 @@ import re
 import uuid
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import orjson
@@ -25,6 +25,15 @@ _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger("modelmint.serving")
+
+
+class Address(NamedTuple):
+    """Where to listen; with files of a certificate chain and its private key, over TLS."""
+
+    host: str
+    port: int
+    certificate: str | None = None
+    private_key: str | None = None
 
 
 def header(request: Request, name: bytes) -> str | None:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import boto3
 import numpy as np
 import onnx
 import onnxruntime
@@ -22,11 +24,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from securesystemslib.signer import CryptoSigner
 
+from deployments.local.store import environment, store
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
 from models.digests import Manifest, canonical_json
 from models.images import ImageFeatures, ImageSize
 from models.objectives import Classification, Objective, Regression
+from models.predicates import BUILD_TYPE
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -110,9 +114,20 @@ def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
         line=line, snapshot="0" * 64, settings=settings, stages={}, artifact=manifest.digest
     )
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps(record(recipe))
+    files[VERSION_FILE] = canonical_json(record(recipe))
     subjects = tuple(described(name, content) for name, content in files.items())
-    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
+    predicate = {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "internalParameters": {"recipe": recipe.model_dump(mode="json"), "located": "0" * 64},
+            "resolvedDependencies": [],
+        },
+        "runDetails": {
+            "metadata": {"invocationId": "none", "finishedOn": "2026-01-01T00:00:00Z"},
+            "modelmint_machine": {"processor": "none"},
+        },
+    }
+    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate=predicate)
     files[PROVENANCE_FILE] = signed(statement, [SIGNER])
     return Version(line, recipe.digest, files)
 
@@ -465,6 +480,21 @@ def start() -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def begun() -> Callable[..., AbstractContextManager[Server]]:
+    """Starts a server process that ends with the block."""
+
+    @contextmanager
+    def begin(root: Path, *options: str, **more: Any) -> Iterator[Server]:
+        server = Server(root, *options, **more)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    return begin
+
+
 @pytest.fixture(scope="module")
 def batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of `slow` 1, whose requests are batched and cached; `uncached` 1 is not cached."""
@@ -496,3 +526,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="package")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A client of a store with an empty bucket `modelmint`, and the server's environment."""
+    home = tmp_path_factory.mktemp("store")
+    with store(home).use() as running:
+        found = environment(home, running)
+        client = boto3.client(
+            "s3",
+            endpoint_url=found["AWS_ENDPOINT_URL"],
+            aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
+            region_name=found["AWS_REGION"],
+        )
+        client.create_bucket(Bucket="modelmint")
+        yield client, found
+        client.close()
