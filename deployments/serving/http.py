@@ -4,8 +4,8 @@ import asyncio
 import importlib.metadata
 import logging
 import math
+import os
 import re
-import uuid
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ def request_id(request: Request) -> str:
     if found is None:
         found = header(request, b"x-request-id") or ""
         if not REQUEST_ID.fullmatch(found):
-            found = uuid.uuid4().hex
+            found = os.urandom(16).hex()
         request.state.request_id = found
     return str(found)
 
