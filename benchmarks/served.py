@@ -219,11 +219,12 @@ def modelmint(
         key = (root / ".server" / "first-key").read_text()
         headers = {"authorization": f"Bearer {key}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+            promoted = {"version": "1", "recorded": "there is no store"}
             for line, digest in versions:
                 wanted = {"parameters": {"version": "1", "digest": digest}}
                 load = client.post(f"/v2/repository/models/{line}/load", json=wanted)
                 load.raise_for_status()
-                client.post(f"/v1/lines/{line}/promote", json={"version": "1"}).raise_for_status()
+                client.post(f"/v1/lines/{line}/promote", json=promoted).raise_for_status()
         yield Served(url, headers, process)
     finally:
         process.terminate()
