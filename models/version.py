@@ -13,8 +13,8 @@ from pydantic import JsonValue, StringConstraints, TypeAdapter, model_validator
 
 from models.attestation import PROVENANCE, Statement, verified
 from models.digests import Digest, FileName, IntegrityError, Manifest, canonical_json, json_digest
-from models.open import Frozen
-from models.predicates import Provenance, first, typed
+from models.open import Frozen, first
+from models.predicates import Provenance, typed
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,

@@ -96,8 +96,9 @@ class Measuring(NamedTuple):
 def search(job: CompressJob, emit: Emit) -> Artifact:
     """In the isolated process: build, measure and choose; raises CompressionError."""
     from tasks import candidates, plots
+    from tasks.determinism import deterministic
     from tasks.inference import cpu_microseconds, predict, session
-    from tasks.trainer import deterministic, restore
+    from tasks.trainer import restore
 
     deterministic(job.threads)
     signature = job.dataset.signature
