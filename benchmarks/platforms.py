@@ -4,7 +4,7 @@
                                    [--profiles portable]
 
 About twenty minutes on two idle cores, most of it emulation; Ctrl-C cuts it short. Needs
-`qemu-x86_64` (Debian, Ubuntu: `apt-get install qemu-user`; 7.2 or newer, the first that knows AVX2).
+`qemu-x86_64` 7.2 or newer, the first that knows AVX2 (Debian, Ubuntu: `apt-get install qemu-user`).
 
 One native run of two small lines, `diabetes` (an MLP) and `digits` (a CNN), gives the reference.
 Then every stage runs in an isolated process as `tasks.isolated.run` starts it, with the variables
@@ -106,7 +106,7 @@ def main() -> None:
 
     found: list[dict[str, Any]] = []
     with measuring.temporary_home(), ThreadPoolExecutor(options.jobs) as pool:
-        os.environ[catalog.SETTING] = str(measuring.ROOT / "tests" / "lines")
+        measuring.add_test_lines()
         with stack(STORE):
             names, profiles = options.lines.split(","), options.profiles.split(",")
             reference = [pair for name in names for pair in _steps(name, profiles)]
