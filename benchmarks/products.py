@@ -81,7 +81,8 @@ def _steps(library: str) -> dict[str, Any]:
         """A times B transposed, as a linear layer computes it."""
         if library == "mkl":
             return a @ b.T
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return found
 
     def step() -> list[torch.Tensor]:
         return [
