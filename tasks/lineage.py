@@ -12,7 +12,7 @@ from models.version import Verified
 from tasks.folders import StoredFolder
 from tasks.production import told
 from tasks.promotion import promotions, version_folder
-from tasks.provenance import SNAPSHOT, SOURCE, dependency
+from tasks.provenance import SNAPSHOT, SOURCE
 from tasks.register import REGISTERED_FILE
 from tasks.server import DeploymentError, connected, get
 from tasks.store import MissingError, store
@@ -96,8 +96,8 @@ def _origin(line: str, digest: Digest) -> dict[str, Any]:
         registered = orjson.loads(store().get(folder.prefix + REGISTERED_FILE).content)["version"]
     except MissingError:  # it was made elsewhere and imported
         registered = {}
-    details = found.statement.predicate["runDetails"]
-    code, data = dependency(found.statement, SOURCE), dependency(found.statement, SNAPSHOT)
+    details = found.provenance.run_details
+    code, data = found.provenance.dependency(SOURCE), found.provenance.dependency(SNAPSHOT)
     return {
         "line": line,
         "version": registered.get("number"),
@@ -108,9 +108,9 @@ def _origin(line: str, digest: Digest) -> dict[str, Any]:
         "replays": [replay.result for replay in verification.replays],
         "run": {
             "mlflow": registered.get("run", ""),
-            "prefect": details["metadata"]["invocationId"],
-            "finished": details["metadata"]["finishedOn"],
-            "machine": details["modelmint_machine"]["processor"],
+            "prefect": details.metadata.invocation_id,
+            "finished": details.metadata.finished_on,
+            "machine": details.modelmint_machine.processor,
         },
         "code": {**code.digest, "commit": code.annotations.get("commit", "")},
         "data": {"uri": data.uri, **data.annotations, "objects_named": _objects(found)},
@@ -121,9 +121,8 @@ def _origin(line: str, digest: Digest) -> dict[str, Any]:
 
 def _objects(found: Verified) -> list[dict[str, Any]]:
     """The raw objects the provenance names, of which there are the first thousand."""
-    listed = found.statement.predicate["buildDefinition"]["resolvedDependencies"]
     return [
-        {"name": one["name"], "sha256": one["digest"]["sha256"]}
-        for one in listed
-        if one.get("name") not in (SNAPSHOT, SOURCE) and "sha256" in one.get("digest", {})
+        {"name": one.name, "sha256": one.digest["sha256"]}
+        for one in found.provenance.build_definition.resolved_dependencies
+        if one.name not in (SNAPSHOT, SOURCE) and "sha256" in one.digest
     ]

@@ -71,7 +71,9 @@ def produced(command: Command) -> dict[str, Any]:
 
 def test_lines_names_the_shipped_and_the_added(command: Command) -> None:
     names = [line["name"] for line in answer(command("lines", "--json"))["lines"]]
-    assert names == ["cifar", "diabetes", "digits", "fashion", "flights"]
+    assert names == [
+        "cifar", "diabetes", "digits", "fashion", "flights", "reviews", "speech", "verses",
+    ]  # fmt: skip
 
 
 def test_run_answers_with_version_metrics_and_stages(produced: dict[str, Any]) -> None:
@@ -153,7 +155,10 @@ def documented() -> list[list[str]]:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     found = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("modelmint")]
-    swapped = {"flights": "diabetes", "digits": "diabetes", "three.png": "record.json"}
+    swapped = {
+        "flights": "diabetes", "digits": "diabetes", "three.png": "record.json",
+        "raw/flights/": "raw/diabetes/",
+    }  # fmt: skip
     # Those of the whole stack are run in tests/deployments/local/test_supervisor.py.
     elsewhere = {"serve", "up", "status", "logs", "restart", "down"}
     return [[swapped.get(w, w) for w in words] for words in found if words[0] not in elsewhere]
@@ -169,6 +174,7 @@ def test_the_commands_of_the_readme_work(
         "lines", "land", "run", "versions", "predict",
         "verify", "replay", "compare", "export", "trust", "import",
         "keys", "usage", "audit", "promote", "rollback", "canary", "shadow", "lineage",
+        "score", "monitor",
     }  # fmt: skip
     for words in commands:
         if words[0] == "replay":

@@ -32,11 +32,14 @@ def main() -> None:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    private = options.private or options.repository / ".server"
+    # prometheus_client looks when it is imported; the workers of one server count together there.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(private / "metrics")
     # Imported here: --help and a wrong option need none of it.
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
-    from deployments.serving import tls
+    from deployments.serving import capture, metrics, tls
     from deployments.serving.folder import hold
     from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
@@ -50,7 +53,7 @@ def main() -> None:
         sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")
     except ValueError as error:
         sys.exit(f"state.json cannot be read: restore it, or delete it to start empty\n{error}")
-    private = options.private or options.repository / ".server"
+    metrics.share(private / "metrics")
     try:
         Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
@@ -66,6 +69,10 @@ def main() -> None:
             "ssl_keyfile": options.private_key,
             "ssl_context_factory": tls.context,
         }
+    try:
+        capture.rates(os.environ.get(capture.SETTING, ""))
+    except ValueError as error:
+        sys.exit(str(error))
     told = {name: getattr(options, name) for name in Options.model_fields} | {"private": private}
     os.environ[SETTING] = Options(**told).model_dump_json()
     config = uvicorn.Config(
@@ -129,6 +136,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
     parser.add_argument(
         "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"
+    )
+    parser.add_argument(
+        "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
+    )
+    parser.add_argument(
+        "--cache-bytes", type=int, default=64_000_000, help="response cache of a worker; 0 is none"
+    )
+    parser.add_argument(
+        "--no-cache", action="append", default=[], metavar="LINE", help="never keep its answers"
     )
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="warning", help="least level logged")

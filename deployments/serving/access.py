@@ -11,7 +11,7 @@ from deployments.serving.audit import Audit
 from deployments.serving.http import on_error, request_id
 from deployments.serving.journal import Journal
 from deployments.serving.keys import ApiKey, Keys, Verb
-from deployments.serving.ledger import Counts, Ledger
+from deployments.serving.ledger import Ledger
 from deployments.serving.protocol import ProtocolError
 
 OPEN = frozenset(("/v2/health/live", "/v2/health/ready"))
@@ -41,18 +41,6 @@ class Access:
             return await app(scope, receive, send)
 
         return guarded
-
-    def charge(self, request: Request, line: str, rows: int, size: int) -> None:
-        """Count a request that is about to be computed; raises ProtocolError 429."""
-        self.ledger.charge(request.state.key, line, rows, size)
-
-    def answered(self, request: Request, line: str, size: int) -> None:
-        """Count the bytes of its answer."""
-        self.ledger.add(request.state.key, line, Counts(bytes_out=size))
-
-    def refund(self, request: Request, line: str, rows: int) -> None:
-        """Take back a charge for what was not computed; its bytes were received all the same."""
-        self.ledger.add(request.state.key, line, Counts(requests=-1, rows=-rows))
 
     def who(self, request: Request) -> str:
         """The caller, for people: the tenant and the id of the key."""

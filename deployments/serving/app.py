@@ -7,9 +7,9 @@ quick networks are answered on the event loop, everything else in threads, so th
 """
 
 import importlib.metadata
-from collections.abc import Callable
+import time
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -19,17 +19,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from deployments.serving import metrics
 from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
+from deployments.serving.capture import Capture
 from deployments.serving.control import Control
 from deployments.serving.http import (
     as_json,
     as_object,
+    deadline,
+    header,
     media_type,
     on_error,
     read_body,
     request_id,
 )
+from deployments.serving.inference import DEFAULTS, Call, Found, Inference, Settings, in_thread
 from deployments.serving.line import Line
 from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
 from deployments.serving.recorder import Recorder
@@ -43,7 +48,6 @@ MAX_BODY = 16_000_000
 BODY_SECONDS = 30.0
 INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
-T = TypeVar("T")
 
 
 def create(
@@ -54,13 +58,17 @@ def create(
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
+    settings: Settings = DEFAULTS,
+    capture: Capture | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`.
+    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
+    given what was answered.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
-    server = _Server(repository, access, traffic, max_body, body_seconds)
+    inference = Inference(access.ledger, settings)
+    server = _Server(repository, inference, traffic, capture, max_body, body_seconds)
     control = Control(repository, access, recorder, server.body)
     accounts = Accounts(access, server.body)
     trials = Trials(repository, access, traffic, server.body)
@@ -74,13 +82,14 @@ class _Server:
     def __init__(
         self,
         repository: Repository,
-        access: Access,
+        inference: Inference,
         traffic: Traffic,
+        capture: Capture | None,
         max_body: int,
         body_seconds: float,
     ) -> None:
-        self._repository, self._access, self._traffic = repository, access, traffic
-        self._max_body, self._body_seconds = max_body, body_seconds
+        self._repository, self._inference, self._traffic = repository, inference, traffic
+        self._capture, self._max_body, self._body_seconds = capture, max_body, body_seconds
 
     def routes(self) -> list[Route]:
         get, post = ["GET"], ["POST"]
@@ -89,6 +98,7 @@ class _Server:
             Route("/v2", self.server_metadata, methods=get),
             Route("/v2/health/live", self.live, methods=get),
             Route("/v2/health/ready", self.ready, methods=get),
+            Route("/metrics", self.metrics, methods=get),
             Route("/v2/repository/index", self.repository_index, methods=post),
         ]
         for version in ("", "/versions/{version}"):
@@ -104,23 +114,19 @@ class _Server:
         served = await self._served(request)
         if media_type(request) not in (JSON, BINARY):
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise ProtocolError(415, "compressed requests are not supported", "media_type")
+        start, call = time.perf_counter(), self._call(request, served)
         body = await self.body(request)
-        header_length = request.headers.get(HEADER_LENGTH)
+        header_length = header(request, HEADER_LENGTH.encode())
         read = partial(parse, body, header_length, served.inputs, served.outputs)
-        asked = await _call(read, inline=len(body) <= INLINE_BYTES)
-        rows = max(len(tensor) for tensor in asked.tensors.values())
-        self._access.charge(request, served.line, rows, len(body))
-        try:
-            compute = partial(served.run, asked.tensors)
-            found = await _call(compute, inline=rows <= served.inline_rows)
-            content, json_length = render(asked, served.line, served.number, found)
-        except BaseException:
-            self._access.refund(request, served.line, rows)
-            raise
-        self._access.answered(request, served.line, len(content))
-        headers = served.headers | {"x-request-id": request_id(request)}
+        small = len(body) <= INLINE_BYTES
+        asked = read() if small else await in_thread(read, call.deadline)
+        found = await self._inference.run(call._replace(size=len(body)), asked.tensors)
+        content, json_length = render(asked, served.line, served.number, found.outputs)
+        rows = len(next(iter(asked.tensors.values())))
+        self._inference.answered(call, "infer", start, rows, len(content))
+        if self._capture is not None:
+            self._capture.take(served, asked.tensors)
+        headers = _headers(request, served, found)
         mirrored = self._traffic.mirror(served, asked.tensors)
         if json_length is None:
             return Response(content, headers=headers, media_type=JSON, background=mirrored)
@@ -130,19 +136,23 @@ class _Server:
     async def predict(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
         served = await self._served(request)
+        start, call = time.perf_counter(), self._call(request, served)
         body = await self.body(request)
         # Never inline: a small file can hold an image of millions of pixels.
-        tensors, rows = await _call(partial(served.read, body, media_type(request)), inline=False)
-        self._access.charge(request, served.line, rows, len(body))
-        try:
-            predictions = await _call(partial(served.predict, tensors), inline=False)
-        except BaseException:
-            self._access.refund(request, served.line, rows)
-            raise
+        read = partial(served.read, body, media_type(request))
+        tensors, rows = await in_thread(read, call.deadline)
+        call = call._replace(size=len(body))
+        if served.signature.objective.steps:
+            found = Found({}, None)
+            predictions = await self._inference.respond(call, tensors, rows)
+        else:
+            found = await self._inference.run(call, tensors)
+            predictions = served.answers(found.outputs)
         answer = _identity(served) | {"predictions": predictions}
-        headers = served.headers | {"x-request-id": request_id(request)}
-        answered = as_json(answer, headers=headers)
-        self._access.answered(request, served.line, len(answered.body))
+        answered = as_json(answer, headers=_headers(request, served, found))
+        self._inference.answered(call, "predict", start, rows, len(answered.body))
+        if self._capture is not None:
+            self._capture.take(served, tensors)
         answered.background = self._traffic.mirror(served, tensors)
         return answered
 
@@ -179,7 +189,7 @@ class _Server:
         name = request.path_params["name"]
         allow(request, "read", name)
         wake = partial(self._repository.wake, name, request.path_params.get("version"))
-        served = await _call(wake, inline=False)
+        served = await anyio.to_thread.run_sync(wake)
         answer = {
             "name": served.line,
             "versions": _answering(self._repository.line(name)),
@@ -214,6 +224,16 @@ class _Server:
                 found.append(one | {"reason": failed.reason})
         return as_json(found)
 
+    async def metrics(self, request: Request) -> Response:
+        allow(request, "read")
+        found = await anyio.to_thread.run_sync(metrics.exposition)
+        return Response(found, media_type=metrics.CONTENT_TYPE)
+
+    def _call(self, request: Request, served: Served) -> Call:
+        due = deadline(request, self._inference.seconds)
+        store = "no-store" not in (header(request, b"cache-control") or "")
+        return Call(request.state.key, served, 0, due, store)
+
     async def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
         served = await self._traffic.choose(request)
@@ -225,8 +245,11 @@ class _Server:
         return await read_body(request, self._max_body, self._body_seconds)
 
 
-async def _call(work: Callable[[], T], *, inline: bool) -> T:
-    return work() if inline else await anyio.to_thread.run_sync(work)
+def _headers(request: Request, served: Served, found: Found) -> dict[str, str]:
+    headers = served.headers | {"x-request-id": request_id(request)}
+    if found.hit is not None:
+        headers["modelmint-cache"] = "hit" if found.hit else "miss"
+    return headers
 
 
 def _identity(served: Served) -> dict[str, Any]:

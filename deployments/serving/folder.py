@@ -17,6 +17,7 @@ from typing import IO
 
 from deployments.serving.protocol import ProtocolError
 from models.digests import IntegrityError
+from models.files import sync_folder
 from models.version import Reader
 
 LINE, NUMBER, DIGEST = r"^[a-z][a-z0-9-]{1,40}$", r"^[1-9][0-9]{0,8}$", r"^[0-9a-f]{64}$"
@@ -97,26 +98,6 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     incoming.rename(folder)
     sync_folder(folder.parent)
     shutil.rmtree(damaged, ignore_errors=True)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Replace one file atomically: after a power cut it holds the old content or the new."""
-    incoming = path.with_name(f".{path.name}.incoming")
-    with incoming.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    incoming.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within the folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _within(name: str, content: bytes, limit: int) -> bytes:

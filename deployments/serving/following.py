@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import orjson
 
-from deployments.serving.folder import exclusive, stamp, write_file
+from deployments.serving.folder import exclusive, stamp
 from deployments.serving.line import Failed, Line
 from deployments.serving.memory import Memory, in_order
 from deployments.serving.opening import open_proven
@@ -23,6 +23,7 @@ from deployments.serving.protocol import ProtocolError
 from deployments.serving.state import STATE_FILE, State, Unrecorded, read_state
 from deployments.serving.triton import triton_config
 from deployments.serving.workers import Workers
+from models.files import write
 from models.trust import Trust
 
 TRITON_FILE = "config.pbtxt"
@@ -164,7 +165,7 @@ class Follower:
             del lines[name]
         if line.ready:
             text = triton_config(line.versions[str(line.default)])
-            write_file(self.root / name / TRITON_FILE, text.encode())
+            write(self.root / name / TRITON_FILE, text.encode(), 0o644)
         self._write(lines, self._state.unrecorded if unrecorded is None else unrecorded)
 
     def _write(self, lines: Mapping[str, Line], unrecorded: tuple[Unrecorded, ...]) -> None:
@@ -175,7 +176,7 @@ class Follower:
         )
         # On disk first: a change the caller was told of is never lost.
         path = self.root / STATE_FILE
-        write_file(path, orjson.dumps(state.model_dump(), option=orjson.OPT_INDENT_2))
+        write(path, orjson.dumps(state.model_dump(), option=orjson.OPT_INDENT_2), 0o644)
         self._lines = self._fitted(lines)
         self._state, self._stamp = state, stamp(path)
         self._acknowledge()

@@ -1,5 +1,6 @@
 """One worker process of the model server: the application over the repository it follows."""
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -27,6 +28,10 @@ class Options(BaseModel):
     log_level: str
     allow_origin: list[str]
     memory_mb: float | None
+    workers: int
+    timeout_seconds: float
+    cache_bytes: int
+    no_cache: list[str]
 
 
 def application() -> ASGIApp:
@@ -41,6 +46,9 @@ def application() -> ASGIApp:
     )
     from deployments.serving.access import Access
     from deployments.serving.app import create
+    from deployments.serving.capture import SETTING as CAPTURE
+    from deployments.serving.capture import Capture, rates
+    from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
     from deployments.serving.tls import cross_origin
@@ -54,6 +62,16 @@ def application() -> ASGIApp:
     repository.restore()
     repository.follow()
     recorder.start()
+    settings = Settings(
+        slots=max(1, len(os.sched_getaffinity(0)) // options.workers),
+        seconds=options.timeout_seconds,
+        cache_bytes=options.cache_bytes,
+        uncached=frozenset(options.no_cache),
+    )
+    shares = rates(os.environ.get(CAPTURE, ""))
+    capture = Capture(options.private / "captured", shares) if shares else None
+    if capture is not None:
+        atexit.register(capture.close)
     made = create(
         repository,
         access,
@@ -61,6 +79,8 @@ def application() -> ASGIApp:
         Traffic(repository, access.journal, options.private / "trials"),
         max_body=options.max_body,
         body_seconds=options.body_seconds,
+        settings=settings,
+        capture=capture,
     )
     return cross_origin(made, options.allow_origin)
 
