@@ -54,11 +54,11 @@ class Runs:
         return [run for run in self._find(ENDED, after) if line_of(run) == line]
 
     def unfinished(self) -> list[FlowRun]:
-        """Runs of every flow that are pending, running, or crashed within the last day."""
+        """Runs of every flow: pending, running, or of the last day and crashed or failed."""
         day = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - timedelta(days=1))
         return [
             *self._find((StateType.PENDING, StateType.RUNNING), flow=None),
-            *self._find((StateType.CRASHED,), day, flow=None),
+            *self._find((StateType.CRASHED, StateType.FAILED), day, flow=None),
         ]
 
     def resumed(self, run: UUID) -> int:
@@ -74,7 +74,7 @@ class Runs:
 
     def crash(self, run: FlowRun, reason: str) -> None:
         """Write down that the run's process is no more, and give its slots back."""
-        if run.state is None or run.state.type != StateType.CRASHED:
+        if run.state is None or not run.state.is_final():
             self.client.set_flow_run_state(run.id, Crashed(message=reason))
 
     def _find(
