@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,26 @@ def test_the_server_refuses_a_parameter_out_of_bounds(server: httpx.Client) -> N
     )
     assert answer.status_code in (409, 422)
     assert "epochs" in answer.text
+
+
+def test_data_that_arrived_is_one_run_of_its_line(server: httpx.Client) -> None:
+    told = {
+        "id": str(uuid.uuid4()),
+        "event": "data.arrived",
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {"prefect.resource.id": "modelmint.line.flights"},
+        "payload": {"line": "flights"},
+    }
+    last = {**told, "id": str(uuid.uuid4()), "payload": {"line": "fashion"}}
+    for event in (told, told, last):
+        server.post("/events", json=[event]).raise_for_status()
+    deployment = server.get("/deployments/name/produce/arrivals").json()
+    wanted = {"deployments": {"id": {"any_": [deployment["id"]]}}}
+    for _ in range(150):
+        runs = server.post("/flow_runs/filter", json=wanted).json()
+        lines = sorted(run["parameters"]["line"] for run in runs)
+        if "fashion" in lines:
+            break
+        time.sleep(0.2)
+    assert lines == ["fashion", "flights"]
+    assert {run["created_by"]["display_value"] for run in runs} == {"data-arrived"}
