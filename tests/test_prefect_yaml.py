@@ -1,18 +1,12 @@
 """prefect.yaml: a real Prefect server takes every deployment and really schedules cron runs."""
 
-import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import pytest
@@ -22,7 +16,6 @@ from deployments.local.stack import PREFECT, stack
 from models import catalog
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -105,36 +98,6 @@ def test_parameters_are_a_typed_form(server: httpx.Client) -> None:
     assert "Name of the model line" in schema["properties"]["line"]["description"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
-def test_custom_run_is_a_form_with_help_and_drop_downs(
-    server: httpx.Client, tmp_path: Path
-) -> None:
-    found = server.get("/deployments/name/produce/arrivals").json()
-    filled = json.dumps({"line": "digits", "training": {"epochs": 3}})
-    site = str(server.base_url).partition("/api")[0]
-    page = f"{site}/deployments/deployment/{found['id']}/run?parameters={quote(filled)}"
-    document = browser(tmp_path, page, "--dump-dom")
-    shown = [text.strip() for text in re.sub("<[^>]*>", "\n", document).splitlines()]
-    for text in ("Name of the model line.", "Peak learning rate.", "Epochs (Optional)", "Submit"):
-        assert text in shown, text
-    for choices in (["sgd", "adam", "adamw"], ["fast", "portable"], ["auto", "cpu", "cuda"]):
-        assert all(choice in shown for choice in choices)
-    if folder := os.environ.get("MODELMINT_SCREENSHOTS"):
-        picture = Path(folder).resolve() / "custom-run.png"
-        browser(tmp_path, page, f"--screenshot={picture}", "--window-size=1100,1500")
-
-
-def browser(profile: Path, page: str, *options: str) -> str:
-    """What headless Chromium prints once the page's scripts have come to rest."""
-    headless = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
-    command = [str(CHROMIUM), *headless, f"--user-data-dir={profile}", "--hide-scrollbars"]
-    done = subprocess.run(
-        [*command, "--virtual-time-budget=30000", *options, page],
-        capture_output=True, text=True, check=True, timeout=200,
-    )  # fmt: skip
-    return done.stdout
-
-
 def test_a_replay_can_be_asked_for_stage_by_stage(server: httpx.Client) -> None:
     form = server.get("/deployments/name/replay/replay").json()["parameter_openapi_schema"]
     stage = next(kind for kind in form["properties"]["stage"]["anyOf"] if "enum" in kind)
@@ -151,26 +114,3 @@ def test_the_server_refuses_a_parameter_out_of_bounds(server: httpx.Client) -> N
     )
     assert answer.status_code in (409, 422)
     assert "epochs" in answer.text
-
-
-def test_data_that_arrived_is_one_run_of_its_line(server: httpx.Client) -> None:
-    told = {
-        "id": str(uuid.uuid4()),
-        "event": "data.arrived",
-        "occurred": datetime.now(UTC).isoformat(),
-        "resource": {"prefect.resource.id": "modelmint.line.flights"},
-        "payload": {"line": "flights"},
-    }
-    last = {**told, "id": str(uuid.uuid4()), "payload": {"line": "fashion"}}
-    for event in (told, told, last):
-        server.post("/events", json=[event]).raise_for_status()
-    deployment = server.get("/deployments/name/produce/arrivals").json()
-    wanted = {"deployments": {"id": {"any_": [deployment["id"]]}}}
-    for _ in range(150):
-        runs = server.post("/flow_runs/filter", json=wanted).json()
-        lines = sorted(run["parameters"]["line"] for run in runs)
-        if "fashion" in lines:
-            break
-        time.sleep(0.2)
-    assert lines == ["fashion", "flights"]
-    assert {run["created_by"]["display_value"] for run in runs} == {"data-arrived"}
