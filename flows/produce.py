@@ -16,6 +16,7 @@ from tasks.compress import compress
 from tasks.deploy import deploy
 from tasks.evaluate import evaluate
 from tasks.gate import decide
+from tasks.production import reconsidered
 from tasks.progress import listening
 from tasks.promotion import champion_for
 from tasks.publish import EpochLog, show
@@ -71,12 +72,13 @@ def produce(
         weights = train(spec.model, spec.training, dataset)
         confidence = spec.gate.confidence
         report = evaluate(spec.model, dataset, weights, confidence, profile, threads)
-        artifact = compress(spec.model, spec.budget, dataset, weights, profile, threads)
+        artifact = compress(spec.model, spec.training, spec.budget, dataset, weights)
         champion = champion_for(line, artifact.digest)
         verdict = decide(
             spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
         )
         recorded = recipe(spec, snapshot, artifact, runs)
+        verdict = reconsidered(line, recorded.digest, verdict)
         version = register(recorded, prefix, snapshot, artifact, report, verdict)
         endpoint = deploy(version, artifact, verdict)
         show(line, dataset, report, artifact, verdict, endpoint)

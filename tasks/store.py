@@ -6,9 +6,11 @@ under it, and code that only moves content cannot change a result.
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import polars as pl
 
@@ -102,6 +104,19 @@ class Store:
         except _ConditionError:
             raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
 
+    def fetch(self, key: str, path: Path, etag: str) -> None:
+        """Copy the object to a file; raises MissingError when it no longer has the ETag."""
+
+        def read() -> None:
+            answer = self.client.get_object(Bucket=self.bucket, Key=key, IfMatch=f'"{etag}"')
+            with path.open("wb") as file:
+                shutil.copyfileobj(answer["Body"], file, 1 << 20)
+
+        try:
+            self._call(read, key)
+        except _ConditionError:
+            raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
+
     def exists(self, key: str, *, version: str = "") -> bool:
         """Whether an object of that name, or that version of it, is there."""
         wanted: dict[str, Any] = {"VersionId": version} if version else {}
@@ -119,6 +134,11 @@ class Store:
         """Write the object unless there is one; says whether this call wrote it."""
         return self._put_if(key, content, {"IfNoneMatch": "*"})
 
+    def put_new_file(self, key: str, path: Path) -> bool:
+        """The same with the content of a file, which need not fit memory."""
+        with path.open("rb") as file:
+            return self._put_if(key, file, {"IfNoneMatch": "*"})
+
     def replace(self, key: str, content: bytes, etag: str) -> bool:
         """Overwrite the object if it still has the ETag; says whether this call wrote it."""
         try:
@@ -126,7 +146,7 @@ class Store:
         except MissingError:
             return False
 
-    def _put_if(self, key: str, content: bytes, condition: dict[str, Any]) -> bool:
+    def _put_if(self, key: str, content: bytes | BinaryIO, condition: dict[str, Any]) -> bool:
         def write() -> None:
             self.client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition)
 

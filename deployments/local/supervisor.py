@@ -26,6 +26,7 @@ from deployments.local.processes import family
 from deployments.local.service import Service, ServiceError
 from deployments.local.stack import ADDRESSES, FOREIGN, STORE, home, settings, stack
 from deployments.local.watcher import tell_store, watcher
+from models.files import write
 
 READY_SECONDS = 240.0
 # Supervisor ends its programs one after another.
@@ -238,7 +239,7 @@ def _rpc(folder: Path) -> ServerProxy:
 
 def _command(state: Path, programs: list[Service], ports: Ports) -> list[str]:
     secret = secrets.token_hex(20)
-    store.write_private(state / "secret.json", json.dumps(secret))
+    write(state / "secret.json", json.dumps(secret).encode())
     python = sys.executable.replace("%", "%%")
     lines = [
         *("[supervisord]", "nodaemon=true", "logfile=NONE", "loglevel=info"),
@@ -258,7 +259,7 @@ def _command(state: Path, programs: list[Service], ports: Ports) -> list[str]:
             f"stopwaitsecs={max(1, int(service.stop_timeout))}",
         ]
     path = state / "supervisord.conf"
-    store.write_private(path, "\n".join(lines) + "\n")
+    write(path, ("\n".join(lines) + "\n").encode())
     return [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
 
 

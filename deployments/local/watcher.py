@@ -7,6 +7,7 @@ from pathlib import Path
 from deployments.local import store
 from deployments.local.ports import HOST, Ports, unanswered
 from deployments.local.service import Service
+from models.files import write
 
 
 def watcher(home: Path) -> Service:
@@ -34,5 +35,6 @@ def tell_store(home: Path, ports: Ports) -> None:
 def _token(state: Path) -> str:
     path = state / "token"
     if not path.exists():
-        store.write_private(path, secrets.token_hex(20))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, secrets.token_hex(20).encode())
     return path.read_text()
