@@ -66,8 +66,9 @@ class Home:
 
     def put(self, prefix: str, objects: dict[str, bytes]) -> None:
         """Put objects with an S3 client of our own."""
+        client = self._s3()
         for name, content in objects.items():
-            self._s3().put_object(Bucket="modelmint", Key=prefix + name, Body=content)
+            client.put_object(Bucket="modelmint", Key=prefix + name, Body=content)
 
     def get(self, key: str) -> bytes:
         """An object of the bucket."""
