@@ -12,8 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from starlette.applications import Starlette
 
-from deployments.watcher.hints import Hints, Pulse, follow_queue, from_message, from_webhook
-from deployments.watcher.webhook import application
+from deployments.watcher.hints import Hints, follow_queue, from_message, from_webhook
+from deployments.watcher.webhook import Pulse, application
 
 BUCKET = "modelmint"
 
