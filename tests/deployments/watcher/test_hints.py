@@ -69,6 +69,13 @@ def test_notifications_come_directly_through_sns_and_through_eventbridge(hints: 
     assert hints.wait(0) == {"one/", "two/", "three%/"}
 
 
+def test_ten_thousand_hints_of_one_line_are_one(hints: Hints) -> None:
+    for number in range(10_000):
+        hints.tell(f"raw/digits/{number % 7_000}")
+    assert hints.wait(0) == {"digits/"}
+    assert hints.wait(0) == set()
+
+
 def test_many_made_up_prefixes_are_one_look_at_everything(hints: Hints) -> None:
     for number in range(10_000):
         hints.tell(f"raw/{number}/x")

@@ -10,7 +10,6 @@ from deployments.watcher.hints import Hints, from_webhook
 from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watcher import Watcher
-from tasks import arrivals
 from tasks.store import StoreError, store
 from tests.deployments.watcher.test_hints import filer
 
@@ -63,29 +62,6 @@ def test_every_line_is_watched_and_a_folder_of_none_is_named_once(
     assert caplog.text.count("raw/stranger/: data of an unknown line") == 1
     assert "raw/digits/ (digits)" in caplog.text
     assert sorted(told.lines) == ["digits", "flights"]
-
-
-def test_ten_thousand_hints_are_one_look(
-    bucket: str, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watcher = Watcher(SETTINGS.model_copy(update={"sweep": 1e6}), Hints(bucket), cast(Runs, told))
-    watcher.hints.tell("raw/digits/0")
-    watcher.round()
-    looks: list[str] = []
-    real = arrivals.look
-
-    def look(prefix: str) -> arrivals.Seen:
-        looks.append(prefix)
-        return real(prefix)
-
-    monkeypatch.setattr(arrivals, "look", look)
-    for number in range(10_000):
-        watcher.hints.tell(f"raw/digits/{number}")
-    watcher.round()
-    watcher.hints.tell("raw/digits/0")
-    watcher.round()
-    assert looks.count("raw/digits/") == 2
-    assert set(looks) == {"raw/digits/"}
 
 
 def test_a_store_that_is_away_is_said_once_and_waited_for(
