@@ -19,7 +19,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Crashed, Scheduled
 
 FLOW = "produce"
-GOING = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+GOING = (StateType.PENDING, StateType.RUNNING)
 ENDED = (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 RESUMED = "Resumed"
 SOON = timedelta(seconds=60)
