@@ -37,7 +37,7 @@ class Runs:
     def tell(self, event: dict[str, object]) -> None:
         """Hand over an event; the server takes one id once."""
         body = [{**event, "occurred": datetime.now(UTC).isoformat()}]
-        self.client._client.post("/events", json=body).raise_for_status()
+        self.client.request("POST", "/events", json=body).raise_for_status()
 
     def alive(self) -> dict[str, FlowRun]:
         """By line, a production that runs or is due."""
