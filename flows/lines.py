@@ -5,7 +5,7 @@ values. A form that only shows them, and sends back all it shows, then changes n
 """
 
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from prefect import Flow, flow
 from pydantic import create_model
@@ -26,29 +26,35 @@ def __getattr__(name: str) -> "Flow[..., Production]":
 
 def produce_line(name: str) -> "Flow[..., Production]":
     """A `produce` flow for the line alone; raises LookupError for a name that is no line's."""
-    line = catalog.find(name)
+    chosen = catalog.find(name)
 
     def run(
-        model: Any = None, training: Any = None, gate: Any = None, budget: Any = None
+        line: str = name,
+        model: Any = None,
+        training: Any = None,
+        gate: Any = None,
+        budget: Any = None,
     ) -> Production:
         """Turn what is in the bucket into a gated, compressed, registered and served version.
 
         Args:
+            line: This line; the watcher tells runs apart by it.
             model: The architecture, instead of as the line has it.
             training: How to train, instead of as the line says.
             gate: What to demand, instead of what the line demands.
             budget: What compression may cost, instead of what the line allows.
         """
         return produce.fn(
-            name,
+            line,
             model=_fields(model),
-            training=None if training is None else type(line.training)(**_fields(training)),
-            gate=None if gate is None else type(line.gate)(**_fields(gate)),
-            budget=None if budget is None else type(line.budget)(**_fields(budget)),
+            training=None if training is None else type(chosen.training)(**_fields(training)),
+            gate=None if gate is None else type(chosen.gate)(**_fields(gate)),
+            budget=None if budget is None else type(chosen.budget)(**_fields(budget)),
         )
 
+    run.__annotations__["line"] = Literal[name]
     for section in ("model", "training", "gate", "budget"):
-        run.__annotations__[section] = form(getattr(line, section)) | None
+        run.__annotations__[section] = form(getattr(chosen, section)) | None
     as_flow = flow(name=produce.name, flow_run_name=f"produce {name}", persist_result=False)
     return as_flow(run)
 

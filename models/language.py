@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import SerializeAsAny
 
 from models.data import Check, Features, Tensors
-from models.generation import SAMPLING, Run, Sampling, write
-from models.objectives import Floats, Objective, Primary
+from models.generation import SAMPLING, Sampling, write
+from models.objectives import Floats, Objective, Primary, Run
 from models.passages import PassageFeatures
 from models.tensors import TensorSpec
 from models.vocabulary import PADDING, UNKNOWN, Characters, Vocabulary
@@ -86,23 +86,32 @@ class NextToken(Objective):
         return "unigram", np.broadcast_to(np.log(shares).astype(np.float32), shape)
 
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
-        """The likeliest next tokens after each row's last one."""
+        """What was written; or of log-probabilities the likeliest tokens after each row."""
+        if output.dtype == np.uint32:
+            return [{self.target: "".join(map(chr, row[row > 0]))} for row in output]
         pieces = ["", "\ufffd", "", *(p.decode(errors="replace") for p in self.vocabulary.pieces)]
         return [
             {"next": {pieces[t]: round(float(np.exp(row[t])), 6) for t in np.argsort(-row)[:5]}}
             for row in output[:, -1]
         ]
 
-    def respond(self, run: Run, tensors: Tensors) -> list[dict[str, Any]]:
-        """What follows each prompt, and how it was drawn."""
-        inputs = {name: t for name, t in tensors.items() if name != SAMPLING}
-        found = []
+    def respond(self, run: Run, tensors: Tensors) -> Tensors:
+        """Where a request says how to write, what follows each prompt: code points uint32 [n, k].
+
+        Zeros follow the end of a shorter one. Raises NotFiniteError.
+        """
+        if SAMPLING not in tensors:
+            return run(tensors)
+        texts = []
         for row, values in enumerate(tensors[SAMPLING]):
-            one = {name: t[row : row + 1] for name, t in inputs.items()}
+            inputs = {name: t[row : row + 1] for name, t in tensors.items() if name != SAMPLING}
             sampling = Sampling.of(values)
-            pieces = write(run, one, self.output.name, self.vocabulary, sampling)
-            found.append({self.target: "".join(pieces), **sampling.model_dump()})
-        return found
+            pieces = write(run, inputs, self.output.name, self.vocabulary, sampling)
+            texts.append([ord(character) for character in "".join(pieces)])
+        written = np.zeros((len(texts), max(map(len, texts))), np.uint32)
+        for place, text in zip(written, texts, strict=True):
+            place[: len(text)] = text
+        return {self.output.name: written}
 
 
 def frequencies(tokens: NDArray[Any], width: int) -> NDArray[np.float64]:

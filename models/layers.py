@@ -12,6 +12,7 @@ from models.images import ImageFeatures
 from models.language import NextToken
 from models.objectives import Classification, Objective, Regression
 from models.tables import TableFeatures
+from models.transcription import Transcription
 from models.vocabulary import PADDING
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -146,6 +147,8 @@ def head(objective: Objective) -> Callable[[Tensor], Tensor] | Any:
         return nn.Softmax(dim=1)
     if isinstance(objective, NextToken):
         return nn.LogSoftmax(dim=2)
+    if isinstance(objective, Transcription):
+        return nn.Softmax(dim=2)
     raise TypeError(f"no served output for {type(objective).__name__}")
 
 
@@ -190,4 +193,19 @@ def training_loss(
             )
 
         return following
+    if isinstance(objective, Transcription):
+        if label_smoothing:
+            raise TypeError("training.label_smoothing: CTC has none, set it to 0")
+        return ctc
     raise TypeError(f"no loss for {type(objective).__name__}")
+
+
+def ctc(x: Tensor, target: Tensor) -> Tensor:
+    """Connectionist temporal classification (Graves et al. 2006), a letter's mean of every row.
+
+    Logits [n, T, symbols], of which 0 is blank, and target int64 [n, L] with zeros behind its end.
+    """
+    # On the CPU: its gradient repeats exactly, that of CUDA does not.
+    logs, target = x.float().log_softmax(2).transpose(0, 1).cpu(), target.cpu()
+    lengths = torch.full((len(target),), len(logs))
+    return functional.ctc_loss(logs, target, lengths, (target > 0).sum(1)).to(x.device)

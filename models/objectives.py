@@ -19,10 +19,8 @@ from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Floats = NDArray[np.floating[Any]]
-
-
-class NotFiniteError(ValueError):
-    """The network answers the given values with what is no number."""
+Run = Callable[[Tensors], Tensors]
+"""A served network: tensors to outputs, both by name."""
 
 
 class Primary(Frozen):
@@ -94,6 +92,11 @@ class Objective(Open):
         found = self.metrics(self.losses(predicted, target))
         return {name: float(value) for name, value in found.items()}
 
+    def closeness(self, found: Floats, expected: Floats) -> float:
+        """Largest difference of two outputs, relative to the spread of the expected one."""
+        spread = float(np.max(np.abs(expected))) or 1.0
+        return float(np.max(np.abs(found - expected))) / spread
+
     @abstractmethod
     def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
         """Name and predictions, for `count` rows, of the best constant for this target."""
@@ -102,17 +105,13 @@ class Objective(Open):
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """What a person reads, one record for each row of the served output."""
 
-    def respond(
-        self, run: Callable[[Tensors], Mapping[str, NDArray[Any]]], tensors: Tensors
-    ) -> list[dict[str, Any]]:
-        """The answers to what `Features.read` and `encode` made of a request, one a row.
+    def respond(self, run: Run, tensors: Tensors) -> Tensors:
+        """The outputs for what `Features.encode` made of a request; one run unless overridden."""
+        return run(tensors)
 
-        `run` is the served network: tensors to outputs, both by name. Raises NotFiniteError.
-        """
-        output = run(tensors)[self.output.name]
-        if not np.isfinite(output).all():
-            raise NotFiniteError("the model gives no finite answer for these values")
-        return self.answer(output)
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The same as columns, for files of many rows."""
+        return pl.DataFrame(self.answer(output))
 
 
 class Regression(Objective):
@@ -177,6 +176,10 @@ class Regression(Objective):
 
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         return [{self.target: round(float(v), 4), "unit": self.unit} for v in output.reshape(-1)]
+
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The number, Float32, under the target's name."""
+        return pl.DataFrame({self.target: output.reshape(-1).astype(np.float32)})
 
 
 class Classification(Objective):
@@ -247,3 +250,16 @@ class Classification(Objective):
             }
             for row, index in zip(output, best, strict=True)
         ]
+
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The class, its probability, and a struct of every class's, Float32."""
+        best = output.argmax(axis=1)
+        classes = pl.Series(self.labels, dtype=pl.Enum(self.labels))
+        each = {label: output[:, index] for index, label in enumerate(self.labels)}
+        return pl.DataFrame(
+            {
+                self.target: classes.gather(best).cast(pl.String),
+                "probability": output[np.arange(len(best)), best],
+                "probabilities": pl.DataFrame(each).to_struct(),
+            }
+        )

@@ -45,6 +45,5 @@ class Signature(Frozen):
         return self.model_copy(update={"features": self.features.carrying(values)})
 
     def closeness(self, found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-        """Largest difference of two outputs, relative to the spread of the expected one."""
-        spread = float(np.max(np.abs(expected))) or 1.0
-        return float(np.max(np.abs(found - expected))) / spread
+        """How far two outputs are apart, as the objective measures it; see there."""
+        return self.objective.closeness(found, expected)

@@ -75,26 +75,18 @@ class ByHash(Split):
         return {"train": "train", "validation": "validation", "test": "test"}
 
 
-class ByGroup(Split):
-    """By hash of a column: rows that share its value stay together, and with it as data grows."""
+class ByGroup(ByHash):
+    """By hash of one column: rows that share its value are all in one split.
+
+    Where several records show the same thing, such as clips of one sentence, none is in both.
+    """
 
     column: str
-    """A String column of the parsed rows."""
-    test: float = Field(0.1, gt=0, lt=0.9)
-    """Share of all values held out for the test."""
-    validation: float = Field(0.05, gt=0, lt=0.5)
-    """Share of all values held out for validation."""
+    """A column of the parsed rows."""
 
     def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
         del identity
-        if self.column not in rows.columns:
-            raise SplitError(f"rows without a column {self.column!r} cannot be split by it")
-        whole = ByHash(test=self.test, validation=self.validation)
-        return whole.label(rows, identity_hash(rows, [self.column]))
-
-    def assign(self, labels: Iterable[str]) -> dict[str, Subset]:
-        _none_empty(labels)
-        return {"train": "train", "validation": "validation", "test": "test"}
+        return super().label(rows, identity_hash(rows, (self.column,)))
 
 
 class ByTime(Split):

@@ -1,6 +1,6 @@
-"""The compressed forms of a network: each is a named function from ONNX bytes to ONNX bytes.
+"""The quantizers: each is a named function from ONNX bytes to ONNX bytes.
 
-A new form of compression is one more case of `form`, and its name one of `models.spec.Form`.
+A new one is one more case of `quantized`, and its name one of `models.forms.QUANTIZERS`.
 """
 
 import logging
@@ -16,8 +16,9 @@ from onnxruntime import quantization
 from torch import nn
 
 from models.data import Tensors
+from models.padding import pieces
 from models.signature import Signature
-from models.spec import Form
+from models.tensors import TensorSpec
 
 OPSET = 20
 CALIBRATION_BATCH = 64
@@ -31,8 +32,8 @@ class CalibrationError(ValueError):
     """Too few rows to take the ranges of activations from."""
 
 
-def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
-    """The compressed form of that name, of an exported network; bytes that repeat exactly."""
+def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
+    """An exported network by the quantizer of that name; bytes that repeat exactly."""
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     # The quantizers log to the root logger.
     logging.getLogger().setLevel(logging.ERROR)
@@ -45,22 +46,15 @@ def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
             return weights_only(plain, 8)
         case "int4-weights":
             return weights_only(plain, 4)
+    raise ValueError(f"no quantizer is called {name!r}")
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as ONNX, lengths free where the signature has -1, bytes that repeat exactly."""
-    names = [spec.name for spec in signature.features.inputs]
+    """The network as ONNX, bytes that repeat exactly; the batch is free, and any length of -1."""
+    specs = signature.features.inputs
+    names = [spec.name for spec in specs]
     rows = tuple(torch.from_numpy(example[name][:2]) for name in names)
     batch = torch.export.Dim("batch", min=1)
-    free = tuple(
-        {0: batch}
-        | {
-            axis: torch.export.Dim(f"{spec.name}_{axis}", min=1)
-            for axis, length in enumerate(spec.shape)
-            if axis and length == -1
-        }
-        for spec in signature.features.inputs
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -68,7 +62,7 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
             rows,
             input_names=names,
             output_names=[spec.name for spec in signature.outputs],
-            dynamic_shapes=(free,),
+            dynamic_shapes=(tuple({0: batch, **_free(spec)} for spec in specs),),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -77,10 +71,18 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
     proto = program.model_proto
     for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
         for axis, length in enumerate(spec.shape):
-            if axis and length == -1:
-                # The exporter records the example's length of a sequence that may have any.
-                value.type.tensor_type.shape.dim[axis].dim_param = f"{spec.name}_{axis}"
+            size = value.type.tensor_type.shape.dim[axis]
+            if axis and length == -1 and size.HasField("dim_value"):
+                # Of a recurrent layer the exporter records the example's length.
+                size.dim_param = f"{spec.name}_{axis}"
     return _clean(proto)
+
+
+def _free(spec: TensorSpec) -> dict[int, Any]:
+    """What the exporter finds out about the other free lengths of a tensor."""
+    return {
+        axis: torch.export.Dim.AUTO for axis in range(1, len(spec.shape)) if spec.shape[axis] < 0
+    }
 
 
 def dynamic(model: bytes) -> bytes:
@@ -153,11 +155,7 @@ class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
     """Calibration rows in batches, in order."""
 
     def __init__(self, rows: Tensors) -> None:
-        count = len(next(iter(rows.values())))
-        starts = range(0, count, CALIBRATION_BATCH)
-        self._batches = iter(
-            [{n: t[s : s + CALIBRATION_BATCH] for n, t in rows.items()} for s in starts]
-        )
+        self._batches = (part for _, part in pieces(rows, CALIBRATION_BATCH))
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next batch, None at the end."""

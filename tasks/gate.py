@@ -15,12 +15,12 @@ from pydantic_core import to_jsonable_python
 
 from models.data import Features
 from models.digests import Manifest, canonical_json
+from models.forms import UNCOMPRESSED
 from models.objectives import Floats, Objective
 from models.signature import MODEL_FILE, SIGNATURE_FILE, Signature
 from models.spec import Budget, Gate
 from models.tensors import TensorSpec
 from tasks.calibration import calibration
-from tasks.compress import UNCOMPRESSED
 from tasks.dataset import rows
 from tasks.evaluate import SMALLEST_SLICE, groups
 from tasks.isolated import Emit, Profile, isolated

@@ -53,13 +53,18 @@ def deployments() -> list[dict[str, Any]]:
 
 def test_every_shipped_line_has_a_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODELMINT_LINES", raising=False)
-    entrypoints = [d["entrypoint"] for d in deployments()]
-    assert entrypoints[: len(catalog.lines())] == [f"flows.lines.{n}" for n in catalog.lines()]
+    producing = [d for d in deployments() if d["entrypoint"].startswith("flows.lines.")]
+    lines = list(catalog.lines())
+    assert [d["entrypoint"] for d in producing] == [f"flows.lines.{name}" for name in lines]
+    assert [d["parameters"]["line"] for d in producing] == lines
 
 
 def scheduled() -> list[tuple[str, str]]:
     """Flow and deployment of whatever has a schedule."""
-    flow_names = {"flows.replay.replay_sample": "replay-sample"}
+    flow_names = {
+        "flows.replay.replay_sample": "replay-sample",
+        "flows.monitor.monitor_lines": "monitor-lines",
+    }
     return [
         (flow_names.get(d["entrypoint"], "produce"), d["name"])
         for d in deployments()
@@ -80,7 +85,7 @@ def test_cron_runs_are_really_scheduled(server: httpx.Client, flow: str, name: s
             break
         time.sleep(1)
     assert {run["state"]["name"] for run in runs} == {"Scheduled"}
-    assert all(run["parameters"] == found["parameters"] for run in runs)
+    assert all(run["parameters"] == (found["parameters"] or {}) for run in runs)
     assert {run["work_pool_name"] for run in runs} == {"modelmint"}
 
 
@@ -103,6 +108,16 @@ def test_a_replay_can_be_asked_for_stage_by_stage(server: httpx.Client) -> None:
     assert stage["enum"] == ["clean", "train", "evaluate", "compress"]
     assert form["properties"]["from_raw"]["type"] == "boolean"
     assert set(form["required"]) == {"line", "version"}
+
+
+def test_scoring_and_monitoring_are_typed_forms(server: httpx.Client) -> None:
+    form = server.get("/deployments/name/score/score").json()["parameter_openapi_schema"]
+    assert set(form["required"]) == {"line", "prefix"}
+    assert "the champion" in form["properties"]["version"]["description"]
+    form = server.get("/deployments/name/monitor/monitor").json()["parameter_openapi_schema"]
+    rate = form["definitions"]["Search"]["properties"]["false_alarms"]
+    assert (rate["exclusiveMinimum"], rate["exclusiveMaximum"]) == (0, 0.5)
+    assert "finds drift where there is none" in rate["description"]
 
 
 def test_the_server_refuses_a_parameter_out_of_bounds(server: httpx.Client) -> None:
