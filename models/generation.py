@@ -1,22 +1,18 @@
 """Writing with a language model: one token after the other, drawn with a seed. NumPy only."""
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.data import Tensors
 from models.open import Frozen
 from models.vocabulary import PADDING, SPECIAL, Vocabulary
 
 SAMPLING = "sampling"
-
-
-class NotFiniteError(ValueError):
-    """The network says of the next token what is no number."""
+Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 class Sampling(Frozen):
@@ -65,13 +61,13 @@ def draw(
 
 
 def write(
-    run: Callable[[Tensors], Tensors], inputs: Tensors, output: str, vocabulary: Vocabulary,
+    run: Run, inputs: dict[str, NDArray[Any]], output: str, vocabulary: Vocabulary,
     sampling: Sampling,
 ) -> Iterator[str]:  # fmt: skip
     """What follows a prompt, a few characters at a time.
 
     `inputs` are one prompt's tokens [1, length] and state [1, values]; `run` answers with the
-    log-probabilities under the name `output`, and with `next_state`. Raises NotFiniteError.
+    log-probabilities under the name `output`, and with `next_state`.
     """
     random = np.random.default_rng(sampling.seed)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -80,10 +76,7 @@ def write(
     state, pieces, left = inputs["state"], vocabulary.pieces, sampling.characters
     while left:
         found = run({"tokens": tokens, "state": state})
-        following = found[output][0, -1]
-        if not np.isfinite(following).all():
-            raise NotFiniteError("the model has no finite probabilities for what comes next")
-        token = draw(following, sampling, random)
+        token = draw(found[output][0, -1], sampling, random)
         tokens, state = np.array([[token]], np.int64), found["next_state"]
         piece = decoder.decode(pieces[token - SPECIAL])[:left]
         left -= len(piece)

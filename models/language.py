@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import SerializeAsAny
 
 from models.data import Check, Features, Tensors
-from models.generation import SAMPLING, Sampling, write
-from models.objectives import Floats, Objective, Primary, Run
+from models.generation import SAMPLING, Run, Sampling, write
+from models.objectives import Floats, Objective, Primary
 from models.passages import PassageFeatures
 from models.tensors import TensorSpec
 from models.vocabulary import PADDING, UNKNOWN, Characters, Vocabulary
@@ -27,6 +27,7 @@ class NextToken(Objective):
     characters, so that vocabularies compare. An unknown character also costs its spelling.
     """
 
+    steps: ClassVar[bool] = True
     target: str = "text"
     primary: Primary = Primary(name="bits_per_character", better="lower")
     vocabulary: SerializeAsAny[Vocabulary] = Characters()
@@ -86,32 +87,23 @@ class NextToken(Objective):
         return "unigram", np.broadcast_to(np.log(shares).astype(np.float32), shape)
 
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
-        """What was written; or of log-probabilities the likeliest tokens after each row."""
-        if output.dtype == np.uint32:
-            return [{self.target: "".join(map(chr, row[row > 0]))} for row in output]
+        """The likeliest next tokens after each row's last one."""
         pieces = ["", "\ufffd", "", *(p.decode(errors="replace") for p in self.vocabulary.pieces)]
         return [
             {"next": {pieces[t]: round(float(np.exp(row[t])), 6) for t in np.argsort(-row)[:5]}}
             for row in output[:, -1]
         ]
 
-    def respond(self, run: Run, tensors: Tensors) -> Tensors:
-        """Where a request says how to write, what follows each prompt: code points uint32 [n, k].
-
-        Zeros follow the end of a shorter one. Raises NotFiniteError.
-        """
-        if SAMPLING not in tensors:
-            return run(tensors)
-        texts = []
+    def respond(self, run: Run, tensors: Tensors) -> list[dict[str, Any]]:
+        """What follows each prompt, and how it was drawn."""
+        inputs = {name: t for name, t in tensors.items() if name != SAMPLING}
+        found = []
         for row, values in enumerate(tensors[SAMPLING]):
-            inputs = {name: t[row : row + 1] for name, t in tensors.items() if name != SAMPLING}
+            one = {name: t[row : row + 1] for name, t in inputs.items()}
             sampling = Sampling.of(values)
-            pieces = write(run, inputs, self.output.name, self.vocabulary, sampling)
-            texts.append([ord(character) for character in "".join(pieces)])
-        written = np.zeros((len(texts), max(map(len, texts))), np.uint32)
-        for place, text in zip(written, texts, strict=True):
-            place[: len(text)] = text
-        return {self.output.name: written}
+            pieces = write(run, one, self.output.name, self.vocabulary, sampling)
+            found.append({self.target: "".join(pieces), **sampling.model_dump()})
+        return found
 
 
 def frequencies(tokens: NDArray[Any], width: int) -> NDArray[np.float64]:

@@ -145,10 +145,10 @@ def head(objective: Objective) -> Callable[[Tensor], Tensor] | Any:
         return Rescale(objective.mean, objective.deviation)
     if isinstance(objective, Classification):
         return nn.Softmax(dim=1)
-    if isinstance(objective, NextToken):
-        return nn.LogSoftmax(dim=2)
     if isinstance(objective, Transcription):
         return nn.Softmax(dim=2)
+    if isinstance(objective, NextToken):
+        return nn.LogSoftmax(dim=2)
     raise TypeError(f"no served output for {type(objective).__name__}")
 
 
@@ -183,6 +183,10 @@ def training_loss(
             return functional.cross_entropy(x, target, weights, label_smoothing=label_smoothing)
 
         return cross_entropy
+    if isinstance(objective, Transcription):
+        if label_smoothing:
+            raise TypeError("training.label_smoothing: CTC has none, set it to 0")
+        return ctc
     if isinstance(objective, NextToken):
 
         def following(x: Tensor, target: Tensor) -> Tensor:
@@ -193,10 +197,6 @@ def training_loss(
             )
 
         return following
-    if isinstance(objective, Transcription):
-        if label_smoothing:
-            raise TypeError("training.label_smoothing: CTC has none, set it to 0")
-        return ctc
     raise TypeError(f"no loss for {type(objective).__name__}")
 
 

@@ -6,7 +6,7 @@ in `models.layers`.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,10 @@ from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Floats = NDArray[np.floating[Any]]
-Run = Callable[[Tensors], Tensors]
-"""A served network: tensors to outputs, both by name."""
+
+
+class NotFiniteError(ValueError):
+    """The network answers the given values with what is no number."""
 
 
 class Primary(Frozen):
@@ -105,13 +107,24 @@ class Objective(Open):
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """What a person reads, one record for each row of the served output."""
 
-    def respond(self, run: Run, tensors: Tensors) -> Tensors:
-        """The outputs for what `Features.encode` made of a request; one run unless overridden."""
-        return run(tensors)
+    steps: ClassVar[bool] = False
+    """Whether `respond` runs the network more than once for an answer."""
 
     def table(self, output: NDArray[Any]) -> pl.DataFrame:
         """The same as columns, for files of many rows."""
         return pl.DataFrame(self.answer(output))
+
+    def respond(
+        self, run: Callable[[Tensors], Mapping[str, NDArray[Any]]], tensors: Tensors
+    ) -> list[dict[str, Any]]:
+        """The answers to what `Features.read` and `encode` made of a request, one a row.
+
+        `run` is the served network: tensors to outputs, both by name. Raises NotFiniteError.
+        """
+        output = run(tensors)[self.output.name]
+        if not np.isfinite(output).all():
+            raise NotFiniteError("the model gives no finite answer for these values")
+        return self.answer(output)
 
 
 class Regression(Objective):

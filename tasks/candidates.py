@@ -50,7 +50,7 @@ def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as ONNX, bytes that repeat exactly; the batch is free, and any length of -1."""
+    """The network as ONNX, lengths free where the signature has -1, bytes that repeat exactly."""
     specs = signature.features.inputs
     names = [spec.name for spec in specs]
     rows = tuple(torch.from_numpy(example[name][:2]) for name in names)
@@ -71,10 +71,9 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
     proto = program.model_proto
     for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
         for axis, length in enumerate(spec.shape):
-            size = value.type.tensor_type.shape.dim[axis]
-            if axis and length == -1 and size.HasField("dim_value"):
-                # Of a recurrent layer the exporter records the example's length.
-                size.dim_param = f"{spec.name}_{axis}"
+            if axis and length == -1:
+                # The exporter records the example's length of a sequence that may have any.
+                value.type.tensor_type.shape.dim[axis].dim_param = f"{spec.name}_{axis}"
     return _clean(proto)
 
 

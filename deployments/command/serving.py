@@ -27,8 +27,8 @@ def predict(
     from deployments.local.stack import SERVER, STORE, stack
 
     media_types = {
-        ".json": "application/json", ".csv": "text/csv", ".png": "image/png", ".wav": "audio/wav",
-        ".txt": "text/plain",
+        ".json": "application/json", ".csv": "text/csv", ".png": "image/png",
+        ".wav": "audio/wav", ".txt": "text/plain",
     }  # fmt: skip
     media_type = media_types.get(file.suffix.lower(), "application/octet-stream")
     payload = file.read_bytes()

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog
 from models.data import RefusedRequest
-from models.generation import NotFiniteError
+from models.objectives import NotFiniteError
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
 
@@ -73,17 +73,11 @@ class Served:
     def run(self, tensors: Tensors) -> Tensors:
         """Every output by name; raises ProtocolError 400 when the network refuses the values."""
         names = [spec.name for spec in self.outputs]
-
-        def compute(given: Tensors) -> Tensors:
-            return dict(zip(names, self.session.run(names, given), strict=True))
-
         try:
-            return self.signature.objective.respond(compute, tensors)
+            return dict(zip(names, self.session.run(names, tensors), strict=True))
         except (Fail, InvalidArgument) as error:
             _log.info("%s/%s refused an input: %s", self.line, self.number, error)
             raise ProtocolError(400, "the model cannot compute these values") from None
-        except NotFiniteError as error:
-            raise ProtocolError(422, str(error), "not_finite") from None
 
     def read(self, payload: bytes, media_type: str) -> tuple[Tensors, int]:
         """What a person sent as tensors, and its number of rows; raises ProtocolError 400."""
@@ -103,6 +97,13 @@ class Served:
                 422, "the model gives no finite answer for these values", "not_finite"
             )
         return self.signature.objective.answer(output)
+
+    def respond(self, tensors: Tensors) -> list[dict[str, Any]]:
+        """The same where an answer takes several runs of the network; raises ProtocolError."""
+        try:
+            return self.signature.objective.respond(self.run, tensors)
+        except NotFiniteError as error:
+            raise ProtocolError(422, str(error), "not_finite") from None
 
 
 def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:
@@ -133,9 +134,6 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     seconds = _compare(session, feeds, outputs[0].name, sample[outputs[0].name], signature)
     seconds /= len(sample[outputs[0].name])
     inline_rows, batch_rows = int(INLINE_SECONDS / seconds), 1
-    if signature.features.state is not None:
-        # A request to go on writing is a run for every token.
-        inline_rows = 0
     paces = _together(session, feeds, outputs[0].name, signature)
     if paces and paces.alone - paces.together > GAIN_SECONDS:
         seconds, inline_rows = paces.together, 0

@@ -4,8 +4,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.data import Tensors
-from models.generation import SAMPLING
 from models.language import UNKNOWN_NATS, NextToken, frequencies
 from models.passages import PassageFeatures
 from models.texts import TextFeatures
@@ -62,27 +60,6 @@ def test_an_answer_names_the_likeliest_next_tokens() -> None:
     logs = np.log(np.array([[[0.2] * 5, [0.0, 0.05, 0.0, 0.7, 0.25]]]) + 1e-12)
     [answer] = OBJECTIVE.answer(logs)
     assert list(answer["next"].items())[:3] == [("a", 0.7), ("b", 0.25), ("\ufffd", 0.05)]
-
-
-def test_what_is_written_comes_back_as_text() -> None:
-    def run(tensors: Tensors) -> Tensors:
-        shape = (*tensors["tokens"].shape, OBJECTIVE.width)
-        likely = np.where(np.arange(OBJECTIVE.width) == SPECIAL + 1, 0.0, -9.0)
-        return {
-            "log_probabilities": np.broadcast_to(likely, shape),
-            "next_state": tensors["state"],
-        }
-
-    features = PassageFeatures(vocabulary=VOCABULARY, length=4, values=1)
-    asked = b'{"prompt": "a", "characters": 3, "temperature": 0}'
-    tensors = features.encode(features.read(asked, "application/json"))
-    other = {name: np.concatenate([t, t]) for name, t in tensors.items()}
-    other[SAMPLING][1, 0] = 5
-    written = OBJECTIVE.respond(run, other)["log_probabilities"]
-    assert written.dtype == np.uint32
-    assert OBJECTIVE.answer(written) == [{"text": "bbb"}, {"text": "bbbbb"}]
-    plain = {name: t for name, t in tensors.items() if name != SAMPLING}
-    assert OBJECTIVE.respond(run, plain)["log_probabilities"].shape == (1, 5, 5)
 
 
 def test_labelled_texts_are_nothing_to_go_on_writing() -> None:
