@@ -1,18 +1,19 @@
 """Writing with a language model: one token after the other, drawn with a seed. NumPy only."""
 
 import codecs
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from models.data import Tensors
+from models.objectives import NotFiniteError, Run
 from models.open import Frozen
 from models.vocabulary import PADDING, SPECIAL, Vocabulary
 
 SAMPLING = "sampling"
-Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 class Sampling(Frozen):
@@ -61,13 +62,13 @@ def draw(
 
 
 def write(
-    run: Run, inputs: dict[str, NDArray[Any]], output: str, vocabulary: Vocabulary,
+    run: Run, inputs: Tensors, output: str, vocabulary: Vocabulary,
     sampling: Sampling,
 ) -> Iterator[str]:  # fmt: skip
     """What follows a prompt, a few characters at a time.
 
     `inputs` are one prompt's tokens [1, length] and state [1, values]; `run` answers with the
-    log-probabilities under the name `output`, and with `next_state`.
+    log-probabilities under the name `output`, and with `next_state`. Raises NotFiniteError.
     """
     random = np.random.default_rng(sampling.seed)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -76,7 +77,10 @@ def write(
     state, pieces, left = inputs["state"], vocabulary.pieces, sampling.characters
     while left:
         found = run({"tokens": tokens, "state": state})
-        token = draw(found[output][0, -1], sampling, random)
+        following = found[output][0, -1]
+        if not np.isfinite(following).all():
+            raise NotFiniteError("the model has no finite probabilities for what comes next")
+        token = draw(following, sampling, random)
         tokens, state = np.array([[token]], np.int64), found["next_state"]
         piece = decoder.decode(pieces[token - SPECIAL])[:left]
         left -= len(piece)

@@ -30,6 +30,13 @@ def test_a_csv_brings_its_labels() -> None:
     assert found.rows.filter(*(c.holds for c in DATA.checks())).height == 1
 
 
+def test_texts_to_score_need_no_label() -> None:
+    lines = DATA.parse_unlabelled("x.txt", b"fine\nbad\n", {}, "label")
+    assert lines.rows["text"].to_list() == ["fine", "bad"]
+    records = DATA.parse_unlabelled("x.csv", b"text\n fine\nbad\n", {}, "label")
+    assert records.rows.select("text", "label").rows() == [("fine", None), ("bad", None)]
+
+
 @pytest.mark.parametrize(
     ("name", "payload", "reason"),
     [

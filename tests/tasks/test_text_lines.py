@@ -9,7 +9,7 @@ import pytest
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
 from models import rnn
-from models.data import Data
+from models.data import Data, Tensors
 from models.digests import json_digest
 from models.language import NextToken
 from models.objectives import Classification, Objective
@@ -80,7 +80,7 @@ def produced(data: Data, objective: Objective, model: Family, training: Training
     report = measure(judging, lambda _: None)
     budget = Budget(quality_loss=0.5, slowdown=100, candidates=("int8-dynamic",))
     compressing = CompressJob(
-        model=model, budget=budget, dataset=dataset, weights=weights, threads=1
+        model=model, training=training, budget=budget, dataset=dataset, weights=weights
     )
     artifact = search(compressing, lambda _: None)
     gating = GateJob(
@@ -126,6 +126,13 @@ def made_rhymes(made: Made, rhymes: dict[str, Made_], request: pytest.FixtureReq
     return rhymes[request.param]
 
 
+def answers(served: Served, tensors: Tensors) -> list[dict[str, Any]]:
+    """What the server answers to what it read."""
+    if served.signature.objective.steps:
+        return served.respond(tensors)
+    return served.answers(served.run(tensors))
+
+
 def everything(dataset: Dataset) -> pl.DataFrame:
     return pl.concat([rows(dataset, subset) for subset in ("train", "validation", "test")])
 
@@ -167,7 +174,7 @@ def test_a_served_classifier_answers_as_the_trained_one(made_reviews: Made_) -> 
     served = made_reviews.served()
     tokens, count = served.read(b"  day 300 \n was   kind ", "text/plain")
     assert count == 1
-    answer = served.predict(tokens)[0]
+    answer = answers(served, tokens)[0]
     assert answer["label"] == "good"
     network = restore(made_reviews.model, made_reviews.dataset, made_reviews.weights)
     expected = predict(network, ["tokens"], tokens)[0]
@@ -175,7 +182,7 @@ def test_a_served_classifier_answers_as_the_trained_one(made_reviews: Made_) -> 
     batch, count = served.read(
         b'["day 3 was cold", {"text": "day 4 was warm"}]', "application/json"
     )
-    assert [a["label"] for a in served.predict(batch)] == ["bad", "good"]
+    assert [a["label"] for a in answers(served, batch)] == ["bad", "good"]
 
 
 # ---- verses
@@ -208,7 +215,7 @@ def test_a_served_language_model_goes_on_from_its_state(made_rhymes: Made_) -> N
 def written(served: Served, **asked: Any) -> dict[str, Any]:
     import orjson
 
-    return served.predict(served.read(orjson.dumps(asked), "application/json")[0])[0]
+    return answers(served, served.read(orjson.dumps(asked), "application/json")[0])[0]
 
 
 def test_a_prompt_is_continued_as_often_as_asked_with_the_same_words(made_rhymes: Made_) -> None:
@@ -222,8 +229,8 @@ def test_a_prompt_is_continued_as_often_as_asked_with_the_same_words(made_rhymes
     assert likeliest == written(served, **asked, temperature=1, top_k=1)["text"]
     texts = {written(served, **{**asked, "seed": seed}, temperature=3)["text"] for seed in range(4)}
     assert len(texts) == 4
-    text = served.predict(served.read(b"the cat", "text/plain")[0])[0]
-    assert (len(text["text"]), text["temperature"]) == (200, 0.7)
+    plain = answers(served, served.read(b"the cat", "text/plain")[0])[0]
+    assert (len(plain["text"]), plain["temperature"]) == (200, 0.7)
 
 
 def test_no_prompt_at_all_begins_a_text(made_rhymes: Made_) -> None:
