@@ -30,7 +30,7 @@ class Sampling(Frozen):
 
     @property
     def values(self) -> list[float]:
-        """The fields as numbers, exact in float32 but for the temperature."""
+        """The fields as numbers, exact in float32; of the temperature six digits are."""
         return [float(self.characters), self.temperature, float(self.top_k), float(self.seed)]
 
     @classmethod
@@ -38,7 +38,10 @@ class Sampling(Frozen):
         """The sampling of `values`."""
         characters, temperature, top_k, seed = (float(v) for v in values)
         return cls(
-            characters=int(characters), temperature=temperature, top_k=int(top_k), seed=int(seed)
+            characters=int(characters),
+            temperature=round(temperature, 6),
+            top_k=int(top_k),
+            seed=int(seed),
         )
 
 

@@ -11,6 +11,7 @@ from deployments.serving.session import Served, open_version
 from models import rnn
 from models.data import Data, Tensors
 from models.digests import json_digest
+from models.forms import Form
 from models.language import NextToken
 from models.objectives import Classification, Objective
 from models.passages import BLOCK, Passages
@@ -71,14 +72,16 @@ class Made_(NamedTuple):
         )
 
 
-def produced(data: Data, objective: Objective, model: Family, training: Training) -> Made_:
+def produced(
+    data: Data, objective: Objective, model: Family, training: Training, *forms: Form
+) -> Made_:
     dataset = cleaned(data, objective)
     key = json_digest([data.raw, model.model_dump(mode="json")])
     job = TrainJob(model=model, training=training, dataset=dataset, checkpoint=key)
     weights = fit(job, lambda _: None)
     judging = EvaluateJob(model=model, dataset=dataset, weights=weights, threads=1, confidence=0.9)
     report = measure(judging, lambda _: None)
-    budget = Budget(quality_loss=0.5, slowdown=100, candidates=("int8-dynamic",))
+    budget = Budget(quality_loss=0.5, slowdown=100, candidates=forms)
     compressing = CompressJob(
         model=model, training=training, budget=budget, dataset=dataset, weights=weights
     )
@@ -104,7 +107,7 @@ def made_reviews(made: Made, reviews: dict[str, Made_]) -> Made_:
         store().put("raw/opinions/bad/a.txt", (opinions(BAD) + both + "\n").encode())
         again = f"text,label\n{both.strip()},good\nday 0 was sunny,good\nday 7 was warm,bad\n"
         store().put("raw/opinions/more.csv", again.encode())
-        reviews["made"] = produced(REVIEWS, OPINION, CLASSIFIER, TRAINING)
+        reviews["made"] = produced(REVIEWS, OPINION, CLASSIFIER, TRAINING, "int8-dynamic")
     return reviews["made"]
 
 
@@ -225,7 +228,7 @@ def test_a_prompt_is_continued_as_often_as_asked_with_the_same_words(made_rhymes
     assert first == written(served, **asked)
     assert len(first["text"]) == 40
     likeliest = written(served, **asked, temperature=0)["text"]
-    assert likeliest.startswith("the ")
+    assert "the cat" in likeliest
     assert likeliest == written(served, **asked, temperature=1, top_k=1)["text"]
     texts = {written(served, **{**asked, "seed": seed}, temperature=3)["text"] for seed in range(4)}
     assert len(texts) == 4

@@ -77,18 +77,18 @@ def server(
 def test_a_prompt_is_continued(server: Any) -> None:
     answer = server.ask("POST", PREDICT, b"ab", content_type="text/plain")
     assert answer.status == 200
-    [written] = answer.json()["predictions"]
+    [written] = answer.json["predictions"]
     assert len(written["text"]) == written["characters"] == 200
     assert set(written["text"]) == set("abcd")
     asked = {"prompt": "ab", "characters": 6, "temperature": 0}
     answer = server.ask("POST", PREDICT, asked)
-    assert answer.json()["predictions"][0]["text"] == "cdabcd"
+    assert answer.json["predictions"][0]["text"] == "cdabcd"
 
 
 def test_a_seed_writes_the_same_again_and_another_something_else(server: Any) -> None:
     def text(seed: int) -> str:
         asked = {"prompt": "a", "characters": 80, "temperature": 2, "seed": seed}
-        found: str = server.ask("POST", PREDICT, asked).json()["predictions"][0]["text"]
+        found: str = server.ask("POST", PREDICT, asked).json["predictions"][0]["text"]
         return found
 
     assert text(1) == text(1) != text(2)
@@ -108,11 +108,11 @@ def test_what_cannot_be_continued_is_refused(
 ) -> None:
     answer = server.ask("POST", PREDICT, body, content_type=content_type)
     assert answer.status == 400
-    assert reason in answer.json()["error"]
+    assert reason in answer.json["error"]
 
 
 def test_a_step_takes_the_state_and_gives_it_back(server: Any) -> None:
-    described = server.ask("GET", "/v2/models/letters").json()
+    described = server.ask("GET", "/v2/models/letters").json
     assert [o["name"] for o in described["outputs"]] == ["log_probabilities", "next_state"]
     body = {
         "inputs": [
@@ -120,7 +120,7 @@ def test_a_step_takes_the_state_and_gives_it_back(server: Any) -> None:
             {"name": "state", "datatype": "FP32", "shape": [1, 1], "data": [5]},
         ]
     }
-    outputs = server.ask("POST", "/v2/models/letters/infer", body).json()["outputs"]
+    outputs = server.ask("POST", "/v2/models/letters/infer", body).json["outputs"]
     found = {o["name"]: o for o in outputs}
     assert found["next_state"]["data"] == [6.0]
     assert found["log_probabilities"]["shape"] == [1, 2, VOCABULARY.size]
@@ -136,5 +136,5 @@ def test_a_request_to_write_is_charged_as_a_row(server: Any) -> None:
 
 def rows(server: Any) -> int:
     """Rows charged for the line so far."""
-    found = server.ask("GET", "/v1/usage").json()["usage"]
+    found = server.ask("GET", "/v1/usage").json["usage"]
     return sum(entry["rows"] for entry in found if entry["line"] == "letters")
