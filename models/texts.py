@@ -23,7 +23,7 @@ from models.data import (
 )
 from models.records import read_records
 from models.tensors import TensorSpec
-from models.vocabulary import Characters, Vocabulary
+from models.vocabulary import Characters, Vocabulary, described
 
 TEXT = "text"
 LONGEST = 100_000
@@ -92,6 +92,10 @@ class TextFeatures(Features):
         """The text."""
         text: str = row.get_column(TEXT)[0]
         return text.encode(), "text/plain"
+
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """Length, and the share of unknown tokens."""
+        return described(tensors["tokens"])
 
     def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Short texts, and those that the network does not see the end of."""

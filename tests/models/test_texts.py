@@ -103,6 +103,13 @@ def test_a_request_that_holds_no_text_is_refused(
         fitted().read(payload, media_type)
 
 
+def test_drift_is_looked_for_in_length_and_unknown_tokens() -> None:
+    features = fitted()
+    rows = DATA.parse("a/x.txt", "很好\n很xy很\n".encode(), {}).rows
+    found = features.describe(features.encode(rows))
+    assert found.rows() == [(2.0, 0.0), (4.0, 0.5)]
+
+
 def test_short_and_cut_texts_are_judged_apart() -> None:
     rows = DATA.parse("a/x.txt", b"a\nabcde\nabcdefgh", {}).rows
     found = {name: chosen.tolist() for name, chosen in fitted().slices(rows)}
