@@ -22,7 +22,7 @@ from models.vocabulary import BytePairs, Characters, Vocabulary
 from tasks.compress import search
 from tasks.dataset import manifest, rows, tensors
 from tasks.evaluate import measure
-from tasks.gate import judge
+from tasks.gate import incomparable, judge
 from tasks.jobs import CompressJob, EvaluateJob, GateJob, TrainJob
 from tasks.refs import Artifact, Dataset, Report, Verdict, Weights
 from tasks.store import store
@@ -213,6 +213,16 @@ def test_a_served_language_model_goes_on_from_its_state(made_rhymes: Made_) -> N
     parts = [found["log_probabilities"] for found in (first, second)]
     np.testing.assert_allclose(np.concatenate(parts, 1), whole["log_probabilities"], atol=1e-5)
     np.testing.assert_allclose(second["next_state"], whole["next_state"], atol=1e-5)
+
+
+def test_a_state_of_its_own_keeps_a_champion_comparable(made_rhymes: Made_) -> None:
+    table = rows(made_rhymes.dataset, "test")
+    manifest = made_rhymes.artifact.manifest
+    assert incomparable(made_rhymes.dataset.signature, table, manifest) is None
+
+
+def test_a_replay_finds_one_fingerprint_for_training_and_compression(made_rhymes: Made_) -> None:
+    assert made_rhymes.artifact.fingerprint == made_rhymes.weights.fingerprint
 
 
 def written(served: Served, **asked: Any) -> dict[str, Any]:
