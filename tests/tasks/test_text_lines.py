@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import polars as pl
 import pytest
 
@@ -226,8 +227,6 @@ def test_a_replay_finds_one_fingerprint_for_training_and_compression(made_rhymes
 
 
 def written(served: Served, **asked: Any) -> dict[str, Any]:
-    import orjson
-
     return answers(served, served.read(orjson.dumps(asked), "application/json")[0])[0]
 
 
