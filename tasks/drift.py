@@ -96,11 +96,12 @@ def measure(job: DriftJob, emit: Emit) -> Drift:
     """In the isolated process: describe what there is, compare it, store the evidence."""
     how, counts = job.how, {FRESH: job.fresh.rows, CAPTURED: job.captured.rows}
     signature, session = job.served.signature(), job.served.session()
-    old = _described(
-        signature, session, _split(job, signature, "train"), _split(job, signature, "test")
-    )
+    old = Described(pl.DataFrame(), pl.DataFrame())
     new: dict[str, Described] = {}
     tests: dict[str, list[Found]] = {}
+    if max(counts.values()) >= how.minimum_rows:
+        train, test = _split(job, signature, "train"), _split(job, signature, "test")
+        old = _described(signature, session, train, test)
     for name, read in ((FRESH, _fresh), (CAPTURED, _captured)):
         if counts[name] >= how.minimum_rows:
             rows = read(job, signature)
