@@ -120,3 +120,8 @@ def test_rare_values_are_pooled_and_nothing_to_compare_is_no_drift() -> None:
     empty = pl.Series([None, None], dtype=pl.Float64)
     assert numbers("n", empty, pl.Series([1.0, 2.0])).p == 1.0
     assert search({}, RATE, 0.0) == []
+    constant = pl.DataFrame({"x": [1.0] * 100, "none": pl.Series([None] * 100, dtype=pl.Float64)})
+    for columns in (["x", "none"], ["none"]):
+        table = constant.select(columns)
+        assert together("all", table, table.head(60)) == Found("all", "classifier", 0.0, 1.0)
+        assert {f.p for f in each_column(table, table.head(60))} == {1.0}
