@@ -151,6 +151,9 @@ def test_what_is_scored_is_not_scored_again(how: Scoring, prefix: str) -> None:
     again = run(how, prefix)
     assert again.observed == {"unchanged": True, "fresh_rows": 0}
     assert again.digest == first.digest
+    # A lost output is written again.
+    store().delete(str(objects(first)[f"{prefix}1.csv"].output))
+    assert run(how, prefix).observed["fresh_rows"] == 10
     # Another object, and one that was overwritten; what the old one gave stays.
     store().put(f"{prefix}3.csv", unlabelled(range(5)))
     store().put(f"{prefix}0.csv", unlabelled(range(7)))
