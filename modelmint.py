@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from deployments.command import keys, monitor, platform, produce, proof, score, serving, trust
+from deployments.command import (
+    keys,
+    monitor,
+    platform,
+    produce,
+    proof,
+    score,
+    search,
+    serving,
+    trials,
+    trust,
+)
 
 app = typer.Typer(
     help="Mint model versions: from objects in a bucket to a gated, compressed, served model.",
@@ -20,8 +31,10 @@ app = typer.Typer(
 )
 for group in (
     produce.app,
+    search.app,
     proof.app,
     serving.app,
+    trials.app,
     score.app,
     monitor.app,
     platform.app,

@@ -163,7 +163,7 @@ def publish(
     record = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -185,13 +185,14 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is measured, and whether code was changed since."""
     git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     code = ["models", "tasks", "flows", "deployments", "modelmint.py", "benchmarks/*.py"]
     status = [*git, "status", "--porcelain", "--", *code]
     changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
-    return commit.stdout.strip()[:12] + (" and uncommitted changes" if changed else "")
+    return head.stdout.strip()[:12] + (" and uncommitted changes" if changed else "")
 
 
 def _cpu() -> str:

@@ -113,7 +113,11 @@ def verified(envelope: bytes, trust: Trust, *, predicate: str) -> Statement:
     try:
         statement = Statement.model_validate_json(found.payload)
     except ValidationError as error:
-        raise UntrustedError(f"what was signed is no in-toto statement: {error}") from None
+        one = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, one["loc"]))
+        raise UntrustedError(
+            f"what was signed is no in-toto statement: {where}: {one['msg']}"
+        ) from None
     if statement.predicate_type != predicate:
         raise UntrustedError(
             f"the statement is of type {statement.predicate_type[:80]!r}, wanted is {predicate}"

@@ -1,7 +1,6 @@
 """Images: PNG and JPEG in folders named by class or in tar shards; idx; CIFAR-10 batches."""
 
 import io
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from models.archives import members
 from models.cifar import BATCHES, read_batch
 from models.data import (
     REFUSED,
@@ -164,7 +164,7 @@ class Images(Data):
             return self._batch(name, payload)
         pixels, labels, kept, refused = [], [], [], []
         row = -1
-        for row, (path, content) in enumerate(_members(name, payload)):
+        for row, (path, content) in enumerate(members(name, payload)):
             try:
                 pixels.append(self.size.decode(content).reshape(-1))
             except ValueError as error:
@@ -277,21 +277,3 @@ class Images(Data):
 def _part(name: str) -> str:
     """What comes before `-images-idx3`."""
     return PurePosixPath(name).name.partition("-images-idx3")[0]
-
-
-def _members(name: str, payload: bytes) -> Iterator[tuple[str, bytes]]:
-    if not name.endswith(".tar"):
-        yield name, payload
-        return
-    try:
-        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as archive:
-            for member in archive:
-                if member.isfile():
-                    stream = archive.extractfile(member)
-                    yield member.name, stream.read() if stream else b""
-            end = payload[archive.offset : archive.offset + tarfile.BLOCKSIZE]
-            # A cut or damaged header after the first member ends the iteration without an error.
-            if end != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise RefusedObject("not a whole tar archive: it has no end mark")
-    except tarfile.TarError as error:
-        raise RefusedObject(f"not a whole tar archive: {error}") from None

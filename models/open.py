@@ -6,6 +6,7 @@ a child process as text and is never pickled.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
@@ -76,4 +77,6 @@ class Open(Frozen):
             if not (isinstance(found, type) and issubclass(found, cls)):
                 raise ValueError(f"{value['type']} is not a {cls.__name__}")
             return found.model_validate(fields)
+        if isinstance(value, dict) and inspect.isabstract(cls):
+            raise ValueError(f"it has no `type`, which says what {cls.__name__} it is")
         return handler(value)

@@ -1,7 +1,12 @@
 """ONNX Runtime in process: what a served model answers, and what an answer costs."""
 
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +14,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.data import Tensors
+from models.padding import computed, trimmed
 
 BATCH = 1024
+# So much CPU time, in microseconds, that another round would tell little.
+ENOUGH, FEWEST = 1e6, 3
 
 
 def session(
@@ -32,12 +40,7 @@ def session(
 
 def predict(found: onnxruntime.InferenceSession, inputs: Tensors) -> NDArray[Any]:
     """The first output for all rows, computed in batches."""
-    count = len(next(iter(inputs.values())))
-    parts = [
-        found.run(None, {name: t[start : start + BATCH] for name, t in inputs.items()})[0]
-        for start in range(0, count, BATCH)
-    ]
-    return np.concatenate(parts)
+    return computed(lambda rows: found.run(None, rows)[0], inputs, BATCH)
 
 
 def cpu_microseconds(
@@ -52,12 +55,61 @@ def cpu_microseconds(
     """
     best: dict[str, dict[str, float]] = {name: {} for name in sessions}
     for batch in batches:
-        rows = {name: np.resize(t, (batch, *t.shape[1:])) for name, t in inputs.items()}
-        for _ in range(rounds):
+        rows = trimmed({n: np.resize(t, (batch, *t.shape[1:])) for n, t in inputs.items()})
+        total = 0.0
+        for done in range(rounds):
+            if done >= FEWEST and total > ENOUGH * len(sessions):
+                break
             for name, found in sessions.items():
                 start = time.thread_time_ns()
                 found.run(None, rows)
                 spent = (time.thread_time_ns() - start) / 1000
-                key = str(batch)
+                key, total = str(batch), total + spent
                 best[name][key] = min(spent, best[name].get(key, spent))
     return best
+
+
+def session_bytes(models: Mapping[str, bytes], inputs: Tensors, batch: int = 32) -> dict[str, int]:
+    """Most memory that a session and a request of `batch` rows add to a process, by model.
+
+    Measured in a process of its own for each: what an earlier one had freed would hide it. Nothing
+    where the system tells no peak.
+    """
+    if not Path(_STATUS).exists():
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {name: np.resize(t, (batch, *t.shape[1:])) for name, t in inputs.items()}
+        np.savez(Path(folder) / "rows.npz", allow_pickle=False, **rows)
+        for index, model in enumerate(models.values()):
+            (Path(folder) / f"{index}.onnx").write_bytes(model)
+        command = [sys.executable, "-m", "tasks.inference", folder]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(zip(models, map(int, answer.split()), strict=True))
+
+
+_STATUS = "/proc/self/status"
+
+
+def _print_session_bytes(folder: Path) -> None:
+    rows = dict(np.load(folder / "rows.npz"))
+    for index in range(len(list(folder.glob("*.onnx")))):
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            continue
+        model = (folder / f"{index}.onnx").read_bytes()
+        before = _peak()
+        session(model, portable=False).run(None, rows)
+        print(_peak() - before, flush=True)
+        os._exit(0)
+
+
+def _peak() -> int:
+    """Most resident memory of this process so far, in bytes."""
+    lines = Path(_STATUS).read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    _print_session_bytes(Path(sys.argv[1]))

@@ -5,6 +5,7 @@ only be set before the first import. The child reads its job as JSON and answers
 libraries print goes to its error stream. It dies with its parent.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel
 
 from models import catalog
+from models.digests import IntegrityError
 from models.open import resolve
 from tasks import cluster
 
@@ -61,6 +63,10 @@ class IsolatedError(RuntimeError):
     """The child failed; the message is what it said, or how it died."""
 
 
+class ResourceError(IsolatedError):
+    """The child was killed, or the store had not what it needs: nothing is wrong with the code."""
+
+
 def inherited() -> dict[str, str]:
     """This process's environment without the variables that are a profile's to set."""
     return {name: value for name, value in os.environ.items() if not name.startswith(NUMERIC)}
@@ -98,11 +104,17 @@ def isolated(
 
 
 def _on_worker(target: str, job: str, variables: dict[str, str], address: tuple[str, str]) -> str:
-    return run(target, job, variables, lambda detail: cluster.report(*address, detail))
+    return run(target, job, variables, cluster.reporter(*address))
 
 
-def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
-    """Run the target in a child process of this one and give its JSON answer."""
+def run(
+    target: str, job: str, variables: dict[str, str], emit: Emit,
+    started: Callable[["subprocess.Popen[str]"], None] = lambda _: None,
+) -> str:  # fmt: skip
+    """Run the target in a child process of this one and give its JSON answer.
+
+    `started` is told the process. Raises IsolatedError.
+    """
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks.isolated", target],
@@ -115,8 +127,10 @@ def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
         assert process.stdin is not None
         assert process.stdout is not None
         with process:
-            process.stdin.write(job)
-            process.stdin.close()
+            started(process)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(job)
+                process.stdin.close()
             answer = None
             for line in process.stdout:
                 kind, content = json.loads(line)
@@ -129,11 +143,13 @@ def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
     if answer is None:
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise IsolatedError(
+        # By whoever ran short of memory or patience; other signals are the child's own doing.
+        killed = -code in (signal.SIGKILL, signal.SIGTERM)
+        raise (ResourceError if killed else IsolatedError)(
             f"{target} ended without an answer ({how}); it last said: {said[-800:]}"
         )
-    if answer[0] == "error":
-        raise IsolatedError(f"{target}: {answer[1]}")
+    if answer[0] != "result":
+        raise (ResourceError if answer[0] == "lack" else IsolatedError)(f"{target}: {answer[1]}")
     return str(answer[1])
 
 
@@ -157,8 +173,11 @@ def main(target: str) -> None:
     except Exception as error:
         import traceback
 
+        from tasks.store import MissingError, StoreError
+
         traceback.print_exc()
-        send("error", f"{type(error).__name__}: {error}")
+        lacking = isinstance(error, IntegrityError | MissingError | StoreError)
+        send("lack" if lacking else "error", f"{type(error).__name__}: {error}")
 
 
 def _die_with_parent() -> None:

@@ -79,6 +79,15 @@ class Store:
             for item in page.get("Contents", []):
                 yield Listed(item["Key"], item["Size"], item["ETag"].strip('"'))
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The prefixes one slash below this one, with that slash."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+        )
+        iterator = iter(pages)
+        while (page := self._call(lambda: next(iterator, None), prefix)) is not None:
+            yield from (item["Prefix"] for item in page.get("CommonPrefixes", []))
+
     def get(self, key: str, *, version: str = "", etag: str = "") -> Fetched:
         """The object's bytes; raises MissingError, also when it no longer has the given ETag."""
         conditions: dict[str, Any] = {"VersionId": version} if version else {}

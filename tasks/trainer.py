@@ -16,6 +16,7 @@ from torch import nn
 from models.data import Tensors
 from models.layers import Loss, Served, balanced, training_loss
 from models.objectives import Classification
+from models.padding import computed
 from models.signature import Signature
 from models.spec import Family, Training
 from tasks.batches import Batches, Source, Stored, in_order, settled
@@ -25,11 +26,10 @@ from tasks.isolated import Emit
 from tasks.jobs import TrainJob
 from tasks.loop import Judge, optimize
 from tasks.optimization import initialise
-from tasks.refs import Dataset, Weights
+from tasks.ranks import Ranks
+from tasks.refs import HISTORY_FILE, WEIGHTS_FILE, Dataset, Weights
 from tasks.store import content_key, store
 
-WEIGHTS_FILE = "weights.safetensors"
-HISTORY_FILE = "history.json"
 EVALUATION_BATCH = 1024
 # Megabytes in a unit of `training.window_mb`.
 WINDOW_UNIT = 1.0
@@ -40,12 +40,14 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
     training, signature = job.training, job.dataset.signature
     deterministic(training.threads)
     device = torch.device("cuda" if training.device == "cuda" else "cpu")
+    ranks = Ranks.joined(training)
     megabytes = training.window_mb * WINDOW_UNIT
     source = settled(Stored(job.dataset, "train"), megabytes)
     validation = settled(Stored(job.dataset, "validation"), megabytes)
     batches = Batches(
         source, training.batch_size, training.seed,
         megabytes=megabytes, parts=training.accumulate, device=device,
+        rank=ranks.rank, ranks=ranks.world,
     )  # fmt: skip
     torch.manual_seed(training.seed)
     network = job.model.build(signature.features, signature.objective.width)
@@ -62,7 +64,9 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
         judge=Judge(lambda: measure(served, validation, signature), signature.objective.primary),
         checkpoint=checkpoint,
         emit=emit,
+        ranks=ranks,
     )
+    ranks.leave()
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     manifest = store().put_folder(
         {
@@ -133,9 +137,11 @@ def restore(model: Family, dataset: Dataset, weights: Weights) -> Served:
 def predict(served: nn.Module, names: list[str], inputs: Tensors) -> NDArray[Any]:
     """The served output for all rows, in batches."""
     device = next(served.parameters()).device
-    parts = []
+
+    def compute(rows: Tensors) -> NDArray[Any]:
+        tensors = (torch.from_numpy(rows[name]).to(device) for name in names)
+        found: NDArray[Any] = served(*tensors).float().cpu().numpy()
+        return found
+
     with torch.inference_mode():
-        for start in range(0, len(inputs[names[0]]), EVALUATION_BATCH):
-            rows = [torch.from_numpy(inputs[n][start : start + EVALUATION_BATCH]) for n in names]
-            parts.append(served(*(r.to(device) for r in rows)).float().cpu().numpy())
-    return np.concatenate(parts)
+        return computed(compute, inputs, EVALUATION_BATCH)

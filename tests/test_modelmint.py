@@ -71,7 +71,9 @@ def produced(command: Command) -> dict[str, Any]:
 
 def test_lines_names_the_shipped_and_the_added(command: Command) -> None:
     names = [line["name"] for line in answer(command("lines", "--json"))["lines"]]
-    assert names == ["cifar", "diabetes", "digits", "fashion", "flights"]
+    assert names == [
+        "cifar", "diabetes", "digits", "fashion", "flights", "reviews", "speech", "verses",
+    ]  # fmt: skip
 
 
 def test_run_answers_with_version_metrics_and_stages(produced: dict[str, Any]) -> None:
@@ -171,7 +173,8 @@ def test_the_commands_of_the_readme_work(
     assert {words[0] for words in commands} == {
         "lines", "land", "run", "versions", "predict",
         "verify", "replay", "compare", "export", "trust", "import",
-        "keys", "usage", "audit", "score", "monitor",
+        "keys", "usage", "audit", "promote", "rollback", "canary", "shadow", "lineage",
+        "score", "monitor",
     }  # fmt: skip
     for words in commands:
         if words[0] == "replay":
@@ -180,7 +183,8 @@ def test_the_commands_of_the_readme_work(
         if words == ["run", "diabetes"]:
             words = [*words, "--set", "training.epochs=20"]  # noqa: PLW2901
         ours = ("record.json", "exported", "exported/key.json")
-        paths = [str(tmp_path / w) if w in ours else w for w in words]
+        named = {"ced6c76567ff2c06": produced["digest"][:16]}
+        paths = [str(tmp_path / w) if w in ours else named.get(w, w) for w in words]
         found = command(*paths)
         assert found.returncode == 0, (words, found.stderr[-1500:])
         assert found.stdout.strip()

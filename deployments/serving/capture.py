@@ -8,7 +8,8 @@ memory, written to files below the server's private folder, and put into the buc
     captured/<line>/<version digest>/<milliseconds since 1970>-<rows>-<random>.safetensors
 
 No request waits for that. While the store is away files stay, up to `LARGEST_SPOOL`; then the
-oldest go. A kill loses at most the rows of the last `SECONDS`.
+oldest go. A kill, and the end of one of several workers, loses at most the rows of the last
+`SECONDS`.
 """
 
 import logging
@@ -17,14 +18,17 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
-from deployments.serving.folder import LINE, matches, write_file
+from deployments.serving.folder import LINE, matches
 from deployments.serving.protocol import Tensors
 from deployments.serving.session import Served
+from models.files import write
+from models.padding import joined
 
 SETTING = "MODELMINT_CAPTURE"
 ROWS = 1000
@@ -62,7 +66,7 @@ class Capture:
         if not chosen.any():
             return
         # A copy: the request's own memory is not kept for one row of it.
-        part = {name: tensor[chosen] for name, tensor in tensors.items()}
+        part = {spec.name: tensors[spec.name][chosen] for spec in served.inputs}
         with self._lock:
             if self._waiting >= MOST * ROWS:
                 return
@@ -71,10 +75,7 @@ class Capture:
             if self._waiting >= ROWS:
                 self._due.set()
 
-    def __enter__(self) -> "Capture":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         """Write what was gathered to the folder; what is there is sent by the next start."""
         if self._rates:
             self._ended.set()
@@ -96,21 +97,23 @@ class Capture:
         with self._lock:
             gathered, self._gathered, self._waiting = self._gathered, {}, 0
         for (line, digest), parts in gathered.items():
-            joined = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
-            name = f"{time.time_ns() // 1_000_000}-{_rows(joined)}-{secrets.token_hex(8)}"
+            whole = {n: joined([part[n] for part in parts]) for n in parts[0]}
+            name = f"{time.time_ns() // 1_000_000}-{_rows(whole)}-{secrets.token_hex(8)}"
             folder = self._folder / line / digest
             folder.mkdir(parents=True, exist_ok=True)
-            write_file(folder / f"{name}.safetensors", safetensors.numpy.save(joined))
+            write(folder / f"{name}.safetensors", safetensors.numpy.save(whole))
 
     def _send(self) -> None:
         import boto3
         from botocore.config import Config
 
-        files = sorted(self._folder.glob("*/*/*.safetensors"), key=lambda path: path.name)
-        waiting = sum(path.stat().st_size for path in files)
-        while waiting > LARGEST_SPOOL:
-            oldest = files.pop(0)
-            waiting -= oldest.stat().st_size
+        files: dict[Path, int] = {}
+        for path in sorted(self._folder.glob("*/*/*.safetensors"), key=lambda path: path.name):
+            with suppress(FileNotFoundError):  # another worker has sent it
+                files[path] = path.stat().st_size
+        while sum(files.values()) > LARGEST_SPOOL:
+            oldest = next(iter(files))
+            del files[oldest]
             oldest.unlink(missing_ok=True)
             _log.warning("%s was dropped: the store is away for too long", oldest.name)
         if files:
@@ -120,8 +123,9 @@ class Capture:
             for path in files:
                 key = f"captured/{path.relative_to(self._folder)}"
                 # Sent twice it is the same object: its name is its own.
-                client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
-                path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+                    path.unlink()
 
 
 def rates(text: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +125,7 @@ def batch(rows: int) -> dict[str, Any]:
 
 
 def test_a_share_of_the_rows_of_the_named_lines_is_kept(tmp_path: Path) -> None:
-    with Capture(tmp_path, {"some": 0.2}, seconds=600) as capture:
+    with closing(Capture(tmp_path, {"some": 0.2}, seconds=600)) as capture:
         for _ in range(20):
             capture.take(served("some"), batch(400))
             capture.take(served("others"), batch(400))
@@ -136,7 +137,7 @@ def test_a_share_of_the_rows_of_the_named_lines_is_kept(tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path) -> None:
-    with Capture(tmp_path / "captured", {}) as capture:
+    with closing(Capture(tmp_path / "captured", {})) as capture:
         capture.take(served("some"), batch(400))
     assert not (tmp_path / "captured").exists()
 
@@ -150,7 +151,7 @@ def test_a_spool_that_grows_too_large_loses_its_oldest_files(
     folder.mkdir(parents=True)
     for number in range(10):
         (folder / f"{number}-1-a.safetensors").write_bytes(bytes(1000))
-    with Capture(tmp_path, {"line": 1.0}, seconds=600):
+    with closing(Capture(tmp_path, {"line": 1.0}, seconds=600)):
         eventually(lambda: len(list(folder.iterdir())) == 5)
     assert sorted(path.name[0] for path in folder.iterdir()) == list("56789")
 
