@@ -25,6 +25,9 @@ PIECE = 16 << 20
 BATCH = 64
 """Rows the network computes at a time: their activations stay in the processor's cache."""
 
+REASONS, OTHER = 1000, "other reasons: see the rows"
+"""Reasons that are counted one by one: a value in each of many bad rows makes as many."""
+
 
 class _Prepared:
     """A version with its tables, ready to score the objects of one run."""
@@ -117,8 +120,10 @@ def _write(
             found = ready.rows(name, piece.payload).with_columns(pl.col("row") + piece.first)
             rows += found.height
             counted = found.filter(pl.col("refused_field").is_not_null())
-            groups = counted.group_by("refused_field", "refused_reason").len()
-            reasons.update({(f, r): n for f, r, n in groups.iter_rows()})
+            groups = counted.group_by("refused_field", "refused_reason", maintain_order=True).len()
+            for field, reason, number in groups.iter_rows():
+                told = (field, reason) in reasons or len(reasons) < REASONS
+                reasons[field, reason if told else OTHER] += number
             arrow = found.to_arrow(compat_level=pl.CompatLevel.oldest())
             if writer is None:
                 schema = arrow.schema.with_metadata(about)

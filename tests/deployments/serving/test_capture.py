@@ -16,6 +16,7 @@ from deployments.local.store import environment, store
 from deployments.serving import capture as capturing
 from deployments.serving.capture import Capture, rates
 from deployments.serving.session import Served
+from models.tensors import TensorSpec
 
 RECORD = {"distance": 100.0, "hour": 3.0}
 
@@ -117,7 +118,8 @@ def test_a_setting_that_says_nothing_clear_stops_the_server(start: Any, tmp_path
 
 
 def served(line: str) -> Served:
-    return SimpleNamespace(line=line, digest="d" * 64)  # type: ignore[return-value]
+    numbers = TensorSpec(name="numbers", datatype="FP32", shape=(-1, 1))
+    return SimpleNamespace(line=line, digest="d" * 64, inputs=(numbers,))  # type: ignore[return-value]
 
 
 def batch(rows: int) -> dict[str, Any]:
