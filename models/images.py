@@ -1,7 +1,7 @@
 """Images: PNG and JPEG in folders named by class or in tar shards; idx; CIFAR-10 batches."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
