@@ -28,6 +28,7 @@ from deployments.serving.folder import LINE, matches
 from deployments.serving.protocol import Tensors
 from deployments.serving.session import Served
 from models.files import write
+from models.padding import joined
 
 SETTING = "MODELMINT_CAPTURE"
 ROWS = 1000
@@ -96,11 +97,11 @@ class Capture:
         with self._lock:
             gathered, self._gathered, self._waiting = self._gathered, {}, 0
         for (line, digest), parts in gathered.items():
-            joined = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
-            name = f"{time.time_ns() // 1_000_000}-{_rows(joined)}-{secrets.token_hex(8)}"
+            whole = {n: joined([part[n] for part in parts]) for n in parts[0]}
+            name = f"{time.time_ns() // 1_000_000}-{_rows(whole)}-{secrets.token_hex(8)}"
             folder = self._folder / line / digest
             folder.mkdir(parents=True, exist_ok=True)
-            write(folder / f"{name}.safetensors", safetensors.numpy.save(joined))
+            write(folder / f"{name}.safetensors", safetensors.numpy.save(whole))
 
     def _send(self) -> None:
         import boto3

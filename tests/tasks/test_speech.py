@@ -15,7 +15,7 @@ from models.padding import LENGTH, trimmed
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Gate, Optimizer, Training
 from models.waves import write_wave
-from tasks import candidates
+from tasks import candidates, score_object
 from tasks.compress import UNCOMPRESSED, search
 from tasks.dataset import partitions, tensors
 from tasks.evaluate import measure
@@ -158,6 +158,7 @@ def test_the_exported_network_answers_as_the_trained_one_at_any_length(made: Mad
     assert bytes_digest(exported) == plain.blake3, "other clips lead to another graph"
     model = session(exported)
     np.testing.assert_allclose(served(model, inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(score_object.predict(model, inputs), expected, atol=1e-5)
     count = int(inputs[LENGTH][0])
     alone = {"spectrogram": inputs["spectrogram"][:1, :count], LENGTH: inputs[LENGTH][:1]}
     (found,) = model.run(None, alone)
