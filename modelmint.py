@@ -17,6 +17,7 @@ from deployments.command import (
     produce,
     proof,
     score,
+    search,
     serving,
     trials,
     trust,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for group in (
     produce.app,
+    search.app,
     proof.app,
     serving.app,
     trials.app,

@@ -67,9 +67,7 @@ def _compressed(line: Line) -> Artifact:
     dataset = clean.bare(line.data, line.objective, prefix, snapshot)
     weights = train.bare(line.model, line.training, dataset)
     budget = line.budget.model_copy(update={"candidates": typing.get_args(Form)})
-    return compress.bare(
-        line.model, budget, dataset, weights, line.training.profile, line.training.threads
-    )
+    return compress.bare(line.model, line.training, budget, dataset, weights)
 
 
 def _figures(found: Artifact) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _bare(name: str, training: Training, gate: Gate) -> None:
     weights = train.bare(spec.model, spec.training, dataset)
     confidence = spec.gate.confidence
     report = evaluate.bare(spec.model, dataset, weights, confidence, profile, threads)
-    artifact = compress.bare(spec.model, spec.budget, dataset, weights, profile, threads)
+    artifact = compress.bare(spec.model, spec.training, spec.budget, dataset, weights)
     champion = champion_for(name, artifact.digest)
     verdict = decide.bare(
         spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
@@ -157,7 +157,7 @@ def _bare(name: str, training: Training, gate: Gate) -> None:
         "clean": clean.identity(spec.data, spec.objective, prefix, snapshot),
         "train": train.identity(spec.model, spec.training, dataset),
         "evaluate": evaluate.identity(spec.model, dataset, weights, confidence, profile, threads),
-        "compress": compress.identity(spec.model, spec.budget, dataset, weights, profile, threads),
+        "compress": compress.identity(spec.model, spec.training, spec.budget, dataset, weights),
     }
     runs = [
         StageRun(

@@ -178,7 +178,7 @@ def _numeric(line: Line, profile: Profile, dataset: Dataset) -> Iterator[tuple[S
     measure = EvaluateJob(**given, threads=threads, confidence=confidence)
     evaluated = step("evaluate", "tasks.evaluate:measure", measure, Report)
     yield evaluated, _done(evaluated, Report)
-    search = CompressJob(**given, budget=line.budget, threads=threads)
+    search = CompressJob(**given, training=training, budget=line.budget)
     compressed = step("compress", "benchmarks.platforms:compressed", search, Artifact)
     yield compressed, _done(compressed, Artifact)
 

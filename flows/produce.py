@@ -72,7 +72,7 @@ def produce(
         weights = train(spec.model, spec.training, dataset)
         confidence = spec.gate.confidence
         report = evaluate(spec.model, dataset, weights, confidence, profile, threads)
-        artifact = compress(spec.model, spec.budget, dataset, weights, profile, threads)
+        artifact = compress(spec.model, spec.training, spec.budget, dataset, weights)
         champion = champion_for(line, artifact.digest)
         verdict = decide(
             spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads

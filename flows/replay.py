@@ -96,7 +96,7 @@ def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageR
             if "evaluate" in wanted:
                 evaluate(spec.model, dataset, weights, spec.gate.confidence, profile, threads)
             if "compress" in wanted:
-                compress(spec.model, spec.budget, dataset, weights, profile, threads)
+                compress(spec.model, spec.training, spec.budget, dataset, weights)
         except MissingError as error:
             raise CannotReplayError(f"missing object: {error}") from None
         finally:

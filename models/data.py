@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -58,6 +58,15 @@ class Features(Open):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The tensors `encode` gives and the network takes, in this order."""
 
+    @property
+    def state(self) -> TensorSpec | None:
+        """The input a served network gives back changed, as `next_state`; mostly none."""
+        return None
+
+    def carrying(self, values: int) -> Self:
+        """These features with a state of so many values among the inputs; raises TypeError."""
+        raise TypeError(f"{type(self).__name__} have no state of {values} values")
+
     @abstractmethod
     def encode(self, rows: pl.DataFrame) -> Tensors:
         """Tensors of the cleaned rows; the first dimension of each is the number of rows."""
@@ -90,6 +99,8 @@ class Features(Open):
 class Data(Open):
     """Where a line's raw objects are and how they are read, checked, split and fitted."""
 
+    contradictions: ClassVar[bool] = False
+    """Whether a record seen with several targets is quarantined everywhere, not only repeated."""
     raw: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*/$")
     """Prefix of the raw objects below `raw/` in the bucket."""
     suffixes: tuple[str, ...] = Field(min_length=1)

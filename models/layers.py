@@ -9,9 +9,11 @@ from torch.nn import functional
 
 from models.data import Features
 from models.images import ImageFeatures
+from models.language import NextToken
 from models.objectives import Classification, Objective, Regression
 from models.tables import TableFeatures
 from models.transcription import Transcription
+from models.vocabulary import PADDING
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,8 +120,12 @@ class Served(nn.Module):
         self.network = network
         self.head = head(objective)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.head(self.network(*inputs))
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        found = self.network(*inputs)
+        if isinstance(found, tuple):
+            # A state goes on as it is.
+            return self.head(found[0]), found[1]
+        return self.head(found)
 
 
 class Rescale(nn.Module):
@@ -141,6 +147,8 @@ def head(objective: Objective) -> Callable[[Tensor], Tensor] | Any:
         return nn.Softmax(dim=1)
     if isinstance(objective, Transcription):
         return nn.Softmax(dim=2)
+    if isinstance(objective, NextToken):
+        return nn.LogSoftmax(dim=2)
     raise TypeError(f"no served output for {type(objective).__name__}")
 
 
@@ -179,6 +187,16 @@ def training_loss(
         if label_smoothing:
             raise TypeError("training.label_smoothing: CTC has none, set it to 0")
         return ctc
+    if isinstance(objective, NextToken):
+
+        def following(x: Tensor, target: Tensor) -> Tensor:
+            # What the network cut off at the end is padding in every row of the batch.
+            wanted = target[:, : x.shape[1]].flatten()
+            return functional.cross_entropy(
+                x.flatten(0, 1), wanted, ignore_index=PADDING, label_smoothing=label_smoothing
+            )
+
+        return following
     raise TypeError(f"no loss for {type(objective).__name__}")
 
 

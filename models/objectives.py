@@ -5,20 +5,24 @@ in `models.layers`.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.data import Check
+from models.data import Check, Features, Tensors
 from models.open import Frozen, Open
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Floats = NDArray[np.floating[Any]]
+
+
+class NotFiniteError(ValueError):
+    """The network answers the given values with what is no number."""
 
 
 class Primary(Frozen):
@@ -54,6 +58,11 @@ class Objective(Open):
 
         Raises ValueError when the training rows cannot teach it.
         """
+
+    def beside(self, features: Features) -> Self:
+        """This objective with what it needs of the fitted features."""
+        del features
+        return self
 
     @property
     @abstractmethod
@@ -98,9 +107,24 @@ class Objective(Open):
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """What a person reads, one record for each row of the served output."""
 
+    steps: ClassVar[bool] = False
+    """Whether `respond` runs the network more than once for an answer."""
+
     def table(self, output: NDArray[Any]) -> pl.DataFrame:
         """The same as columns, for files of many rows."""
         return pl.DataFrame(self.answer(output))
+
+    def respond(
+        self, run: Callable[[Tensors], Mapping[str, NDArray[Any]]], tensors: Tensors
+    ) -> list[dict[str, Any]]:
+        """The answers to what `Features.read` and `encode` made of a request, one a row.
+
+        `run` is the served network: tensors to outputs, both by name. Raises NotFiniteError.
+        """
+        output = run(tensors)[self.output.name]
+        if not np.isfinite(output).all():
+            raise NotFiniteError("the model gives no finite answer for these values")
+        return self.answer(output)
 
 
 class Regression(Objective):

@@ -1,11 +1,12 @@
 """A line: everything that defines one model product, in one typed, hashable record."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, JsonValue, SerializeAsAny, model_validator
 
 from models.data import Data, Features
+from models.forms import Form, parts
 from models.objectives import Objective
 from models.open import Frozen, Function, Open
 
@@ -28,6 +29,10 @@ class Family(Open):
         Torch is imported here and not above: cleaning, serving and the command line read lines
         without it.
         """
+
+    def carried(self) -> int:
+        """Values of the state that the served network takes and gives back; 0 is no state."""
+        return 0
 
 
 class Augmentation(Open):
@@ -114,6 +119,9 @@ class Training(Frozen):
     """Every random number of the run is a function of the seed, the epoch and the step."""
     threads: int = Field(1, ge=1, le=256)
     """Compute threads. Another number gives other bits."""
+    ranks: int = Field(1, ge=1, le=1024)
+    """Processes that train together, each on its share of every batch, spread over the Dask
+    workers. Another number gives other bits; another number of workers does not."""
     profile: Literal["fast", "portable"] = "fast"
     """Numeric profile: weights repeat on a like machine, or (`portable`) across CPU vendors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -121,10 +129,9 @@ class Training(Frozen):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "Training":
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts"
-            )
+        parts = self.accumulate * self.ranks
+        if self.batch_size % parts:
+            raise ValueError(f"batch_size {self.batch_size} cannot be cut into {parts} equal parts")
         return self
 
 
@@ -148,7 +155,19 @@ class Gate(Frozen):
     """What to decide when the champion cannot be scored on these rows: other features, classes."""
 
 
-Form = Literal["int8-dynamic", "int8-static", "int8-weights", "int4-weights"]
+class Retraining(Frozen):
+    """How a pruned network or a student learns: from the targets, and from what the trained network
+    answers (Hinton, Vinyals, Dean 2015). All else is as in the line's training."""
+
+    epochs: int = Field(0, ge=0, le=10_000)
+    """0: as many as the training has."""
+    lr: float = Field(1.0, gt=0, le=100)
+    """Peak learning rate, as a multiple of the training's."""
+    soft: float = Field(0.5, ge=0, le=1)
+    """Share of the loss that is the distance to the trained network's answer."""
+    temperature: float = Field(4.0, ge=1, le=100)
+    """Both networks' scores of classes are divided by it first, which shows what the trained one
+    takes for similar."""
 
 
 class Budget(Frozen):
@@ -162,10 +181,21 @@ class Budget(Frozen):
     """Largest CPU time of a request as a multiple of the uncompressed model's (batch 1 and 32).
     The gate refuses a slower model; the choice itself never follows a stopwatch."""
     candidates: tuple[Form, ...] = ("int8-dynamic", "int8-static", "int8-weights")
-    """Forms of compression to build and measure, beside the uncompressed one. `int4-weights` is
-    the smallest and saves less time than `int8-static`, so a line has to ask for it."""
+    """Forms of compression to build and measure, beside the uncompressed one: a quantizer
+    (`int8-dynamic`, `int8-static`, `int8-weights`, `int4-weights`), a smaller network that is
+    trained for it (`pruned-50`: half of the channels; `student-small`: a size of the family), or
+    both, as `student-small+int8-static`. `int4-weights` is the smallest quantizer and saves less
+    time than `int8-static`, so a line has to ask for it."""
     exclude: tuple[str, ...] = ()
     """Forms of compression not to choose."""
+    retraining: Retraining = Retraining()
+    exhaustive: bool = False
+    """Train and measure also the smaller networks that are too large to be chosen."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether a candidate is a network that has to be trained."""
+        return any(parts(form).network for form in self.candidates)
 
 
 class Example(Frozen):
@@ -200,6 +230,18 @@ class Line(Frozen):
             raise ValueError(f"column {', '.join(sorted(taken))} is ours: give it another name")
         return self
 
+    @model_validator(mode="after")
+    def _students_exist(self) -> "Line":
+        return self._with_students()
+
+    def _with_students(self) -> "Line":
+        """This line; raises ValueError where its family lacks a size that a candidate names."""
+        for form in self.budget.candidates:
+            size = parts(form).size
+            if size is not None:
+                student(self.model, size)
+        return self
+
     def changed(
         self,
         model: dict[str, JsonValue] | None = None,
@@ -218,7 +260,7 @@ class Line(Frozen):
                 "model": family,
                 **{name: _over(getattr(self, name), given) for name, given in sections.items()},
             }
-        )
+        )._with_students()
 
     def on(self, device: Literal["cpu", "cuda"]) -> "Line":
         """This line with the device settled, where its training left it open."""
@@ -226,6 +268,20 @@ class Line(Frozen):
             return self
         training = self.training.model_copy(update={"device": device})
         return self.model_copy(update={"training": training})
+
+
+def student(model: Family, size: str) -> Family:
+    """The family at another size of its table; raises ValueError when there is none."""
+    field = type(model).model_fields.get("size")
+    if field is None:
+        raise ValueError(f"student-{size}: {type(model).__module__} has no table of sizes")
+    known = get_args(field.annotation)
+    if size not in known:
+        raise ValueError(
+            f"student-{size}: {type(model).__module__} has no such size; there are"
+            f" {', '.join(map(str, known))}"
+        )
+    return model.model_copy(update={"size": size})
 
 
 def _over(section: Frozen, given: Frozen | None) -> Frozen:

@@ -76,7 +76,7 @@ class ByHash(Split):
 
 
 class ByGroup(ByHash):
-    """By hash of one column: rows that share its value are all in one split.
+    """By hash of one column: rows that share its value are all in one split, as the data grows too.
 
     Where several records show the same thing, such as clips of one sentence, none is in both.
     """
@@ -86,6 +86,8 @@ class ByGroup(ByHash):
 
     def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
         del identity
+        if self.column not in rows.columns:
+            raise SplitError(f"rows without a column {self.column!r} cannot be split by it")
         return super().label(rows, identity_hash(rows, (self.column,)))
 
 

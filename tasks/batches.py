@@ -130,14 +130,16 @@ class _Window(NamedTuple):
 class Batches:
     """Batches of one size in the order of an epoch; rows that fill no last batch are left out.
 
-    A batch is a multiple of `parts` rows. Raises ValueError where the source has too few.
+    A batch is a multiple of `parts` rows for each of `ranks`, of which `rank` gets its share.
+    Raises ValueError where the source has too few.
     """
 
     def __init__(
         self, source: Source, size: int, seed: int, *, megabytes: float = 64, parts: int = 1,
-        device: torch.device | None = None,
+        device: torch.device | None = None, rank: int = 0, ranks: int = 1,
     ) -> None:  # fmt: skip
         self.source, self.seed = source, seed
+        parts *= ranks
         self.device = device or torch.device("cpu")
         count = sum(source.counts)
         # A last, shorter batch would weigh its rows more than others.
@@ -145,6 +147,8 @@ class Batches:
         if not self.size:
             raise ValueError(f"{count} training rows cannot be cut into {parts} parts of a batch")
         self.steps = count // self.size
+        share = self.size // ranks
+        self.share = slice(rank * share, rank * share + share)
         self.capacity = capacity(source, megabytes)
         self._held: tuple[Rows, Tensor] | None = None
 
@@ -173,10 +177,15 @@ class Batches:
                     batch = _after(rest, batch) if rest else batch
                     rest = None
                     if len(batch[1]) == self.size:
-                        yield trimmed(batch[0]), batch[1]
+                        yield self._shared(batch)
                     else:
                         rest = batch
                 del rows
+
+    def _shared(self, batch: tuple[Rows, Tensor]) -> tuple[Rows, Tensor]:
+        rows, target = batch
+        share = {name: tensor[self.share] for name, tensor in rows.items()}
+        return trimmed(share), target[self.share]
 
     def _plan(self, epoch: int) -> list[_Window]:
         counts = self.source.counts

@@ -1,6 +1,6 @@
-"""The compressed forms of a network: each is a named function from ONNX bytes to ONNX bytes.
+"""The quantizers: each is a named function from ONNX bytes to ONNX bytes.
 
-A new form of compression is one more case of `form`, and its name one of `models.spec.Form`.
+A new one is one more case of `quantized`, and its name one of `models.forms.QUANTIZERS`.
 """
 
 import logging
@@ -18,7 +18,6 @@ from torch import nn
 from models.data import Tensors
 from models.padding import pieces
 from models.signature import Signature
-from models.spec import Form
 from models.tensors import TensorSpec
 
 OPSET = 20
@@ -33,8 +32,8 @@ class CalibrationError(ValueError):
     """Too few rows to take the ranges of activations from."""
 
 
-def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
-    """The compressed form of that name, of an exported network; bytes that repeat exactly."""
+def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
+    """An exported network by the quantizer of that name; bytes that repeat exactly."""
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     # The quantizers log to the root logger.
     logging.getLogger().setLevel(logging.ERROR)
@@ -47,10 +46,11 @@ def form(name: Form, plain: bytes, calibration: Tensors) -> bytes:
             return weights_only(plain, 8)
         case "int4-weights":
             return weights_only(plain, 4)
+    raise ValueError(f"no quantizer is called {name!r}")
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as ONNX, bytes that repeat exactly; the batch is free, and any length of -1."""
+    """The network as ONNX, lengths free where the signature has -1, bytes that repeat exactly."""
     specs = signature.features.inputs
     names = [spec.name for spec in specs]
     rows = tuple(torch.from_numpy(example[name][:2]) for name in names)
@@ -61,14 +61,20 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
             served,
             rows,
             input_names=names,
-            output_names=[signature.objective.output.name],
+            output_names=[spec.name for spec in signature.outputs],
             dynamic_shapes=(tuple({0: batch, **_free(spec)} for spec in specs),),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    return _clean(program.model_proto)
+    proto = program.model_proto
+    for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
+        for axis, length in enumerate(spec.shape):
+            if axis and length == -1:
+                # The exporter records the example's length of a sequence that may have any.
+                value.type.tensor_type.shape.dim[axis].dim_param = f"{spec.name}_{axis}"
+    return _clean(proto)
 
 
 def _free(spec: TensorSpec) -> dict[int, Any]:
@@ -87,7 +93,10 @@ def dynamic(model: bytes) -> bytes:
     return _quantised(
         model,
         lambda source, goal: quantization.quantize_dynamic(
-            source, goal, op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True
+            source,
+            goal,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM"],
+            per_channel=True,
         ),
     )
 

@@ -186,8 +186,11 @@ def _record(
         rows = kept.select("row", *data.kept, objective.target).with_columns(
             pl.Series("identity", identity), data.split.label(kept, identity).alias("split")
         )
-        first = np.zeros(len(identity), np.bool_)
-        first[np.unique(identity, return_index=True)[1]] = True
+        # Where one record with two targets is wrong, both wait until all objects are known.
+        seen = [*data.identity, objective.target] if data.contradictions else None
+        key = identity_hash(kept, seen) if seen else identity
+        first = np.zeros(len(key), np.bool_)
+        first[np.unique(key, return_index=True)[1]] = True
         rows, repeated = rows.filter(first), rows.filter(~first)
         refused = pl.concat([refused, _quarantine(repeated, "repeats an earlier row")])
     counts = refused.group_by("field", "reason").len().sort("field", "reason")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tasks import progress
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 # Of this process alone: others may use the same scheduler.
 TOPIC = f"modelmint-progress-{uuid.uuid4().hex}"
 ADDRESS_SETTING = "DASK_SCHEDULER_ADDRESS"
+SECONDS_BETWEEN_LOOKS = 1
+T = TypeVar("T")
+
+
+class LostWorkerError(RuntimeError):
+    """A worker ended with what it was doing."""
 
 
 @cache
@@ -115,6 +121,53 @@ def spread(
         submit()
 
 
+def workers(*, gpu: bool = False) -> list[str]:
+    """Addresses of the workers, in order; of those with the resource GPU if asked."""
+    known = client().scheduler_info(n_workers=-1)["workers"]
+    wanted = gpu and os.environ.get(ADDRESS_SETTING)
+    return sorted(a for a, w in known.items() if not wanted or "GPU" in w.get("resources", {}))
+
+
+def at_once(calls: Iterable[tuple[Any, ...]], *, gpu: bool = False) -> Iterator[str | None]:
+    """Run `function(*args)` of every (worker, function, *args) on that very worker.
+
+    Yields the results as they end, and None every second in between. What has not started is given
+    up when the caller leaves. Raises LostWorkerError when a worker is gone.
+    """
+    from distributed import wait
+
+    found, identity = client(), _identity()
+    resources = {"GPU": 1} if gpu and os.environ.get(ADDRESS_SETTING) else None
+    places = {
+        found.submit(
+            _checked, identity, function, *args,
+            workers=[worker], pure=False, retries=0, resources=resources,
+        ): worker
+        for worker, function, *args in calls
+    }  # fmt: skip
+    waiting = set(places)
+    try:
+        while waiting:
+            try:
+                done, waiting = wait(waiting, SECONDS_BETWEEN_LOOKS, "FIRST_COMPLETED")
+            except TimeoutError:
+                done = set()
+            for future in done:
+                yield future.result()
+            lost = {places[future] for future in waiting} - set(workers())
+            if lost:
+                raise LostWorkerError(f"Dask worker {', '.join(sorted(lost))} is gone")
+            yield None
+    finally:
+        found.cancel(list(waiting))
+
+
+def on(worker: str, function: Callable[..., T], *args: Any) -> T:
+    """Run a function in a worker's process now, whatever else it is doing, and give its answer."""
+    answers: dict[str, T] = client().run(function, *args, workers=[worker])
+    return answers[worker]
+
+
 def _identity() -> str:
     """The identity of the stage that asks, as text; empty outside of a stage."""
     from tasks.stage import current_identity
@@ -137,11 +190,12 @@ def _check(identity: str) -> None:
     check_here(json.loads(identity))
 
 
-def report(topic: str, stage: str, detail: dict[str, Any]) -> None:
-    """Called on a worker: tell the listeners of the process whose topic it is."""
+def reporter(topic: str, stage: str) -> Callable[[dict[str, Any]], None]:
+    """Called on a worker: tells the listeners of the process whose topic it is, from any thread."""
     from distributed import get_worker
 
-    get_worker().log_event(topic, {"stage": stage, "detail": detail})
+    worker = get_worker()
+    return lambda detail: worker.log_event(topic, {"stage": stage, "detail": detail})
 
 
 def _relay(event: tuple[Any, Any]) -> None:

@@ -1,140 +1,87 @@
 """Compress a trained network: build every candidate, measure each, keep the best in the budget.
 
-A candidate's bytes are a function of the recipe. Quality is measured on the validation rows, so
-the test rows stay unseen until the gate. The smallest candidate wins whose quality loss and size
-are inside the budget. CPU time is measured and left to the gate: a choice that followed a stopwatch
-would not repeat. A form that cannot be made or that collapses is reported and never chosen; one
-that was measured is found again after a crash, and under another budget.
+A candidate's bytes are a function of the recipe, those of one that was trained for it included.
+Quality is measured on the validation rows, so the test rows stay unseen until the gate. The
+smallest candidate wins whose quality loss and size are inside the budget. CPU time and memory are
+measured and left to the gate and to people: a choice that followed a stopwatch would not repeat. A
+form that cannot be made or that collapses is reported and never chosen; one that was measured is
+found again after a crash, and under another budget.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import safetensors.numpy
-from numpy.typing import NDArray
 
-from models.data import Tensors
-from models.digests import Digest, bytes_digest, canonical_json, json_digest
-from models.objectives import Objective
+from models.digests import Digest, canonical_json, json_digest
+from models.forms import UNCOMPRESSED, parts
 from models.padding import trimmed
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
-from models.spec import Budget, Family
-from tasks.dataset import tensors
+from models.spec import Budget, Family, Training
 from tasks.fingerprint import fingerprint
-from tasks.isolated import Emit, Profile, isolated
+from tasks.isolated import Emit, isolated
 from tasks.jobs import CompressJob
 from tasks.refs import Artifact, Candidate, Dataset, Weights
 from tasks.stage import current_identity, scratch, stage
-from tasks.store import MissingError, content_key, store
+from tasks.store import content_key, store
+
+if TYPE_CHECKING:
+    from tasks.forms import Forms
 
 SAMPLE_ROWS = 4
-CALIBRATION_ROWS = 512
-UNCOMPRESSED = "fp32"
-# A form that loses half of the metric on the first rows is measured no further.
-PROBE_ROWS, COLLAPSE = 256, 0.5
-
-
-class CompressionError(ValueError):
-    """The network cannot be exported or measured."""
+# Least bytes a weight takes, by quantizer; one for the others.
+WEIGHT_BYTES = {None: 4.0, "int4-weights": 0.5}
 
 
 @stage("compress")
 def compress(
-    model: Family, budget: Budget, dataset: Dataset, weights: Weights, profile: Profile,
-    threads: int,
-) -> Artifact:  # fmt: skip
+    model: Family, training: Training, budget: Budget, dataset: Dataset, weights: Weights
+) -> Artifact:
     """The served form of the network: the best candidate within the budget, ready to load."""
     job = CompressJob(
-        model=model, budget=budget, dataset=dataset, weights=weights, threads=threads,
+        model=model, training=training, budget=budget, dataset=dataset, weights=weights,
         cache=_cache(),
     )  # fmt: skip
     return isolated(
-        "tasks.compress:search", job, Artifact, stage="compress", profile=profile, threads=threads
-    )
+        "tasks.compress:search", job, Artifact, stage="compress", profile=training.profile,
+        threads=training.threads, gpu=budget.trains and training.device == "cuda",
+    )  # fmt: skip
 
 
 def _cache() -> Digest | None:
-    """By all that the stage is a function of but the budget: another budget, the same forms."""
+    """By all that a candidate is a function of: of the budget, how networks are retrained."""
     identity = current_identity()
     if identity is None:
         return None
-    arguments = {n: v for n, v in identity["arguments"].items() if n != "budget"}
+    arguments = dict(identity["arguments"])
+    arguments["budget"] = arguments["budget"]["retraining"]
     return scratch(json_digest({**identity, "arguments": arguments}))
 
 
-class Measuring(NamedTuple):
-    """What every candidate is measured with: the validation rows, and the plain form's metrics."""
-
-    objective: Objective
-    rows: Tensors
-    target: NDArray[Any]
-    plain: dict[str, dict[str, float]]
-    """By stage of the measurement, `probe` or `whole`."""
-
-    def of(self, content: bytes, name: str) -> Candidate:
-        """Size and quality of ONNX bytes; raises what ONNX Runtime says to a broken model."""
-        from tasks.inference import predict, session
-
-        model, primary = session(content), self.objective.primary
-        measured: dict[str, float] = {}
-        loss = 0.0
-        for part, count in (("probe", PROBE_ROWS), ("whole", len(self.target))):
-            rows = {n: t[:count] for n, t in self.rows.items()}
-            measured = self.objective.measure(predict(model, rows), self.target[:count])
-            reference = self.plain.setdefault(part, measured)
-            loss = primary.loss(measured[primary.name], reference[primary.name])
-            if not loss <= COLLAPSE:
-                break
-        return Candidate(
-            name=name,
-            size=len(content),
-            blake3=bytes_digest(content),
-            metrics=measured,
-            loss=loss,
-            collapsed=not loss <= COLLAPSE,
-        )
-
-
 def search(job: CompressJob, emit: Emit) -> Artifact:
-    """In the isolated process: build, measure and choose; raises CompressionError."""
-    from tasks import candidates, plots
-    from tasks.inference import cpu_microseconds, predict, session
-    from tasks.trainer import deterministic, restore
+    """In the isolated process: build, measure and choose; raises ValueError without rows."""
+    from tasks import plots
+    from tasks.forms import Forms
+    from tasks.inference import cpu_microseconds, predict, session, session_bytes
+    from tasks.trainer import deterministic
 
-    deterministic(job.threads)
-    signature = job.dataset.signature
-    objective = signature.objective
-    rows, target = tensors(job.dataset, "validation")
-    if not len(target):
-        raise CompressionError("no validation row is there to measure candidates on")
-    train_rows, _ = tensors(job.dataset, "train")
-    calibration = {name: t[:CALIBRATION_ROWS] for name, t in train_rows.items()}
-    served = restore(job.model, job.dataset, job.weights)
-    plain = candidates.export(served, signature, calibration)
-    measuring = Measuring(objective, rows, target, {})
-    models = {UNCOMPRESSED: plain}
-    measured = {UNCOMPRESSED: measuring.of(plain, UNCOMPRESSED)}
-    failed: dict[str, str] = {}
-    for name in job.budget.candidates:
-        found = _remembered(job.cache, name)
-        if found is None:
-            try:
-                content = candidates.form(name, plain, calibration)
-                found = measuring.of(content, name), content
-            except Exception as error:
-                # Whatever a quantizer stumbles over, the other forms are still good.
-                failed[name] = f"{type(error).__name__}: {error}"
-                emit({"candidate": name, "failed": failed[name]})
-                continue
-            _remember(job.cache, *found)
-        measured[name], models[name] = found
-        emit({"candidate": name, "size": measured[name].size, "loss": measured[name].loss})
+    deterministic(job.training.threads)
+    # As it is served, a network may take a state that training does without.
+    signature = job.dataset.signature.served(job.model)
+    dataset = job.dataset.model_copy(update={"signature": signature})
+    job = job.model_copy(update={"dataset": dataset})
+    forms = Forms(job, emit)
+    failed, skipped = _make(forms, job.budget, emit)
+    listed = [name for name in (UNCOMPRESSED, *job.budget.candidates) if name in forms.made]
+    measured = {name: forms.made[name][0] for name in listed}
+    models = {name: forms.made[name][1] for name in listed}
     # As the model server runs it, whatever that does to the last bits.
     fast = {name: session(model, portable=False) for name, model in models.items()}
-    cost = cpu_microseconds(fast, rows)
+    cost = cpu_microseconds(fast, forms.first)
     chosen = choose(job.budget, measured)
     emit({"candidate": chosen, "size": measured[chosen].size, "loss": measured[chosen].loss})
-    sample = trimmed({name: t[:SAMPLE_ROWS] for name, t in rows.items()})
-    sample[objective.output.name] = predict(session(models[UNCOMPRESSED]), sample)
+    sample = trimmed({name: t[:SAMPLE_ROWS] for name, t in forms.first.items()})
+    sample[signature.objective.output.name] = predict(session(models[UNCOMPRESSED]), sample)
     manifest = store().put_folder(
         {
             MODEL_FILE: models[chosen],
@@ -144,13 +91,16 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     )
     for content in models.values():
         store().put_content(content)
-    drawn = plots.pareto(tuple(measured.values()), chosen, objective.primary.name, cost)
+    primary = signature.objective.primary
+    drawn = plots.pareto(tuple(measured.values()), chosen, primary.name, cost)
+    device = job.training.device if job.budget.trains else "cpu"
     return Artifact(
         digest=manifest.digest,
         stored=tuple(content_key(file.blake3) for file in manifest.files.values()),
-        fingerprint=fingerprint(job.model, signature),
+        fingerprint=fingerprint(job.model, signature, device),
         observed={
             "cpu_microseconds": cost,
+            "memory_bytes": session_bytes(models, forms.first),
             "plots": {"compression": store().put_content(drawn)},
         },
         manifest=manifest,
@@ -158,28 +108,56 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
         candidates=tuple(measured.values()),
         within_budget=_fits(job.budget, measured[chosen]),
         failed=failed,
+        skipped=skipped,
     )
 
 
-def _remembered(cache: Digest | None, name: str) -> tuple[Candidate, bytes] | None:
-    """The candidate as an interrupted search, or one with another budget, left it."""
-    if cache is None:
+def _make(forms: "Forms", budget: Budget, emit: Emit) -> tuple[dict[str, str], dict[str, str]]:
+    """Have all candidates made and measured; those that failed or were skipped, and why."""
+    failed: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for name in budget.candidates:
+        try:
+            reason = hopeless(forms, budget, name)
+            if reason:
+                skipped[name] = reason
+                emit({"candidate": name, "skipped": reason})
+                continue
+            found, _ = forms.form(name)
+        except Exception as error:
+            # Whatever a quantizer stumbles over, the other forms are still good.
+            failed[name] = f"{type(error).__name__}: {error}"
+            emit({"candidate": name, "failed": failed[name]})
+            continue
+        emit({"candidate": name, "size": found.size, "loss": found.loss})
+    return failed, skipped
+
+
+def hopeless(forms: "Forms", budget: Budget, name: str) -> str | None:
+    """Why a form need not be trained, because it could not be chosen; None when it could be.
+
+    A network's weights alone take so much, whatever they will have learnt.
+    """
+    from tasks.pruning import weights
+
+    network, quantizer = parts(name)
+    if network is None or budget.exhaustive or {name, network} & forms.made.keys():
         return None
-    try:
-        record = store().get(f"candidates/{cache}/{name}").content
-        found = Candidate.model_validate_json(record)
-        return found, store().get_content(found.blake3)
-    except MissingError:
+    if forms.remembered(network) is not None:
         return None
+    if name in budget.exclude:
+        return "excluded by budget.exclude"
+    least = weights(forms.students.begun(network)) * WEIGHT_BYTES.get(quantizer, 1.0)
+    if budget.size_mb is not None and least > budget.size_mb * 1e6:
+        return f"it is at least {least / 1000:,.0f} kB, over budget.size_mb"
+    measured = {name: found for name, (found, _) in forms.made.items()}
+    best = choose(budget, measured)
+    if best != UNCOMPRESSED and least >= measured[best].size:
+        return f"it is at least {least / 1000:,.0f} kB, {best} is smaller and within the budget"
+    return None
 
 
-def _remember(cache: Digest | None, found: Candidate, content: bytes) -> None:
-    if cache is not None:
-        store().put_content(content)
-        store().put(f"candidates/{cache}/{found.name}", found.model_dump_json().encode())
-
-
-def choose(budget: Budget, measured: dict[str, Candidate]) -> str:
+def choose(budget: Budget, measured: Mapping[str, Candidate]) -> str:
     """The smallest candidate within the budget, or the uncompressed one when there is none."""
     fitting = [
         (candidate.size, name)

@@ -86,6 +86,8 @@ def _torch(model: Family, signature: Signature, device: str) -> Digest:
     network = model.build(signature.features, signature.objective.width).to(device).train()
     rows = []
     for spec in signature.features.inputs:
+        if spec == signature.features.state:
+            continue
         shape = (ROWS, *(max(length, 1) for length in spec.shape[1:]))
         if spec.datatype.startswith("FP"):
             rows.append(torch.randn(shape))

@@ -5,6 +5,7 @@ only be set before the first import. The child reads its job as JSON and answers
 libraries print goes to its error stream. It dies with its parent.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -103,11 +104,17 @@ def isolated(
 
 
 def _on_worker(target: str, job: str, variables: dict[str, str], address: tuple[str, str]) -> str:
-    return run(target, job, variables, lambda detail: cluster.report(*address, detail))
+    return run(target, job, variables, cluster.reporter(*address))
 
 
-def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
-    """Run the target in a child process of this one and give its JSON answer."""
+def run(
+    target: str, job: str, variables: dict[str, str], emit: Emit,
+    started: Callable[["subprocess.Popen[str]"], None] = lambda _: None,
+) -> str:  # fmt: skip
+    """Run the target in a child process of this one and give its JSON answer.
+
+    `started` is told the process. Raises IsolatedError.
+    """
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks.isolated", target],
@@ -120,8 +127,10 @@ def run(target: str, job: str, variables: dict[str, str], emit: Emit) -> str:
         assert process.stdin is not None
         assert process.stdout is not None
         with process:
-            process.stdin.write(job)
-            process.stdin.close()
+            started(process)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(job)
+                process.stdin.close()
             answer = None
             for line in process.stdout:
                 kind, content = json.loads(line)

@@ -29,16 +29,16 @@ class EvaluateJob(Frozen):
 
 
 class CompressJob(Frozen):
-    """A trained network to be compressed within a budget.
+    """A trained network to be compressed within a budget, and how it was trained.
 
     `cache` names where measured candidates are found again, whatever the budget; None is nowhere.
     """
 
     model: SerializeAsAny[Family]
+    training: Training
     budget: Budget
     dataset: Dataset
     weights: Weights
-    threads: int
     cache: Digest | None = None
 
 

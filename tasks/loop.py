@@ -19,6 +19,7 @@ from tasks.batches import Batches, Rows
 from tasks.checkpoint import Checkpoint, Place
 from tasks.isolated import Emit
 from tasks.optimization import add_l1, generator, optimizer, random_seed, rate
+from tasks.ranks import Ranks
 
 LossFunction = Callable[[Tensor, Tensor, Rows], Tensor]
 """Mean loss [] of a batch from the network's output, the target, and the inputs it was given."""
@@ -54,9 +55,11 @@ def optimize(
     judge: Judge | None = None,
     checkpoint: str | None = None,
     emit: Emit = lambda _: None,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Trained:
     """Train the network in place, from scratch or from the checkpoint of that key.
 
+    All ranks end with the same network; the first of them keeps the checkpoint and emits.
     With `training.patience` the network ends with the weights of its best epoch. The checkpoint
     stays until its owner forgets it. Raises TrainingError; ValueError for patience without a judge.
     """
@@ -65,6 +68,8 @@ def optimize(
     descent = optimizer(network, training)
     place = Checkpoint(checkpoint, network, descent) if checkpoint else None
     at = place.resume() if place else Place.start()
+    # The first rank may delete the place as soon as it is done.
+    ranks.wait()
     epoch, first, history, best = at.epoch, at.step, at.history, at.best
     total = at.total.to(batches.device)
     losses = _Losses(STEPS_BETWEEN_LOOKS.get(batches.device.type, 1))
@@ -73,23 +78,26 @@ def optimize(
         network.train()
         step = first
         for rows, target in batches.epoch(epoch, first):
-            loss = _step(network, descent, loss_of, training, rows, target, (epoch, step, batches))
+            position = epoch, step, batches
+            loss = _step(network, descent, loss_of, training, rows, target, position, ranks)
             total += loss
             step, seen = step + 1, seen + batches.size
             losses.add(loss, epoch, step)
-            if place and place.due():
+            if place and ranks.first and place.due():
                 losses.look()
                 place.keep(Place(epoch, step, total, history, best))
         losses.look()
+        ranks.agree(network)
         metrics = judge.measure() if judge else {}
         history.append({"epoch": epoch + 1, "loss": float(total) / batches.steps, **metrics})
         if training.patience and _best(history, judge) == len(history) - 1:
             best = {n: v.detach().cpu().clone() for n, v in network.state_dict().items()}
         epoch, first, total = epoch + 1, 0, torch.zeros_like(total)
-        if place:
+        if place and ranks.first:
             place.keep(Place(epoch, 0, total, history, best))
         speed = round(seen / (time.perf_counter() - start))
-        emit({**history[-1], "epochs": training.epochs, "samples_per_second": speed})
+        if ranks.first:
+            emit({**history[-1], "epochs": training.epochs, "samples_per_second": speed})
     if best:
         network.load_state_dict(best)
     return Trained(history, round(seen / max(time.perf_counter() - start, 1e-9)))
@@ -103,12 +111,13 @@ def _step(
     rows: Rows,
     target: Tensor,
     position: tuple[int, int, Batches],
+    ranks: Ranks,
 ) -> Tensor:
-    """One step of the optimizer; the loss, float64 []."""
+    """One step of the optimizer; the loss over all ranks, float64 []."""
     epoch, step, batches = position
-    torch.manual_seed(random_seed(training.seed, epoch, str(step)))
+    torch.manual_seed(random_seed(training.seed, epoch, ranks.use(str(step))))
     if training.augmentation is not None:
-        random = generator(training.seed, epoch, f"augment {step}")
+        random = generator(training.seed, epoch, ranks.use(f"augment {step}"))
         rows = training.augmentation.apply(rows, random)
     share = rate(training.schedule, epoch * batches.steps + step, training.epochs * batches.steps)
     for group in descent.param_groups:
@@ -122,6 +131,7 @@ def _step(
             loss = loss_of(network(*part.values()), target[start : start + size], part)
         (loss / parts if parts > 1 else loss).backward()
         total += loss.detach().double() / parts
+    total = ranks.averaged(network, total)
     if training.l1:
         add_l1(list(network.parameters()), training.l1)
     if training.clip:

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.objectives import Classification, Objective, Regression
-from tasks.refs import Candidate, Weights
+from tasks.refs import HISTORY_FILE, Candidate, Weights
 from tasks.store import store
-from tasks.trainer import HISTORY_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def draw(
     objective: Objective, predicted: NDArray[Any], target: NDArray[Any], weights: Weights
 ) -> Iterator[tuple[str, bytes]]:
-    """Title and PNG bytes: the learning curve, and a confusion matrix or the residuals."""
+    """Title and PNG bytes: the learning curve, a confusion matrix or the residuals."""
     from matplotlib.figure import Figure
 
     history = json.loads(store().get_file(weights.manifest, HISTORY_FILE))
@@ -83,7 +82,7 @@ def pareto(
     for candidate in whole:
         place = (candidate.size / 1000, 100 * candidate.loss)
         axes.plot(*place, "C3*" if candidate.name == chosen else "C0o")
-        spent = cost[candidate.name]["32"]
+        spent = cost.get(candidate.name, {}).get("32", float("nan"))
         axes.annotate(
             f"{candidate.name}, {spent:.0f} us", place, textcoords="offset points",
             xytext=(4, 4), fontsize=8,

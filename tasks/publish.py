@@ -100,32 +100,37 @@ def quality_table(report: Report, verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def compression_table(artifact: Artifact) -> list[dict[str, Any]]:
-    """Every candidate: size, loss of quality, CPU time; the chosen one is marked."""
+    """Every candidate: size, loss of quality, CPU time, memory; the chosen one is marked."""
     cost: Any = artifact.observed.get("cpu_microseconds") or {}
-    return [
-        {
-            "candidate": candidate.name,
-            "chosen": "collapsed"
-            if candidate.collapsed
-            else "yes"
-            if candidate.name == artifact.chosen
-            else "",
-            "kilobytes": round(candidate.size / 1000, 1),
-            "loss": f"{candidate.loss:+.2%}",
-            "microseconds, batch 1": round(cost.get(candidate.name, {}).get("1", 0.0), 1),
-            "microseconds, batch 32": round(cost.get(candidate.name, {}).get("32", 0.0), 1),
-        }
-        for candidate in artifact.candidates
-    ] + [
-        {
+    memory: Any = artifact.observed.get("memory_bytes") or {}
+
+    def row(name: str, chosen: str, loss: str, size: int | None = None) -> dict[str, Any]:
+        return {
             "candidate": name,
-            "chosen": "failed",
-            "kilobytes": "",
-            "loss": reason,
-            "microseconds, batch 1": "",
-            "microseconds, batch 32": "",
+            "chosen": chosen,
+            "kilobytes": "" if size is None else round(size / 1000, 1),
+            "loss": loss,
+            **{
+                f"microseconds, batch {batch}": ""
+                if size is None
+                else round(cost.get(name, {}).get(batch, 0.0), 1)
+                for batch in ("1", "32")
+            },
+            "megabytes of memory": round(memory[name] / 1e6, 1) if name in memory else "",
         }
-        for name, reason in artifact.failed.items()
+
+    return [
+        *(
+            row(
+                found.name,
+                "collapsed" if found.collapsed else "yes" if found.name == artifact.chosen else "",
+                f"{found.loss:+.2%}",
+                found.size,
+            )
+            for found in artifact.candidates
+        ),
+        *(row(name, "failed", reason) for name, reason in artifact.failed.items()),
+        *(row(name, "skipped", reason) for name, reason in artifact.skipped.items()),
     ]
 
 

@@ -14,6 +14,9 @@ from models.open import Frozen
 from models.signature import Signature
 from models.splits import Subset
 
+WEIGHTS_FILE = "weights.safetensors"
+HISTORY_FILE = "history.json"
+
 
 class Ref(Frozen):
     """A reference to the output of a stage."""
@@ -60,7 +63,7 @@ class Dataset(Ref):
 
 
 class Weights(Ref):
-    """Trained parameters: `weights.safetensors` and `history.json`; `digest` is their manifest."""
+    """Trained parameters and the figures of every epoch; `digest` is their manifest."""
 
     manifest: Manifest
     parameters: int
@@ -107,6 +110,8 @@ class Artifact(Ref):
     within_budget: bool
     failed: dict[str, str] = {}
     """Forms that could not be made or run, with the reason."""
+    skipped: dict[str, str] = {}
+    """Forms that were not trained, because they could not have been chosen, with the reason."""
 
 
 class Champion(Ref):

@@ -100,7 +100,8 @@ def check_numbers(line: Line, found: Verified, wanted: Iterable[str]) -> None:
     here: dict[str, dict[str, Digest]] = {}
     for stage in wanted:
         recorded = found.recipe.stages[stage].fingerprint
-        device = training.device if stage == "train" else "cpu"
+        trains = stage == "train" or (stage == "compress" and line.budget.trains)
+        device = training.device if trains else "cpu"
         if recorded and device not in here:
             job = FingerprintJob(
                 model=line.model, signature=signature, threads=training.threads, device=device

@@ -1,6 +1,9 @@
 """Train the line's network on a Dask worker, in a process with the numeric profile of its spec."""
 
+from functools import partial
+
 from models.spec import Family, Training
+from tasks.gang import together
 from tasks.isolated import isolated
 from tasks.jobs import TrainJob
 from tasks.refs import Dataset, Weights
@@ -18,7 +21,8 @@ def train(model: Family, training: Training, dataset: Dataset) -> Weights:
     job = TrainJob(
         model=model, training=training, dataset=dataset, checkpoint=scratch(current_key())
     )
-    return isolated(
+    run = isolated if training.ranks == 1 else partial(together, ranks=training.ranks)
+    return run(
         "tasks.trainer:fit",
         job,
         Weights,

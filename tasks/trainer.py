@@ -26,11 +26,10 @@ from tasks.isolated import Emit
 from tasks.jobs import TrainJob
 from tasks.loop import Judge, optimize
 from tasks.optimization import initialise
-from tasks.refs import Dataset, Weights
+from tasks.ranks import Ranks
+from tasks.refs import HISTORY_FILE, WEIGHTS_FILE, Dataset, Weights
 from tasks.store import content_key, store
 
-WEIGHTS_FILE = "weights.safetensors"
-HISTORY_FILE = "history.json"
 EVALUATION_BATCH = 1024
 # Megabytes in a unit of `training.window_mb`.
 WINDOW_UNIT = 1.0
@@ -41,12 +40,14 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
     training, signature = job.training, job.dataset.signature
     deterministic(training.threads)
     device = torch.device("cuda" if training.device == "cuda" else "cpu")
+    ranks = Ranks.joined(training)
     megabytes = training.window_mb * WINDOW_UNIT
     source = settled(Stored(job.dataset, "train"), megabytes)
     validation = settled(Stored(job.dataset, "validation"), megabytes)
     batches = Batches(
         source, training.batch_size, training.seed,
         megabytes=megabytes, parts=training.accumulate, device=device,
+        rank=ranks.rank, ranks=ranks.world,
     )  # fmt: skip
     torch.manual_seed(training.seed)
     network = job.model.build(signature.features, signature.objective.width)
@@ -63,7 +64,9 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
         judge=Judge(lambda: measure(served, validation, signature), signature.objective.primary),
         checkpoint=checkpoint,
         emit=emit,
+        ranks=ranks,
     )
+    ranks.leave()
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     manifest = store().put_folder(
         {

@@ -71,7 +71,9 @@ def produced(command: Command) -> dict[str, Any]:
 
 def test_lines_names_the_shipped_and_the_added(command: Command) -> None:
     names = [line["name"] for line in answer(command("lines", "--json"))["lines"]]
-    assert names == ["cifar", "diabetes", "digits", "fashion", "flights", "speech"]
+    assert names == [
+        "cifar", "diabetes", "digits", "fashion", "flights", "reviews", "speech", "verses",
+    ]  # fmt: skip
 
 
 def test_run_answers_with_version_metrics_and_stages(produced: dict[str, Any]) -> None:

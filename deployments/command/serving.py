@@ -18,14 +18,17 @@ Reason = Annotated[str, typer.Option(help="Why, for the record and the audit log
 @app.command()
 def predict(
     line: LineName,
-    file: Annotated[Path, typer.Argument(help="A PNG, a WAV, a JSON record or a CSV of rows.")],
+    file: Annotated[
+        Path, typer.Argument(help="A PNG, a WAV, a text, a JSON record or a CSV of rows.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Ask the champion of a line about a file."""
     from deployments.local.stack import SERVER, STORE, stack
 
     media_types = {
-        ".json": "application/json", ".csv": "text/csv", ".png": "image/png", ".wav": "audio/wav",
+        ".json": "application/json", ".csv": "text/csv", ".png": "image/png",
+        ".wav": "audio/wav", ".txt": "text/plain",
     }  # fmt: skip
     media_type = media_types.get(file.suffix.lower(), "application/octet-stream")
     payload = file.read_bytes()

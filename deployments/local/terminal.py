@@ -60,8 +60,10 @@ def _text(detail: dict[str, Any]) -> str:
             if isinstance(value, float) and name != "samples_per_second"
         ]
         speed = f"{detail['samples_per_second']:,} samples/s"
-        return f"epoch {detail['epoch']}/{detail['epochs']}  {'  '.join(figures)}  {speed}"
-    if "candidate" in detail:
+        network = f"{detail['network']}: " if "network" in detail else ""
+        epoch = f"{network}epoch {detail['epoch']}/{detail['epochs']}"
+        return f"{epoch}  {'  '.join(figures)}  {speed}"
+    if "size" in detail:
         return f"{detail['candidate']}: {detail['size'] / 1000:,.0f} kB, loss {detail['loss']:+.2%}"
     if "total" in detail:
         return f"{detail['done']}/{detail['total']} {detail['unit']}"
@@ -105,7 +107,8 @@ def _request(example: dict[str, Any]) -> Text:
         lines.append(example["picture"] + "\n")
     else:
         lines.append(f"{example['payload']}\n")
-    lines += [("answer:  ", "bold"), f"{example['answer']}   (true: {example['true']})"]
+    true = "" if example["true"] is None else f"   (true: {example['true']})"
+    lines += [("answer:  ", "bold"), f"{example['answer']}{true}"]
     return Text.assemble(*lines)
 
 

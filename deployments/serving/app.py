@@ -141,8 +141,14 @@ class _Server:
         # Never inline: a small file can hold an image of millions of pixels.
         read = partial(served.read, body, media_type(request))
         tensors, rows = await in_thread(read, call.deadline)
-        found = await self._inference.run(call._replace(size=len(body)), tensors)
-        answer = _identity(served) | {"predictions": served.answers(found.outputs)}
+        call = call._replace(size=len(body))
+        if served.signature.objective.steps:
+            found = Found({}, None)
+            predictions = await self._inference.respond(call, tensors, rows)
+        else:
+            found = await self._inference.run(call, tensors)
+            predictions = served.answers(found.outputs)
+        answer = _identity(served) | {"predictions": predictions}
         answered = as_json(answer, headers=_headers(request, served, found))
         self._inference.answered(call, "predict", start, rows, len(answered.body))
         if self._capture is not None:

@@ -66,7 +66,7 @@ class Capture:
         if not chosen.any():
             return
         # A copy: the request's own memory is not kept for one row of it.
-        part = {name: tensor[chosen] for name, tensor in tensors.items()}
+        part = {spec.name: tensors[spec.name][chosen] for spec in served.inputs}
         with self._lock:
             if self._waiting >= MOST * ROWS:
                 return

@@ -8,8 +8,10 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
+import anyio
 import anyio.to_thread
 
 from deployments.serving import metrics
@@ -68,6 +70,7 @@ class Inference:
         self.seconds = settings.seconds
         self._ledger = ledger
         self._batching = Batching(settings.slots)
+        self._writers = anyio.CapacityLimiter(settings.slots)
         self._cache = Cache(settings.cache_bytes, settings.uncached)
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
@@ -101,6 +104,20 @@ class Inference:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
 
+    async def respond(self, call: Call, tensors: Tensors, rows: int) -> list[dict[str, Any]]:
+        """Charge for answers that take several runs of the network, and compute them in a thread.
+
+        They are neither batched nor cached. Raises ProtocolError as `run` does.
+        """
+        self._ledger.charge(call.key, call.served.line, rows, call.size)
+        try:
+            work = partial(call.served.respond, tensors)
+            return await in_thread(work, call.deadline, self._writers)
+        except BaseException:
+            taken_back = Counts(requests=-1, rows=-rows)
+            self._ledger.add(call.key, call.served.line, taken_back)
+            raise
+
     def answered(self, call: Call, verb: str, start: float, rows: int, size: int) -> None:
         """Count an answer of `size` bytes; the request came at `start` of `time.perf_counter`."""
         line, number = call.served.line, call.served.number
@@ -108,13 +125,15 @@ class Inference:
         metrics.answers(line, number, verb).add(time.perf_counter() - start, rows)
 
 
-async def in_thread(work: Callable[[], T], deadline: float) -> T:
+async def in_thread(
+    work: Callable[[], T], deadline: float, limiter: anyio.CapacityLimiter | None = None
+) -> T:
     """Work that is not computing a network, beside the event loop; ProtocolError 504 past it.
 
     What runs then runs to its end, unheard.
     """
     try:
         async with asyncio.timeout_at(deadline):
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
     except TimeoutError:
         raise ProtocolError(504, "the deadline passed before the answer", "deadline") from None

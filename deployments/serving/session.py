@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog
 from models.data import RefusedRequest
+from models.objectives import NotFiniteError
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
 
@@ -97,6 +98,13 @@ class Served:
             )
         return self.signature.objective.answer(output)
 
+    def respond(self, tensors: Tensors) -> list[dict[str, Any]]:
+        """The same where an answer takes several runs of the network; raises ProtocolError."""
+        try:
+            return self.signature.objective.respond(self.run, tensors)
+        except NotFiniteError as error:
+            raise ProtocolError(422, str(error), "not_finite") from None
+
 
 def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:
     """The version held by verified files, warmed up and proven on its recorded sample.
@@ -112,10 +120,10 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
         _log.warning("%s/%s: %s", line, number, error)
         raise _unfit("its signature or sample cannot be read by this server's code") from None
     session = _session(files[MODEL_FILE], f"{line}/{number}")
-    inputs, outputs = signature.features.inputs, (signature.objective.output,)
+    inputs, outputs = signature.features.inputs, signature.outputs
     _check("input", session.get_inputs(), inputs)
     _check("output", session.get_outputs(), outputs)
-    for spec in (*inputs, *outputs):
+    for spec in (*inputs, outputs[0]):
         if spec.name not in sample:
             raise _unfit(f"the sample has no tensor {spec.name!r}")
         try:

@@ -121,7 +121,9 @@ class Traffic:
         other = line.versions.get(line.shadow.version)
         if other is None:
             return None
-        return BackgroundTask(self._enqueue, served, other, line.shadow, tensors)
+        # What only an objective reads, such as how to sample, is no input of a network.
+        inputs = {spec.name: tensors[spec.name] for spec in served.inputs}
+        return BackgroundTask(self._enqueue, served, other, line.shadow, inputs)
 
     def compared(self, line: str, trial: Canary | Shadow) -> dict[str, Any]:
         """What was counted of a trial."""

@@ -78,12 +78,15 @@ class Trained(NamedTuple):
 
 
 MODEL = mlp.Spec(size="tiny")
+TRAINING = Training(epochs=25, batch_size=16, optimizer=Optimizer(lr=0.02), device="cpu")
 ANY_BUDGET = Budget(quality_loss=0.5, slowdown=100)
 
 
 def compress_job(dataset: Dataset, weights: Weights, budget: Budget = ANY_BUDGET) -> CompressJob:
     """The job that compresses a network of `MODEL`."""
-    return CompressJob(model=MODEL, budget=budget, dataset=dataset, weights=weights, threads=1)
+    return CompressJob(
+        model=MODEL, training=TRAINING, budget=budget, dataset=dataset, weights=weights
+    )
 
 
 @pytest.fixture(scope="session")
@@ -92,11 +95,10 @@ def _trained(_made: Made) -> Trained:
     from tasks.evaluate import measure
     from tasks.trainer import fit
 
-    training = Training(epochs=25, batch_size=16, optimizer=Optimizer(lr=0.02), device="cpu")
     dataset = _made.trips
     with environment(**{BUCKET_SETTING: _made.bucket}):
         fitting = TrainJob(
-            model=MODEL, training=training, dataset=dataset, checkpoint=json_digest("trained")
+            model=MODEL, training=TRAINING, dataset=dataset, checkpoint=json_digest("trained")
         )
         weights = fit(fitting, lambda _: None)
         judging = EvaluateJob(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -5,20 +7,23 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from models import mlp
 from models.data import Tensors
 from models.digests import json_digest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
-from models.spec import Budget
-from tasks import candidates, publish
+from models.spec import Budget, Retraining
+from tasks import candidates, checkpoint, publish
 from tasks.compress import choose, search
 from tasks.dataset import tensors
 from tasks.inference import predict, session
 from tasks.isolated import environment, run
+from tasks.jobs import CompressJob, TrainJob
 from tasks.plots import front_of
 from tasks.refs import Artifact, Candidate, Weights
-from tasks.store import content_key, store
-from tasks.trainer import HISTORY_FILE, WEIGHTS_FILE, restore
-from tests.tasks.conftest import ANY_BUDGET, MODEL, Trained, compress_job
+from tasks.store import BUCKET_SETTING, content_key, store
+from tasks.trainer import HISTORY_FILE, WEIGHTS_FILE, fit, restore
+from tests.conftest import environment as environment_of
+from tests.tasks.conftest import ANY_BUDGET, MODEL, TRAINING, Made, Trained, compress_job
 
 PLAIN, SMALL, SMALLEST = "fp32", "int8-dynamic", "int8-static"
 
@@ -179,16 +184,16 @@ def test_what_was_measured_is_found_again_by_a_search_that_was_killed(
 ) -> None:
     cache = {"cache": json_digest("a search")}
     job = compress_job(trained.dataset, trained.weights).model_copy(update=cache)
-    made = candidates.form
+    made = candidates.quantized
     built: list[str] = []
 
     def counted(name: str, plain: bytes, calibration: Tensors) -> bytes:
         if name == "int8-weights" and len(built) == 2:
             raise KeyboardInterrupt
         built.append(name)
-        return made(name, plain, calibration)  # type: ignore[arg-type]
+        return made(name, plain, calibration)
 
-    monkeypatch.setattr(candidates, "form", counted)
+    monkeypatch.setattr(candidates, "quantized", counted)
     with pytest.raises(KeyboardInterrupt):
         search(job, lambda _: None)
     assert built == [SMALL, SMALLEST]
@@ -213,3 +218,129 @@ def test_the_plot_is_stored(trained: Trained) -> None:
     plots = trained.artifact.observed["plots"]
     assert isinstance(plots, dict)
     assert store().get_content(str(plots["compression"])).startswith(b"\x89PNG")
+
+
+# ---- smaller networks
+
+
+SHRUNK = ("pruned-50", "pruned-50+int8-static", "student-tiny")
+SMALL_MODEL = mlp.Spec(size="small")
+
+
+@pytest.fixture(scope="module")
+def wide(_made: Made) -> CompressJob:
+    """A network of size small for the trips, to be compressed into smaller ones."""
+    with environment_of(**{BUCKET_SETTING: _made.bucket}):
+        fitting = TrainJob(
+            model=SMALL_MODEL,
+            training=TRAINING,
+            dataset=_made.trips,
+            checkpoint=json_digest("wide"),
+        )
+        weights = fit(fitting, lambda _: None)
+    budget = Budget(
+        quality_loss=0.5, candidates=SHRUNK, exhaustive=True, retraining=Retraining(epochs=60)
+    )
+    return CompressJob(
+        model=SMALL_MODEL, training=TRAINING, budget=budget, dataset=_made.trips, weights=weights
+    )
+
+
+def changed(job: CompressJob, cache: str | None = None, **budget: Any) -> CompressJob:
+    digest = json_digest(cache) if cache else None
+    return job.model_copy(update={"budget": job.budget.model_copy(update=budget), "cache": digest})
+
+
+def test_smaller_networks_are_trained_and_another_process_makes_the_same(
+    made: Made, wide: CompressJob
+) -> None:
+    told: list[dict[str, Any]] = []
+    first, again = (
+        Artifact.model_validate_json(
+            run("tasks.compress:search", wide.model_dump_json(), environment("fast", 1), listen)
+        )
+        for listen in (told.append, lambda _: None)
+    )
+    assert again.candidates == first.candidates
+    assert again.digest == first.digest
+    assert (first.failed, first.skipped) == ({}, {})
+    sizes = {c.name: c.size for c in first.candidates}
+    assert list(sizes) == [PLAIN, *SHRUNK]
+    assert sizes["pruned-50"] < 0.7 * sizes[PLAIN]
+    assert sizes["pruned-50+int8-static"] < 0.8 * sizes["pruned-50"]
+    assert all(c.loss < 0.5 for c in first.candidates), first.candidates
+    epochs = [d["network"] for d in told if "epoch" in d]
+    assert epochs == ["pruned-50"] * 60 + ["student-tiny"] * 60, "a network was trained twice"
+    memory = first.observed["memory_bytes"]
+    assert isinstance(memory, dict)
+    assert set(memory) == set(sizes)
+    assert all(isinstance(m, int) and m > 100_000 for m in memory.values())
+
+
+def test_a_killed_retraining_goes_on_and_ends_with_the_same_bits(
+    made: Made, wide: CompressJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = changed(wide, candidates=("student-tiny",))
+    whole = search(one, lambda _: None)
+    cut = changed(one, "cut")
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
+    kept = checkpoint.Checkpoint.keep
+
+    def keep_and_fail(self: checkpoint.Checkpoint, place: checkpoint.Place) -> None:
+        kept(self, place)
+        if (place.epoch, place.step) == (3, 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "keep", keep_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        search(cut, lambda _: None)
+    monkeypatch.setattr(checkpoint.Checkpoint, "keep", kept)
+    told: list[dict[str, Any]] = []
+    resumed = search(cut, told.append)
+    assert told[0]["epoch"] == 4, "it started anew instead of going on"
+    assert resumed.candidates == whole.candidates
+    assert cut.cache is not None
+    left = [item.key for item in store().list(f"candidates/{cut.cache}/")]
+    assert left == [f"candidates/{cut.cache}/student-tiny"]
+    # Another budget finds it again; another retraining is another search.
+    told.clear()
+    search(changed(cut, "cut", quality_loss=0.4), told.append)
+    assert not [detail for detail in told if "epoch" in detail]
+
+
+def test_what_is_asked_of_retraining_decides_the_bytes(made: Made, wide: CompressJob) -> None:
+    def bytes_of(**retraining: Any) -> str:
+        settings = Retraining.model_validate({"epochs": 1, **retraining})
+        one = changed(wide, candidates=("pruned-50",), retraining=settings)
+        return search(one, lambda _: None).candidates[-1].blake3
+
+    found = [bytes_of(), bytes_of(soft=0.0), bytes_of(soft=1.0), bytes_of(lr=0.5)]
+    assert len(set(found)) == len(found)
+
+
+def test_a_student_no_smaller_than_its_teacher_is_reported(made: Made, wide: CompressJob) -> None:
+    found = search(changed(wide, candidates=("student-base", SMALL)), lambda _: None)
+    assert "a student must be smaller" in found.failed["student-base"]
+    assert [c.name for c in found.candidates] == [PLAIN, SMALL]
+
+
+def test_hopeless_networks_are_not_trained_and_it_is_said_why(
+    made: Made, wide: CompressJob
+) -> None:
+    lazy = changed(
+        wide,
+        candidates=("student-tiny", "pruned-50", "pruned-50+int8-static", "pruned-90"),
+        exhaustive=False,
+        exclude=("pruned-90",),
+    )
+    told: list[dict[str, Any]] = []
+    found = search(lazy, told.append)
+    assert found.chosen == "student-tiny"
+    assert "student-tiny is smaller" in found.skipped["pruned-50"]
+    assert "budget.exclude" in found.skipped["pruned-90"]
+    assert {d["network"] for d in told if "epoch" in d} == {"student-tiny"}
+    tight = search(changed(lazy, size_mb=1e-4), lambda _: None)
+    assert "over budget.size_mb" in tight.skipped["student-tiny"]
+    assert not tight.within_budget
+    rows = publish.compression_table(found)
+    assert {row["candidate"] for row in rows if row["chosen"] == "skipped"} == set(found.skipped)

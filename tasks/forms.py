@@ -1,0 +1,124 @@
+"""The compressed forms of one network: each is made and measured once, and found again.
+
+A form is ONNX bytes and what they are worth on the validation rows. A smaller network is exported
+as a form of its own, from which its quantized forms are made.
+"""
+
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from models.data import Tensors
+from models.digests import bytes_digest
+from models.forms import UNCOMPRESSED, parts
+from models.objectives import Floats
+from models.signature import Signature
+from tasks import candidates
+from tasks.batches import Encoded, Source, Stored, in_order, settled
+from tasks.inference import BATCH, predict, session
+from tasks.isolated import Emit
+from tasks.jobs import CompressJob
+from tasks.refs import Candidate
+from tasks.store import MissingError, store
+from tasks.students import Students
+from tasks.trainer import restore
+
+CALIBRATION_ROWS = 512
+# A form that loses half of the metric on the first rows is measured no further.
+PROBE_ROWS, COLLAPSE = 256, 0.5
+
+
+class Measuring(NamedTuple):
+    """What every candidate is measured with: the validation rows, and the plain form's metrics."""
+
+    signature: Signature
+    rows: Source
+    plain: dict[str, dict[str, float]]
+    """By stage of the measurement, `probe` or `whole`."""
+
+    def of(self, content: bytes, name: str) -> Candidate:
+        """Size and quality of ONNX bytes; raises what ONNX Runtime says to a broken model."""
+        model, objective = session(content), self.signature.objective
+        primary = objective.primary
+        measured: dict[str, float] = {}
+        loss = 0.0
+        for part, size, most in (("probe", PROBE_ROWS, 1), ("whole", BATCH, None)):
+            found: list[dict[str, Floats]] = []
+            for rows, target in islice(in_order(self.rows, size), most):
+                found.append(objective.losses(predict(model, rows), target))
+            joined = {n: np.concatenate([losses[n] for losses in found]) for n in found[0]}
+            measured = {n: float(v) for n, v in objective.metrics(joined).items()}
+            reference = self.plain.setdefault(part, measured)
+            loss = primary.loss(measured[primary.name], reference[primary.name])
+            if not loss <= COLLAPSE:
+                break
+        return Candidate(
+            name=name,
+            size=len(content),
+            blake3=bytes_digest(content),
+            metrics=measured,
+            loss=loss,
+            collapsed=not loss <= COLLAPSE,
+        )
+
+
+class Forms:
+    """Makes and measures the forms of one network, each once; `made` has them by name."""
+
+    def __init__(self, job: CompressJob, emit: Emit) -> None:
+        signature = job.dataset.signature
+        rows = settled(Stored(job.dataset, "validation"), job.training.window_mb)
+        if not sum(rows.counts):
+            raise ValueError("no validation row is there to measure forms on")
+        self.job, self.emit = job, emit
+        self.measuring = Measuring(signature, rows, {})
+        self.first = first_rows(rows, CALIBRATION_ROWS)
+        self.calibration = first_rows(Stored(job.dataset, "train"), CALIBRATION_ROWS)
+        served = restore(job.model, job.dataset, job.weights)
+        plain = candidates.export(served, signature, self.calibration)
+        self.made = {UNCOMPRESSED: (self.measuring.of(plain, UNCOMPRESSED), plain)}
+        self.students = Students(job, served, self.calibration)
+
+    def form(self, name: str) -> tuple[Candidate, bytes]:
+        """The form of that name; a network it takes is made first, and kept like any form."""
+        if name not in self.made:
+            found = self.remembered(name)
+            if found is None:
+                content = self._content(name)
+                found = self.measuring.of(content, name), content
+                self._remember(*found)
+            self.made[name] = found
+        return self.made[name]
+
+    def remembered(self, name: str) -> tuple[Candidate, bytes] | None:
+        """The form as an interrupted search, or one with another budget, left it."""
+        if self.job.cache is None:
+            return None
+        try:
+            record = store().get(f"candidates/{self.job.cache}/{name}").content
+            found = Candidate.model_validate_json(record)
+            return found, store().get_content(found.blake3)
+        except MissingError:
+            return None
+
+    def _remember(self, found: Candidate, content: bytes) -> None:
+        if self.job.cache is not None:
+            store().put_content(content)
+            place = f"candidates/{self.job.cache}/{found.name}"
+            store().put(place, found.model_dump_json().encode())
+
+    def _content(self, name: str) -> bytes:
+        network, quantizer = parts(name)
+        if quantizer is not None:
+            _, plain = self.form(network or UNCOMPRESSED)
+            return candidates.quantized(quantizer, plain, self.calibration)
+        begun = self.students.begun(name)
+        taught = self.students.taught(name, begun, self.emit)
+        return candidates.export(taught, self.measuring.signature, self.calibration)
+
+
+def first_rows(source: Source, count: int) -> Tensors:
+    """The first rows of a source, fewer where there are fewer."""
+    nothing: Encoded = {}, np.empty(0)
+    return next(in_order(source, count), nothing)[0]

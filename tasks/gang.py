@@ -1,0 +1,163 @@
+"""Processes that must run at the same time: the ranks of a data-parallel training on Dask.
+
+Each worker runs its ranks in one task; where there are fewer workers than ranks, several share
+one. A rank that fails takes the others with it, so that nobody waits for what will not come.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel
+
+from tasks import cluster
+from tasks.isolated import IsolatedError, Profile, environment, run
+from tasks.refs import Ref
+
+R = TypeVar("R", bound=Ref)
+
+# After a failure: until the others have noticed by themselves, and are ended otherwise.
+SECONDS_TO_NOTICE = 5
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def together(
+    target: str, job: BaseModel, result: type[R], *, ranks: int, stage: str, profile: Profile,
+    threads: int, gpu: bool = False,
+) -> R:  # fmt: skip
+    """`isolated`, as so many processes at once, which find each other as torch.distributed does.
+
+    Raises IsolatedError that names the rank which failed first, or when the ranks' results differ;
+    LostWorkerError; ValueError for too few workers.
+    """
+    text, variables = job.model_dump_json(), environment(profile, threads)
+    answers = _run(target, text, variables, (cluster.TOPIC, stage), ranks, gpu)
+    found = [result.model_validate_json(answer) for answer in answers]
+    digests = dict.fromkeys(each.digest for each in found)
+    if len(digests) > 1:
+        raise IsolatedError(f"{target}: the ranks disagree: they gave {', '.join(digests)}")
+    return found[0]
+
+
+def _run(
+    target: str, job: str, variables: dict[str, str], address: tuple[str, str], ranks: int,
+    gpu: bool,
+) -> list[str]:  # fmt: skip
+    """The JSON answers of all ranks, in order."""
+    from distributed import Lock
+
+    cluster.client()
+    group = uuid.uuid4().hex
+    outcomes: dict[int, tuple[str, str]] = {}
+    failed: float | None = None
+    # Two gangs that each hold a worker the other waits for would wait for ever.
+    with Lock("modelmint-ranks"):
+        places = placed(cluster.workers(gpu=gpu), ranks, gpu=gpu)
+        variables = {**variables, **_rendezvous(list(places))}
+        calls = [
+            (worker, _on_worker, target, job, variables, address, group, own, ranks)
+            for worker, own in places.items()
+        ]
+        with _stopping(group, list(places)):
+            for said in cluster.at_once(calls, gpu=gpu):
+                outcomes |= {rank: (kind, text) for rank, kind, text in json.loads(said or "[]")}
+                if failed is None and any(kind != "answer" for kind, _ in outcomes.values()):
+                    failed = time.monotonic()
+                if failed is not None and time.monotonic() - failed > SECONDS_TO_NOTICE:
+                    break
+    # A rank that died is the cause; one that lost its peers, or was ended for it, is not.
+    for wanted in ("died", "error"):
+        for rank, (kind, text) in sorted(outcomes.items()):
+            if kind == wanted:
+                raise IsolatedError(f"rank {rank} of {ranks}: {text}")
+    return [outcomes[rank][1] for rank in range(ranks)]
+
+
+def _rendezvous(places: list[str]) -> dict[str, str]:
+    """The variables by which the ranks find the first of them."""
+    hosts = [urlsplit(place).hostname or LOOPBACK[0] for place in places]
+    port = cluster.on(places[0], _free_port, hosts[0])
+    found = {"MASTER_ADDR": hosts[0], "MASTER_PORT": str(port)}
+    if sys.platform == "linux" and set(hosts) <= set(LOOPBACK):
+        # Or gloo looks this machine up by its name, which may lead nowhere.
+        found["GLOO_SOCKET_IFNAME"] = "lo"
+    return found
+
+
+def placed(workers: list[str], ranks: int, *, gpu: bool) -> dict[str, list[int]]:
+    """Which ranks run on which worker; raises ValueError where ranks would share a GPU."""
+    if not workers:
+        raise ValueError("no Dask worker is there to train on")
+    if gpu and len(workers) < ranks:
+        raise ValueError(
+            f"training.ranks is {ranks}, and only {len(workers)} Dask workers have a GPU"
+        )
+    return {w: list(range(i, ranks, len(workers))) for i, w in enumerate(workers[:ranks])}
+
+
+@contextmanager
+def _stopping(group: str, workers: list[str]) -> Iterator[None]:
+    """Whatever happens, no process of the group outlives the block."""
+    try:
+        yield
+    finally:
+        for worker in set(workers) & set(cluster.workers()):
+            cluster.on(worker, stop, group)
+
+
+_running: dict[str, list["subprocess.Popen[str]"]] = {}
+_stopped: set[str] = set()
+_lock = threading.Lock()
+
+
+def stop(group: str) -> None:
+    """On a worker: end the processes of the group that run there, and any that would start."""
+    with _lock:
+        _stopped.add(group)
+        for process in _running.pop(group, ()):
+            process.kill()
+
+
+def _on_worker(
+    target: str, job: str, variables: dict[str, str], address: tuple[str, str], group: str,
+    own: list[int], ranks: int,
+) -> str:  # fmt: skip
+    """Run a worker's ranks; JSON of (rank, `answer`, `error`, `died` or `stopped`, text) each."""
+    emit = cluster.reporter(*address)
+
+    def started(process: "subprocess.Popen[str]") -> None:
+        with _lock:
+            _running.setdefault(group, []).append(process)
+            if group in _stopped:
+                process.kill()
+
+    def one(rank: int) -> tuple[int, str, str]:
+        here = {**variables, "RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        try:
+            return rank, "answer", run(target, job, here, emit, started)
+        except IsolatedError as error:
+            died = "ended without an answer" in str(error)
+            return rank, "stopped" if group in _stopped else "died" if died else "error", str(error)
+
+    outcomes: list[tuple[int, str, str]] = []
+    with ThreadPoolExecutor(len(own)) as pool:
+        for future in as_completed([pool.submit(one, rank) for rank in own]):
+            outcomes.append(future.result())
+            if outcomes[-1][1] != "answer":
+                threading.Timer(SECONDS_TO_NOTICE, stop, [group]).start()
+    return json.dumps(outcomes)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])

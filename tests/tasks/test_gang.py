@@ -1,0 +1,123 @@
+"""Data-parallel training on the real Dask workers: exact, resumable, and it fails as one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from models import mlp
+from models.digests import json_digest
+from models.spec import Optimizer, Training
+from tasks import cluster, gang, progress
+from tasks.isolated import IsolatedError
+from tasks.jobs import TrainJob
+from tasks.ranks import Ranks
+from tasks.refs import Dataset, Weights
+from tasks.trainer import fit, restore
+from tests.tasks.conftest import Made
+
+MODEL = mlp.Spec(size="tiny")
+TRAINING = Training(
+    epochs=8, batch_size=16, ranks=2, optimizer=Optimizer(lr=0.02), seed=3, device="cpu"
+)
+
+
+def job(name: str, dataset: Dataset, **changes: Any) -> TrainJob:
+    training = TRAINING.model_copy(update=changes)
+    return TrainJob(
+        model=MODEL, training=training, dataset=dataset, checkpoint=json_digest(["gang", name])
+    )
+
+
+def train(wanted: TrainJob, target: str = "tasks.trainer:fit") -> Weights:
+    return gang.together(
+        target, wanted, Weights, ranks=wanted.training.ranks, stage="train", profile="fast",
+        threads=1,
+    )  # fmt: skip
+
+
+def kill_a_rank(event: progress.Event) -> None:
+    """End the second of the processes that train, after an epoch."""
+    if "epoch" in event.detail:
+        for process in psutil.Process().children(recursive=True):
+            command = " ".join(process.cmdline())
+            if "fit_keeping_every_step" in command and _environment(process).get("RANK") == "1":
+                process.kill()
+
+
+def test_ranks_repeat_on_any_number_of_workers_and_go_on_after_one_was_killed(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(job("whole", made.trips))
+    single = fit(job("single", made.trips, ranks=1), lambda _: None)
+    assert whole.digest != single.digest
+    # The mean of the halves' gradients is the gradient of the batch.
+    here, there = (
+        torch.cat([p.flatten() for p in restore(MODEL, made.trips, w).parameters()])
+        for w in (whole, single)
+    )
+    torch.testing.assert_close(here, there, rtol=1e-2, atol=1e-3)
+
+    one_worker = cluster.workers()[:1]
+    monkeypatch.setattr(cluster, "workers", lambda **_: one_worker)
+    cut = job("cut", made.trips)
+    with (
+        progress.listening(kill_a_rank),
+        pytest.raises(IsolatedError, match=r"rank 1 of 2: .*ended without an answer \(SIGKILL\)"),
+    ):
+        train(cut, "tests.tasks.samples:fit_keeping_every_step")
+    told: list[dict[str, Any]] = []
+    with progress.listening(lambda event: told.append(event.detail)):
+        resumed = train(cut)
+    assert resumed.digest == whole.digest
+    assert told[0]["epoch"] > 1, "it started anew instead of going on"
+
+
+def test_a_rank_that_fails_is_named_and_nobody_is_left(made: Made) -> None:
+    wanted = job("fails", made.trips, class_weights="balanced")
+    with pytest.raises(IsolatedError, match=r"rank \d of 2: .*a Regression has no classes"):
+        train(wanted)
+    left = [p for p in psutil.Process().children(recursive=True) if "RANK" in _environment(p)]
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert not alive
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("workers", "ranks", "expected"),
+    [
+        (["a", "b"], 2, {"a": [0], "b": [1]}),
+        (["a", "b"], 5, {"a": [0, 2, 4], "b": [1, 3]}),
+        (["a", "b", "c"], 2, {"a": [0], "b": [1]}),
+        (["a"], 3, {"a": [0, 1, 2]}),
+    ],
+)
+def test_ranks_are_spread_over_the_workers(
+    workers: list[str], ranks: int, expected: dict[str, list[int]]
+) -> None:
+    assert gang.placed(workers, ranks, gpu=False) == expected
+
+
+def test_a_rank_takes_a_worker_and_a_gpu_of_its_own() -> None:
+    with pytest.raises(ValueError, match="no Dask worker"):
+        gang.placed([], 2, gpu=False)
+    with pytest.raises(ValueError, match=r"training\.ranks is 2, and only 1 Dask workers have"):
+        gang.placed(["a"], 2, gpu=True)
+
+
+def test_a_batch_must_be_cut_into_ranks_and_as_many_must_be_started(
+    made: Made, workers: Callable[[str], None]
+) -> None:
+    with pytest.raises(ValueError, match="cannot be cut into 6 equal parts"):
+        Training(batch_size=16, ranks=3, accumulate=2)
+    with pytest.raises(ValueError, match=r"training\.ranks is 2, 1 were started"):
+        fit(job("alone", made.trips), lambda _: None)
+    assert Ranks().first
