@@ -64,7 +64,9 @@ def made(dask_service: None) -> Iterator[Made]:
         )
         budget = Budget(quality_loss=0.5, slowdown=100, candidates=("int8-dynamic",))
         artifact = search(
-            CompressJob(model=MODEL, budget=budget, dataset=dataset, weights=weights, threads=1),
+            CompressJob(
+                model=MODEL, training=TRAINING, budget=budget, dataset=dataset, weights=weights
+            ),
             lambda _: None,
         )
         yield Made(dataset, weights, report, artifact)
@@ -122,7 +124,7 @@ def test_the_served_model_hears_a_clip_and_refuses_what_is_none(made: Made) -> N
     heard = 0
     for number in range(20):
         read, rows = served.read(write_wave(say(text(number), number), RATE), "audio/wav")
-        (answer,) = served.predict(read)
+        (answer,) = served.answers(served.run(read))
         assert rows == 1
         assert 0 < answer["confidence"] <= 1
         heard += answer["transcript"] == text(number)
