@@ -69,7 +69,7 @@ line = Line(
     ),
     model=transformer.Spec(size="base"),
     training=Training(
-        epochs=45,
+        epochs=40,
         batch_size=8,
         optimizer=Optimizer(lr=1.5e-3),
         augmentation=SpecAugment(),
