@@ -196,7 +196,7 @@ def test_serve_brings_the_champion_back_and_ends_cleanly(
 ) -> None:
     del command
     with subprocess.Popen(
-        [sys.executable, "-m", "modelmint", "serve", "--json"],
+        [sys.executable, "-m", "modelmint", "serve", "--workers", "2", "--json"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None

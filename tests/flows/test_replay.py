@@ -17,7 +17,7 @@ from models.attestation import UntrustedError
 from models.digests import IntegrityError
 from models.signature import PROVENANCE_FILE, VERSION_FILE
 from models.spec import Gate
-from tasks import tracking
+from tasks import provenance, tracking
 from tasks.folders import StoredFolder
 from tasks.land import land
 from tasks.promotion import version_folder
@@ -71,7 +71,9 @@ def test_the_nightly_sample_proves_the_version_proven_longest_ago(first: Product
     assert first.version.number >= 1
 
 
-def command(*words: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *words: str, root: Path = ROOT, seconds: float = 300, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """`modelmint` of a checkout in a process of its own, against the same services."""
     return subprocess.run(
         [sys.executable, "-m", "modelmint", *words, "--json"],
@@ -79,7 +81,7 @@ def command(*words: str, root: Path = ROOT, **variables: str) -> subprocess.Comp
         env={**os.environ, "PYTHONPATH": str(root), **variables},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
         check=False,
     )
 
@@ -111,6 +113,33 @@ def test_changed_code_runs_the_recorded_code_or_says_what_differs(
     answer = json.loads(here.stdout)
     assert (answer["verdict"], answer["first_difference"]) == ("differs", "compress")
     assert answer["code"] == "this checkout"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_recorded_libraries_are_installed_or_the_one_that_cannot_be_is_named(
+    first: Production, tmp_path: Path
+) -> None:
+    """Minutes of pip; `make reinstalled` runs it."""
+    words = ("replay", LINE, str(first.version.number), "--stage", "compress", "--install")
+    settings = {"MODELMINT_ENVIRONMENTS": str(tmp_path)}
+    found = command(*words, **settings, PIP_NO_INDEX="1")
+    assert found.returncode == 2, found.stderr[-2000:]
+    reason = json.loads(found.stdout)["reason"]
+    assert "the lock cannot be installed" in reason
+    named = [
+        name for name, number in provenance.installed().items() if f"{name}=={number}" in reason
+    ]
+    assert len(named) == 1, reason
+
+    found = command(*words, **settings, seconds=3000)
+    assert found.returncode == 0, found.stderr[-2000:]
+    answer = json.loads(found.stdout)
+    assert (answer["verdict"], answer["code"]) == ("identical", "the recorded code")
+    [python] = tmp_path.glob("*/bin/python")
+    version = "from importlib.metadata import version; print(version('onnxruntime'))"
+    ran = subprocess.run([python, "-c", version], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == provenance.installed()["onnxruntime"]
 
 
 def test_nothing_ambient_reaches_the_version_digest(

@@ -112,7 +112,7 @@ def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
         line=line, snapshot="0" * 64, settings=settings, stages={}, artifact=manifest.digest
     )
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps(record(recipe))
+    files[VERSION_FILE] = canonical_json(record(recipe))
     subjects = tuple(described(name, content) for name, content in files.items())
     statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
     files[PROVENANCE_FILE] = signed(statement, [SIGNER])
