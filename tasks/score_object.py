@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models import catalog
 from models.data import REFUSED, RefusedObject, Tensors
 from models.digests import Digest
+from models.padding import computed
 from tasks.clean import WHOLE_OBJECT, checked
 from tasks.refs import Refusal
 from tasks.scoring import ScoredObject, Scoring, Source
@@ -137,12 +138,9 @@ def _write(
 
 def predict(session: Any, inputs: Tensors) -> NDArray[Any]:
     """The first output for all rows, [n, ...]."""
-    count = len(next(iter(inputs.values())))
-    parts = [
-        session.run(None, {name: t[start : start + BATCH] for name, t in inputs.items()})[0]
-        for start in range(0, count, BATCH)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    if not len(next(iter(inputs.values()))):
+        return np.zeros((0, 1), np.float32)
+    return computed(lambda rows: session.run(None, rows)[0], inputs, BATCH)
 
 
 def _not_finite(rows: pl.DataFrame) -> pl.DataFrame:
