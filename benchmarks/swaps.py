@@ -94,7 +94,9 @@ def main() -> None:
             _copied(server, repository, number, digest, other)
             server.post(f"/v1/lines/{LINE}/promote", {"version": other})
             numbers = [number, other]
-            quiet, swapped, seconds = [], [], []
+            quiet: list[Load] = []
+            swapped: list[Load] = []
+            seconds: list[tuple[str, float]] = []
             for _ in range(options.turns):
                 quiet.append(_loaded(server, body, options, swaps=[]))
                 swapped.append(_loaded(server, body, options, swaps=numbers, seconds=seconds))
