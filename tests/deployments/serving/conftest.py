@@ -30,6 +30,7 @@ from models.data import Features
 from models.digests import Manifest, canonical_json
 from models.images import ImageFeatures, ImageSize
 from models.objectives import Classification, Objective, Regression
+from models.predicates import BUILD_TYPE
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -105,6 +106,24 @@ def assemble(
     return seal(line, files, **body)
 
 
+def made(recipe: Recipe) -> dict[str, Any]:
+    """How it came to be, as far as provenance must tell."""
+    return {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "internalParameters": {
+                "recipe": recipe.model_dump(mode="json"),
+                "located": "0" * 64,
+            },
+            "resolvedDependencies": [],
+        },
+        "runDetails": {
+            "metadata": {"invocationId": "", "finishedOn": "2026-01-01T00:00:00+00:00"},
+            "modelmint_machine": {"processor": "of a test"},
+        },
+    }
+
+
 def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
     """A signed version of whatever files these are."""
     manifest = Manifest.of(files)
@@ -115,7 +134,7 @@ def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
     files[VERSION_FILE] = canonical_json(record(recipe))
     subjects = tuple(described(name, content) for name, content in files.items())
-    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
+    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate=made(recipe))
     files[PROVENANCE_FILE] = signed(statement, [SIGNER])
     return Version(line, recipe.digest, files)
 
