@@ -2,6 +2,7 @@
 # make test    all tests, against real servers
 # make check   formatter, linter, types, import rule
 # make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...)
+# make reinstalled  a version replayed with its libraries installed anew (minutes)
 # make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
 
 LINE ?= digits
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks images production clean
+.PHONY: run test check benchmarks images reinstalled production clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -25,7 +26,7 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training compression digests determinism replays kills; \
+	for name in startup orchestration cleaning training compression digests determinism score replays kills; \
 	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 BASE ?= python:3.11-slim
@@ -38,6 +39,9 @@ images:
 	  --build-arg BASE=$(BASE) --ignorefile deployments/docker/Dockerfile.dockerignore \
 	  --file deployments/docker/Dockerfile --target $$target $(BUILD_ARGS) \
 	  --tag modelmint/$$target . || exit 1; done
+
+reinstalled: .venv/developer
+	$(BIN)/python -m pytest -m slow tests/flows/test_replay.py
 
 production: .venv/developer
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[production]'

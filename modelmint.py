@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from deployments.command import keys, platform, produce, proof, search, serving, trust
+from deployments.command import (
+    keys,
+    monitor,
+    platform,
+    produce,
+    proof,
+    score,
+    search,
+    serving,
+    trials,
+    trust,
+)
 
 app = typer.Typer(
     help="Mint model versions: from objects in a bucket to a gated, compressed, served model.",
@@ -18,7 +29,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (produce.app, search.app, proof.app, serving.app, platform.app, keys.reports):
+for group in (
+    produce.app,
+    search.app,
+    proof.app,
+    serving.app,
+    trials.app,
+    score.app,
+    monitor.app,
+    platform.app,
+    keys.reports,
+):
     app.add_typer(group)
 app.add_typer(keys.app, name="keys")
 app.add_typer(trust.app, name="trust")

@@ -95,16 +95,15 @@ def main() -> None:
     from deployments.local.stack import PREFECT, STORE, stack
 
     with measuring.temporary_home() as home:
-        os.environ[catalog.SETTING] = str(measuring.ROOT / "tests" / "lines")
+        measuring.add_test_lines()
         with stack(STORE, PREFECT):
             empty = _registry(home)
             with _unused(empty, "reference"):
                 timeline = _undisturbed(command)
             print(timeline, file=sys.stderr, flush=True)
-            start = chance.random()
-            deadline, late = time.monotonic() + 60 * options.minutes, 0
-            with suppress(KeyboardInterrupt):
-                while len(trials) < options.kills and time.monotonic() < deadline:
+            start, late = chance.random(), 0
+            with measuring.patience(options.minutes) as time_is_left:
+                while len(trials) < options.kills and time_is_left():
                     number = len(trials)
                     with _unused(empty, f"kill-{number}-{late}"):
                         share = (start + (number + late) * EVEN) % 1.0

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -145,6 +145,19 @@ def temporary_home() -> Iterator[Path]:
             os.environ.update(before)
 
 
+def add_test_lines() -> None:
+    """Have the small lines of `tests/lines` count too, here and in processes started from here."""
+    os.environ["MODELMINT_LINES"] = str(ROOT / "tests" / "lines")
+
+
+@contextmanager
+def patience(minutes: float) -> Iterator[Callable[[], bool]]:
+    """Yields whether time is left; Ctrl-C ends the block, and what was found until then counts."""
+    deadline = time.monotonic() + 60 * minutes
+    with suppress(KeyboardInterrupt):
+        yield lambda: time.monotonic() < deadline
+
+
 def options(document: str | None, turns: int) -> argparse.ArgumentParser:
     """The parser every benchmark shares."""
     parser = argparse.ArgumentParser(
@@ -163,7 +176,7 @@ def publish(
     record = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -185,13 +198,14 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is measured, and whether code was changed since."""
     git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     code = ["models", "tasks", "flows", "deployments", "modelmint.py", "benchmarks/*.py"]
     status = [*git, "status", "--porcelain", "--", *code]
     changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
-    return commit.stdout.strip()[:12] + (" and uncommitted changes" if changed else "")
+    return head.stdout.strip()[:12] + (" and uncommitted changes" if changed else "")
 
 
 def _cpu() -> str:

@@ -1,9 +1,10 @@
 """Platforms: do the stages give the same bits on processors of other kinds, in both profiles?
 
     python -m benchmarks.platforms [--json] [--processors Haswell,EPYC-Rome] [--lines digits]
+                                   [--profiles portable]
 
-About forty minutes on two cores, most of it emulation. Needs `qemu-x86_64` (Debian, Ubuntu:
-`apt-get install qemu-user`; 7.2 or newer, the first that knows AVX2).
+About twenty minutes on two idle cores, most of it emulation; Ctrl-C cuts it short. Needs
+`qemu-x86_64` 7.2 or newer, the first that knows AVX2 (Debian, Ubuntu: `apt-get install qemu-user`).
 
 One native run of two small lines, `diabetes` (an MLP) and `digits` (a CNN), gives the reference.
 Then every stage runs in an isolated process as `tasks.isolated.run` starts it, with the variables
@@ -11,7 +12,8 @@ of each profile, on every processor: natively once more, as a control, and under
 `qemu-x86_64 -cpu NAME`. Each stage is given the native outputs of the stages before it, so that one
 difference does not hide behind another. `clean` belongs to no profile: Dask workers run it.
 
-Of `compress` the stopwatch is left out: no digest has it, and emulated it would take half an hour.
+The stopwatch of `compress` goes one round of its sixty: no digest has it, and emulated it would
+take half an hour.
 An emulated processor has the instructions and the CPUID of the real one, not its caches and not the
 approximate reciprocals of its maker: what differs here differs there, the reverse is not proven.
 No emulated processor has AVX-512. If this machine has, the native runs do.
@@ -25,13 +27,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, SerializeAsAny
+from pydantic import BaseModel, JsonValue, SerializeAsAny
 
 from benchmarks import measuring
 from models import catalog
@@ -49,8 +52,11 @@ R = TypeVar("R", bound=Ref)
 QEMU = "qemu-x86_64"
 NATIVE = "native"
 PROCESSORS = ("Haswell", "EPYC-Rome", "Skylake-Client")
-LINES = {"diabetes": "first", "digits": "shard-0"}
-"""Lines, and the slice of their example data that is landed."""
+LINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
+    "diabetes": ("first", {}),
+    "digits": ("shard-0", {"size": "tiny"}),
+}
+"""Lines, the slice of their example data that is landed, and what is changed of their network."""
 EPOCHS = 1
 SINGLE = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What `tasks.cluster` sets to 1 for the workers of this machine."""
@@ -100,17 +106,22 @@ def main() -> None:
 
     found: list[dict[str, Any]] = []
     with measuring.temporary_home(), ThreadPoolExecutor(options.jobs) as pool:
-        os.environ[catalog.SETTING] = str(measuring.ROOT / "tests" / "lines")
+        measuring.add_test_lines()
         with stack(STORE):
-            reference = [pair for name in options.lines.split(",") for pair in _steps(name)]
+            names, profiles = options.lines.split(","), options.profiles.split(",")
+            reference = [pair for name in names for pair in _steps(name, profiles)]
             steps = [step for step, _ in reference]
-            for name in (NATIVE, *options.processors.split(",")):
-                with _processor(name):
-                    print(f"{len(steps)} stages on {name}", file=sys.stderr, flush=True)
-                    outputs = list(pool.map(Step.run, steps))
-                for (step, first), output in zip(reference, outputs, strict=True):
-                    place = {"line": step.line, "profile": step.profile, "stage": step.stage}
-                    found.append({**place, "processor": name, **_compared(first, output)})
+            with suppress(KeyboardInterrupt):
+                for name in (NATIVE, *options.processors.split(",")):
+                    with _processor(name):
+                        print(f"{len(steps)} stages on {name}", file=sys.stderr, flush=True)
+                        for (step, first), output in zip(
+                            reference, pool.map(Step.run, steps), strict=True
+                        ):
+                            place = {"line": step.line, "profile": step.profile}
+                            place |= {"stage": step.stage, "processor": name}
+                            found.append({**place, **_compared(first, output)})
+                            print(found[-1], file=sys.stderr, flush=True)
     promised = [f for f in found if f["profile"] != "fast"]
     figures = {
         "qemu": _first_line(QEMU, "--version"),
@@ -128,17 +139,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--processors", default=",".join(PROCESSORS), help=f"see {QEMU} -cpu help")
     parser.add_argument("--lines", default=",".join(LINES), help=f"of {', '.join(LINES)}")
+    both = ",".join(get_args(Profile))
+    parser.add_argument("--profiles", default=both, help=f"of {both}")
     parser.add_argument("--jobs", type=int, default=2, help="stages at a time")
     return parser.parse_args()
 
 
-def _steps(name: str) -> Iterator[tuple[Step, Ref]]:
-    """Every stage of a line in every profile, each with its native output."""
+def _steps(name: str, profiles: Sequence[Profile]) -> Iterator[tuple[Step, Ref]]:
+    """Every stage of a line in the profiles, each with its native output."""
     from tasks.land import land
     from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 
-    line = catalog.find(name).on("cpu")
-    land(line, LINES[name])
+    part, model = LINES[name]
+    line = catalog.find(name).changed(model=model).on("cpu")
+    land(line, part)
     prefix = raw_prefix(line.data)
     snapshot = take_snapshot.bare(prefix, list_objects(line.data))
     job = CleanJob(data=line.data, objective=line.objective, prefix=prefix, snapshot=snapshot)
@@ -146,7 +160,7 @@ def _steps(name: str) -> Iterator[tuple[Step, Ref]]:
     step = Step(name, "", "clean", "benchmarks.platforms:cleaned", job, Dataset, single)
     dataset = _done(step, Dataset)
     yield step, dataset
-    for profile in get_args(Profile):
+    for profile in profiles:
         yield from _numeric(line, profile, dataset)
 
 
@@ -218,10 +232,10 @@ def cleaned(job: CleanJob, emit: Emit) -> Dataset:
 
 
 def compressed(job: CompressJob, emit: Emit) -> Artifact:
-    """In the isolated process: `compress` without its stopwatch."""
+    """In the isolated process: `compress`, with one round of its stopwatch."""
     from tasks import compress, inference
 
-    inference.cpu_microseconds = lambda *_: {}
+    inference.cpu_microseconds = partial(inference.cpu_microseconds, rounds=1)
     return compress.search(job, emit)
 
 

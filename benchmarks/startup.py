@@ -40,7 +40,7 @@ def main() -> None:
         changes = [word for setting in settings for word in ("--set", setting)]
         produced = measuring.run([program, "run", LINE, *changes, "--json"]).answer
         repository = home / "serving"
-        body = _request(repository / LINE / str(produced["version"]))
+        body = request_body(repository / LINE / str(produced["version"]))
         found = measuring.in_turns(
             {
                 "help": lambda: measuring.run([program, "--help"]).wall,
@@ -65,7 +65,7 @@ def main() -> None:
     measuring.publish("startup", figures, rows, packages, options.json)
 
 
-def _request(folder: Path) -> bytes:
+def request_body(folder: Path) -> bytes:
     """An infer request with one image of the version's own sample."""
     signature = Signature.model_validate_json((folder / SIGNATURE_FILE).read_bytes())
     sample = safetensors.numpy.load((folder / SAMPLE_FILE).read_bytes())

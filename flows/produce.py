@@ -10,11 +10,13 @@ from models import catalog
 from models.open import Frozen
 from models.spec import Budget, Gate, Training
 from tasks import cluster
+from tasks.arrivals import take
 from tasks.clean import clean
 from tasks.compress import compress
 from tasks.deploy import deploy
 from tasks.evaluate import evaluate
 from tasks.gate import decide
+from tasks.production import reconsidered
 from tasks.progress import listening
 from tasks.promotion import champion_for
 from tasks.publish import EpochLog, show
@@ -24,6 +26,7 @@ from tasks.register import register
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.stage import StageRun, recording
 from tasks.train import train
+from tasks.turn import turn
 
 
 class Production(Frozen):
@@ -48,6 +51,8 @@ def produce(
 ) -> Production:
     """Turn what is in the bucket into a gated, compressed, registered and served version.
 
+    Runs of one line take turns, whatever started them.
+
     Args:
         line: Name of the model line.
         model: Fields of the line's architecture to change, for instance {"size": "small"}.
@@ -55,11 +60,14 @@ def produce(
         gate: What to demand, instead of what the line demands.
         budget: What compression may cost, instead of what the line allows.
     """
-    spec = catalog.find(line).changed(model, training, gate, budget).on(cluster.device())
-    profile, threads = spec.training.profile, spec.training.threads
-    with recording() as runs, listening(EpochLog(line)):
+    wanted = catalog.find(line).changed(model, training, gate, budget)
+    with turn(line), recording() as runs, listening(EpochLog(line)):
+        spec = wanted.on(cluster.device())
+        profile, threads = spec.training.profile, spec.training.threads
         prefix = raw_prefix(spec.data)
-        snapshot = take_snapshot(prefix, list_objects(spec.data))
+        listing = list_objects(spec.data)
+        take(line, listing)
+        snapshot = take_snapshot(prefix, listing)
         dataset = clean(spec.data, spec.objective, prefix, snapshot)
         weights = train(spec.model, spec.training, dataset)
         confidence = spec.gate.confidence
@@ -70,9 +78,10 @@ def produce(
             spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
         )
         recorded = recipe(spec, snapshot, artifact, runs)
+        verdict = reconsidered(line, recorded.digest, verdict)
         version = register(recorded, prefix, snapshot, artifact, report, verdict)
         endpoint = deploy(version, artifact, verdict)
-    show(line, dataset, report, artifact, verdict, endpoint)
+        show(line, dataset, report, artifact, verdict, endpoint)
     return Production(
         version=version,
         dataset=dataset,

@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from models import catalog
+from models.digests import IntegrityError
 from models.version import Verified
 from tasks import checkout
 from tasks.clean import clean
@@ -116,7 +117,7 @@ def replay_sample(lines: list[str] | None = None, each: int = 1) -> list[dict[st
         for version in least_replayed(line, each):
             try:
                 outcome: str = replay(line, version).verdict
-            except CannotReplayError as error:
+            except (CannotReplayError, IntegrityError) as error:
                 outcome = f"cannot be replayed: {error}"
             rows.append({"line": line, "version": version, "verdict": outcome})
     create_table_artifact(key="replays", table=rows, description="Versions made again, compared")

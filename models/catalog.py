@@ -20,19 +20,23 @@ SETTING = "MODELMINT_LINES"
 PACKAGE = "modelmint_lines"
 
 
+class LineError(ValueError):
+    """A line file, or a folder of them, is not as it must be."""
+
+
 class UnknownLineError(LookupError):
     """No line of that name; the message lists those there are."""
 
 
 def lines() -> dict[str, Line]:
-    """All lines by name; raises ValueError when two share one or a line file has none."""
+    """All lines by name; raises LineError when two share one or a line file has none."""
     found: dict[str, Line] = {}
     for module in modules():
         line = getattr(module, "line", None)
         if not isinstance(line, Line):
-            raise ValueError(f"{module.__file__}: binds no Line to the name `line`")
+            raise LineError(f"{module.__file__}: binds no Line to the name `line`")
         if line.name in found:
-            raise ValueError(f"{module.__file__}: a line {line.name!r} is defined elsewhere too")
+            raise LineError(f"{module.__file__}: a line {line.name!r} is defined elsewhere too")
         found[line.name] = line
     return dict(sorted(found.items()))
 
@@ -57,7 +61,7 @@ def modules() -> list[ModuleType]:
     found = [importlib.import_module(name) for name in names]
     for folder in filter(None, os.environ.get(SETTING, "").split(os.pathsep)):
         if not Path(folder).is_dir():
-            raise ValueError(f"{SETTING}: there is no folder {folder}")
+            raise LineError(f"{SETTING}: there is no folder {folder}")
         found += [_from_file(path) for path in sorted(Path(folder).glob("*.py"))]
     return found
 
@@ -72,7 +76,7 @@ def _from_file(path: Path) -> ModuleType:
         return known
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: not a Python file")
+        raise LineError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -3,7 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,9 @@ from pydantic import Field, SerializeAsAny
 from models.open import Open
 from models.splits import Split
 from models.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from models.pieces import Piece
 
 REFUSED = {"row": pl.UInt32, "field": pl.String, "reason": pl.String}
 Tensors = dict[str, NDArray[Any]]
@@ -54,6 +58,15 @@ class Features(Open):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The tensors `encode` gives and the network takes, in this order."""
 
+    @property
+    def state(self) -> TensorSpec | None:
+        """The input a served network gives back changed, as `next_state`; mostly none."""
+        return None
+
+    def carrying(self, values: int) -> Self:
+        """These features with a state of so many values among the inputs; raises TypeError."""
+        raise TypeError(f"{type(self).__name__} have no state of {values} values")
+
     @abstractmethod
     def encode(self, rows: pl.DataFrame) -> Tensors:
         """Tensors of the cleaned rows; the first dimension of each is the number of rows."""
@@ -66,6 +79,17 @@ class Features(Open):
     def write(self, row: pl.DataFrame) -> tuple[bytes, str]:
         """One cleaned row as a payload `read` takes, and its media type."""
 
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """What drift is looked for in: Float64 and String columns, a row for each encoded one.
+
+        Unless overridden the mean and the deviation of each row of each tensor.
+        """
+        columns: dict[str, NDArray[np.float64]] = {}
+        for name, tensor in tensors.items():
+            flat = tensor.reshape(len(tensor), -1).astype(np.float64)
+            columns |= {f"{name} mean": flat.mean(axis=1), f"{name} deviation": flat.std(axis=1)}
+        return pl.DataFrame(columns)
+
     def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Named groups of rows whose quality is reported apart; none unless overridden."""
         del rows
@@ -75,6 +99,8 @@ class Features(Open):
 class Data(Open):
     """Where a line's raw objects are and how they are read, checked, split and fitted."""
 
+    contradictions: ClassVar[bool] = False
+    """Whether a record seen with several targets is quarantined everywhere, not only repeated."""
     raw: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*/$")
     """Prefix of the raw objects below `raw/` in the bucket."""
     suffixes: tuple[str, ...] = Field(min_length=1)
@@ -94,6 +120,28 @@ class Data(Open):
     @abstractmethod
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
         """Read one raw object; raises RefusedObject when nothing in it can be read."""
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`, where the object need not have the column `target` and it means nothing."""
+        del target
+        return self.parse(name, payload, references)
+
+    def pieces(self, name: str, path: Path, size: int) -> "Iterator[Piece]":
+        """A raw object on disk as raw objects of about `size` bytes; one unless overridden.
+
+        Raises RefusedObject when it cannot be divided because it is damaged.
+        """
+        from models.pieces import whole
+
+        del name, size
+        return whole(path)
+
+    @property
+    def joined(self) -> Mapping[str, str]:
+        """The references that features come from, and not only targets."""
+        return self.references
 
     @abstractmethod
     def checks(self) -> Sequence[Check]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import blake3
 import rfc8785
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from models.open import Frozen
 
@@ -39,7 +39,7 @@ def json_digest(value: Any) -> Digest:
 class File(Frozen):
     """One file of a folder: its size in bytes and its digest."""
 
-    size: int
+    size: int = Field(ge=0)
     blake3: Digest
 
 

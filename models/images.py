@@ -1,9 +1,8 @@
 """Images: PNG and JPEG in folders named by class or in tar shards; idx; CIFAR-10 batches."""
 
 import io
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from models.archives import members
 from models.cifar import BATCHES, read_batch
 from models.data import (
     REFUSED,
@@ -26,6 +26,7 @@ from models.data import (
 from models.digests import bytes_digest
 from models.idx import read_idx
 from models.open import Frozen
+from models.pieces import Piece, tar_pieces, whole
 from models.tensors import TensorSpec
 
 LARGEST = 16_000_000
@@ -98,6 +99,23 @@ class ImageFeatures(Features):
         pixels = rows.get_column("image").to_numpy().reshape(-1, *self.size.shape)
         return {"image": np.ascontiguousarray(pixels)}
 
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """Brightness, contrast and sharpness of each image, and the brightness of nine regions."""
+        pixels = tensors["image"].astype(np.float64)
+        gray = pixels.mean(axis=1)
+        steps = (np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
+        columns = {
+            "brightness": gray.mean(axis=(1, 2)),
+            "contrast": gray.std(axis=(1, 2)),
+            "sharpness": sum(steps),
+        }
+        if self.size.channels > 1:
+            columns |= {n: pixels[:, i].mean(axis=(1, 2)) for i, n in enumerate(("red", "green"))}
+        for y, band in enumerate(np.array_split(gray, 3, axis=1), 1):
+            for x, region in enumerate(np.array_split(band, 3, axis=2), 1):
+                columns[f"brightness of region {y}, {x}"] = region.mean(axis=(1, 2))
+        return pl.DataFrame(columns)
+
     def read(self, payload: bytes, media_type: str) -> pl.DataFrame:
         """One PNG or JPEG image."""
         del media_type
@@ -146,7 +164,7 @@ class Images(Data):
             return self._batch(name, payload)
         pixels, labels, kept, refused = [], [], [], []
         row = -1
-        for row, (path, content) in enumerate(_members(name, payload)):
+        for row, (path, content) in enumerate(members(name, payload)):
             try:
                 pixels.append(self.size.decode(content).reshape(-1))
             except ValueError as error:
@@ -158,6 +176,25 @@ class Images(Data):
             raise RefusedObject("the archive holds no file")
         stacked = np.stack(pixels) if pixels else np.zeros((0, self.size.dtype.size), np.uint8)
         return Parsed(self._rows(kept, stacked, labels), pl.DataFrame(refused, schema=REFUSED))
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`; the labels of an idx file are not looked for."""
+        if not name.endswith(IDX_IMAGES):
+            return super().parse_unlabelled(name, payload, references, target)
+        images = self._idx_images(payload)
+        rows = self._rows(range(len(images)), images.reshape(len(images), -1), [""] * len(images))
+        return Parsed(rows.with_columns(part=pl.lit(_part(name))), pl.DataFrame(schema=REFUSED))
+
+    def pieces(self, name: str, path: Path, size: int) -> Iterator[Piece]:
+        """Members of a tar archive; every other object is one piece."""
+        return tar_pieces(path, size) if name.endswith(".tar") else whole(path)
+
+    @property
+    def joined(self) -> Mapping[str, str]:
+        """None: references hold the labels of idx files."""
+        return {}
 
     def reference(self, name: str, payload: bytes) -> pl.DataFrame:
         """The labels of an idx file as text, in its order."""
@@ -172,19 +209,23 @@ class Images(Data):
 
     def _idx(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
         """Every image of an idx file; the object as a whole is refused where it does not fit."""
-        part = PurePosixPath(name).name.partition("-images-idx3")[0]
+        part = _part(name)
         if part not in references:
             raise RefusedObject(f"the line names no labels for {part!r}: add them to references")
-        try:
-            images = read_idx(payload, dimensions=3)
-        except ValueError as error:
-            raise RefusedObject(str(error)) from None
+        images = self._idx_images(payload)
         labels = references[part].get_column("label").to_list()
-        self._fits(1, *images.shape[1:])
         if len(labels) != len(images):
             raise RefusedObject(f"it holds {len(images):,} images, {part} {len(labels):,} labels")
         rows = self._rows(range(len(images)), images.reshape(len(images), -1), labels)
         return Parsed(rows.with_columns(part=pl.lit(part)), pl.DataFrame(schema=REFUSED))
+
+    def _idx_images(self, payload: bytes) -> NDArray[np.uint8]:
+        try:
+            images = read_idx(payload, dimensions=3)
+        except ValueError as error:
+            raise RefusedObject(str(error)) from None
+        self._fits(1, *images.shape[1:])
+        return images
 
     def _batch(self, name: str, payload: bytes) -> Parsed:
         """Every image of a CIFAR-10 batch."""
@@ -233,19 +274,6 @@ class Images(Data):
         return ImageFeatures(size=self.size, mean=mean, deviation=deviation or 1.0)
 
 
-def _members(name: str, payload: bytes) -> Iterator[tuple[str, bytes]]:
-    if not name.endswith(".tar"):
-        yield name, payload
-        return
-    try:
-        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as archive:
-            for member in archive:
-                if member.isfile():
-                    stream = archive.extractfile(member)
-                    yield member.name, stream.read() if stream else b""
-            end = payload[archive.offset : archive.offset + tarfile.BLOCKSIZE]
-            # A cut or damaged header after the first member ends the iteration without an error.
-            if end != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise RefusedObject("not a whole tar archive: it has no end mark")
-    except tarfile.TarError as error:
-        raise RefusedObject(f"not a whole tar archive: {error}") from None
+def _part(name: str) -> str:
+    """What comes before `-images-idx3`."""
+    return PurePosixPath(name).name.partition("-images-idx3")[0]

@@ -9,8 +9,11 @@ from torch.nn import functional
 
 from models.data import Features
 from models.images import ImageFeatures
+from models.language import NextToken
 from models.objectives import Classification, Objective, Regression
 from models.tables import TableFeatures
+from models.transcription import Transcription
+from models.vocabulary import PADDING
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -117,8 +120,12 @@ class Served(nn.Module):
         self.network = network
         self.head = head(objective)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.head(self.network(*inputs))
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        found = self.network(*inputs)
+        if isinstance(found, tuple):
+            # A state goes on as it is.
+            return self.head(found[0]), found[1]
+        return self.head(found)
 
 
 class Rescale(nn.Module):
@@ -138,6 +145,10 @@ def head(objective: Objective) -> Callable[[Tensor], Tensor] | Any:
         return Rescale(objective.mean, objective.deviation)
     if isinstance(objective, Classification):
         return nn.Softmax(dim=1)
+    if isinstance(objective, Transcription):
+        return nn.Softmax(dim=2)
+    if isinstance(objective, NextToken):
+        return nn.LogSoftmax(dim=2)
     raise TypeError(f"no served output for {type(objective).__name__}")
 
 
@@ -172,4 +183,29 @@ def training_loss(
             return functional.cross_entropy(x, target, weights, label_smoothing=label_smoothing)
 
         return cross_entropy
+    if isinstance(objective, Transcription):
+        if label_smoothing:
+            raise TypeError("training.label_smoothing: CTC has none, set it to 0")
+        return ctc
+    if isinstance(objective, NextToken):
+
+        def following(x: Tensor, target: Tensor) -> Tensor:
+            # What the network cut off at the end is padding in every row of the batch.
+            wanted = target[:, : x.shape[1]].flatten()
+            return functional.cross_entropy(
+                x.flatten(0, 1), wanted, ignore_index=PADDING, label_smoothing=label_smoothing
+            )
+
+        return following
     raise TypeError(f"no loss for {type(objective).__name__}")
+
+
+def ctc(x: Tensor, target: Tensor) -> Tensor:
+    """Connectionist temporal classification (Graves et al. 2006), a letter's mean of every row.
+
+    Logits [n, T, symbols], of which 0 is blank, and target int64 [n, L] with zeros behind its end.
+    """
+    # On the CPU: its gradient repeats exactly, that of CUDA does not.
+    logs, target = x.float().log_softmax(2).transpose(0, 1).cpu(), target.cpu()
+    lengths = torch.full((len(target),), len(logs))
+    return functional.ctc_loss(logs, target, lengths, (target > 0).sum(1)).to(x.device)

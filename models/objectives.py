@@ -5,20 +5,24 @@ in `models.layers`.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.data import Check
+from models.data import Check, Features, Tensors
 from models.open import Frozen, Open
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Floats = NDArray[np.floating[Any]]
+
+
+class NotFiniteError(ValueError):
+    """The network answers the given values with what is no number."""
 
 
 class Primary(Frozen):
@@ -55,6 +59,11 @@ class Objective(Open):
         Raises ValueError when the training rows cannot teach it.
         """
 
+    def beside(self, features: Features) -> Self:
+        """This objective with what it needs of the fitted features."""
+        del features
+        return self
+
     @property
     @abstractmethod
     def output(self) -> TensorSpec:
@@ -85,6 +94,11 @@ class Objective(Open):
         found = self.metrics(self.losses(predicted, target))
         return {name: float(value) for name, value in found.items()}
 
+    def closeness(self, found: Floats, expected: Floats) -> float:
+        """Largest difference of two outputs, relative to the spread of the expected one."""
+        spread = float(np.max(np.abs(expected))) or 1.0
+        return float(np.max(np.abs(found - expected))) / spread
+
     @abstractmethod
     def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
         """Name and predictions, for `count` rows, of the best constant for this target."""
@@ -92,6 +106,25 @@ class Objective(Open):
     @abstractmethod
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """What a person reads, one record for each row of the served output."""
+
+    steps: ClassVar[bool] = False
+    """Whether `respond` runs the network more than once for an answer."""
+
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The same as columns, for files of many rows."""
+        return pl.DataFrame(self.answer(output))
+
+    def respond(
+        self, run: Callable[[Tensors], Mapping[str, NDArray[Any]]], tensors: Tensors
+    ) -> list[dict[str, Any]]:
+        """The answers to what `Features.read` and `encode` made of a request, one a row.
+
+        `run` is the served network: tensors to outputs, both by name. Raises NotFiniteError.
+        """
+        output = run(tensors)[self.output.name]
+        if not np.isfinite(output).all():
+            raise NotFiniteError("the model gives no finite answer for these values")
+        return self.answer(output)
 
 
 class Regression(Objective):
@@ -156,6 +189,10 @@ class Regression(Objective):
 
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         return [{self.target: round(float(v), 4), "unit": self.unit} for v in output.reshape(-1)]
+
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The number, Float32, under the target's name."""
+        return pl.DataFrame({self.target: output.reshape(-1).astype(np.float32)})
 
 
 class Classification(Objective):
@@ -226,3 +263,16 @@ class Classification(Objective):
             }
             for row, index in zip(output, best, strict=True)
         ]
+
+    def table(self, output: NDArray[Any]) -> pl.DataFrame:
+        """The class, its probability, and a struct of every class's, Float32."""
+        best = output.argmax(axis=1)
+        classes = pl.Series(self.labels, dtype=pl.Enum(self.labels))
+        each = {label: output[:, index] for index, label in enumerate(self.labels)}
+        return pl.DataFrame(
+            {
+                self.target: classes.gather(best).cast(pl.String),
+                "probability": output[np.arange(len(best)), best],
+                "probabilities": pl.DataFrame(each).to_struct(),
+            }
+        )

@@ -7,6 +7,8 @@ from pydantic import SerializeAsAny
 from models.data import Features
 from models.objectives import Objective
 from models.open import Frozen
+from models.spec import Family
+from models.tensors import TensorSpec
 
 MODEL_FILE = "model.onnx"
 SIGNATURE_FILE = "signature.json"
@@ -15,6 +17,7 @@ MANIFEST_FILE = "manifest.json"
 VERSION_FILE = "version.json"
 PROVENANCE_FILE = "provenance.json"
 VERDICT_FILE = "verdict.json"
+NEXT_STATE = "next_state"
 
 
 class Signature(Frozen):
@@ -27,7 +30,20 @@ class Signature(Frozen):
     features: SerializeAsAny[Features]
     objective: SerializeAsAny[Objective]
 
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors the served network gives: the objective's, and the state after it."""
+        state = self.features.state
+        after = () if state is None else (state.model_copy(update={"name": NEXT_STATE}),)
+        return (self.objective.output, *after)
+
+    def served(self, family: Family) -> "Signature":
+        """The signature of the network as it is served: with the state that the family carries."""
+        values = family.carried()
+        if not values:
+            return self
+        return self.model_copy(update={"features": self.features.carrying(values)})
+
     def closeness(self, found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-        """Largest difference of two outputs, relative to the spread of the expected one."""
-        spread = float(np.max(np.abs(expected))) or 1.0
-        return float(np.max(np.abs(found - expected))) / spread
+        """How far two outputs are apart, as the objective measures it; see there."""
+        return self.objective.closeness(found, expected)

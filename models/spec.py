@@ -30,6 +30,10 @@ class Family(Open):
         without it.
         """
 
+    def carried(self) -> int:
+        """Values of the state that the served network takes and gives back; 0 is no state."""
+        return 0
+
 
 class Augmentation(Open):
     """A random change of training inputs that leaves the target true."""
@@ -81,7 +85,9 @@ class Training(Frozen):
     """How the weights are found. All of it is part of a version's recipe."""
 
     epochs: int = Field(10, ge=1, le=10_000)
+    """How often every training row is seen."""
     batch_size: int = Field(128, ge=1, le=65_536)
+    """Rows of one step."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augmentation: SerializeAsAny[Augmentation] | None = None

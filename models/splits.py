@@ -75,6 +75,22 @@ class ByHash(Split):
         return {"train": "train", "validation": "validation", "test": "test"}
 
 
+class ByGroup(ByHash):
+    """By hash of one column: rows that share its value are all in one split, as the data grows too.
+
+    Where several records show the same thing, such as clips of one sentence, none is in both.
+    """
+
+    column: str
+    """A column of the parsed rows."""
+
+    def label(self, rows: pl.DataFrame, identity: NDArray[np.uint64]) -> pl.Series:
+        del identity
+        if self.column not in rows.columns:
+            raise SplitError(f"rows without a column {self.column!r} cannot be split by it")
+        return super().label(rows, identity_hash(rows, (self.column,)))
+
+
 class ByTime(Split):
     """By calendar month: the newest month is the test, all earlier ones are for training.
 

@@ -32,9 +32,10 @@ def _update(hasher: "blake3.blake3", column: pl.Series) -> None:
         # Its codes number what this process happened to see.
         column = column.cast(pl.String)
     kind = column.dtype
-    if kind == pl.String:
+    if kind in (pl.String, pl.Binary):
         text = column.rechunk().to_arrow()
-        text = text.cast(pa.large_string()) if text.type != pa.large_string() else text
+        wanted = pa.large_string() if kind == pl.String else pa.large_binary()
+        text = text.cast(wanted) if text.type != wanted else text
         offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset :][: len(text) + 1]
         if len(text):
             hasher.update((offsets - offsets[0]).view(np.uint8).data)

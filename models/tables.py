@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +21,14 @@ from models.data import (
     Tensors,
 )
 from models.open import Frozen, Function, name_of
+from models.pieces import Piece, csv_pieces, parquet_pieces
 from models.records import NULLS, TYPES, read_records
 from models.splits import ByTime
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Column = Literal["integer", "number", "text"]
-UNKNOWN = 0
+UNKNOWN, OTHER = 0, "other"
 
 
 class Number(Frozen):
@@ -101,6 +103,19 @@ class TableFeatures(Features):
             tensors["categories"] = np.stack(indices, axis=1)
         return tensors
 
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """The features themselves; a value without an index of its own is `other`."""
+        columns: dict[str, Any] = {}
+        for index, number in enumerate(self.numbers):
+            column = tensors["numbers"][:, index].astype(np.float64)
+            columns[number.name] = pl.Series(column).fill_nan(None)
+        for index, category in enumerate(self.categories):
+            names = np.array([OTHER, *category.vocabulary], dtype=object)
+            columns[category.name] = pl.Series(
+                names[tensors["categories"][:, index]], dtype=pl.String
+            )
+        return pl.DataFrame(columns)
+
     def read(self, payload: bytes, media_type: str) -> pl.DataFrame:
         """One JSON record, a JSON list of records, or CSV with a header (`text/csv`)."""
         schema: dict[str, Any] = {n.name: pl.Float64 for n in self.numbers}
@@ -159,7 +174,31 @@ class Tables(Data):
         return (*(n.name for n in self.numbers), *(c.name for c in self.categories))
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
-        raw = read_records(name, payload, {n: TYPES[kind] for n, kind in self.columns.items()})
+        return self._cleaned(name, read_records(name, payload, self._types()), references)
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`, with a target that is null, whatever the object says.
+
+        Columns that `clean` makes the target from are still needed.
+        """
+        types = self._types()
+        kind = types.pop(target, None)
+        raw = read_records(name, payload, types)
+        if kind is not None:
+            raw = Parsed(raw.rows.with_columns(pl.lit(None, kind).alias(target)), raw.refused)
+        return self._cleaned(name, raw, references)
+
+    def pieces(self, name: str, path: Path, size: int) -> Iterator[Piece]:
+        """Records below their header; a `clean` that looks at other rows sees those of a piece."""
+        divided = parquet_pieces if name.endswith(".parquet") else csv_pieces
+        return divided(path, size)
+
+    def _types(self) -> dict[str, type[pl.DataType]]:
+        return {name: TYPES[kind] for name, kind in self.columns.items()}
+
+    def _cleaned(self, name: str, raw: Parsed, references: Mapping[str, pl.DataFrame]) -> Parsed:
         try:
             cleaned: pl.DataFrame = self.clean(raw.rows.lazy(), references).collect()
         except pl.exceptions.PolarsError as error:

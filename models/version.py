@@ -6,25 +6,28 @@ rule for any digest is another kind, and the kinds of earlier releases still ver
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import JsonValue, ValidationError, model_validator
+from pydantic import JsonValue, StringConstraints, TypeAdapter, model_validator
 
 from models.attestation import PROVENANCE, Statement, verified
-from models.digests import Digest, IntegrityError, Manifest, json_digest
-from models.open import Frozen
+from models.digests import Digest, FileName, IntegrityError, Manifest, canonical_json, json_digest
+from models.open import Frozen, first
+from models.predicates import Provenance, typed
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
     PROVENANCE_FILE,
     SAMPLE_FILE,
     SIGNATURE_FILE,
+    VERDICT_FILE,
     VERSION_FILE,
 )
 from models.trust import Trust
 
 LARGEST_JSON, LARGEST_FILE = 64 << 20, 2 << 30
+FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
 
 Reader = Callable[[str, int], bytes]
 """Content of the named file; raises IntegrityError when it is absent or over the given size."""
@@ -65,7 +68,7 @@ class Recipe(Frozen):
     """Everything a version is a function of, and the digests it led to."""
 
     kind: Literal["modelmint.version/2"] = "modelmint.version/2"
-    line: str
+    line: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{1,40}$")]
     snapshot: Digest
     settings: dict[str, JsonValue]
     stages: dict[str, StageRecord]
@@ -86,10 +89,25 @@ class Verified(Frozen):
     statement: Statement
     files: Mapping[str, bytes]
 
+    @property
+    def provenance(self) -> Provenance:
+        """What the statement says, typed; raises IntegrityError naming the field that is wrong."""
+        try:
+            return typed(self.statement, Provenance)
+        except IntegrityError as error:
+            raise IntegrityError(f"{PROVENANCE_FILE}: {error}") from None
+
+
+class Record(Frozen):
+    """The content of `version.json`."""
+
+    digest: Digest
+    body: Recipe
+
 
 def record(recipe: Recipe) -> dict[str, JsonValue]:
     """The content of `version.json`."""
-    return {"digest": recipe.digest, "body": recipe.model_dump(mode="json")}
+    return Record(digest=recipe.digest, body=recipe).model_dump(mode="json")
 
 
 def read_verified(
@@ -101,7 +119,11 @@ def read_verified(
     IntegrityError, and UntrustedError where it is for the signature.
     """
     envelope = read(PROVENANCE_FILE, LARGEST_JSON)
-    statement = verified(envelope, trust, predicate=PROVENANCE)
+    try:
+        statement = verified(envelope, trust, predicate=PROVENANCE)
+        _check_names([subject.name for subject in statement.subject])
+    except IntegrityError as error:
+        raise type(error)(f"{PROVENANCE_FILE}: {error}") from None
     files = {PROVENANCE_FILE: envelope}
 
     def proven(name: str, limit: int) -> bytes:
@@ -120,17 +142,30 @@ def read_verified(
     return Verified(recipe=recipe, manifest=manifest, statement=statement, files=files)
 
 
+def _check_names(names: list[str]) -> None:
+    """Raise IntegrityError unless each is the name of one file within the version's folder."""
+    taken = {PROVENANCE_FILE, VERDICT_FILE}
+    for name in names:
+        try:
+            FILE_NAME.validate_python(name)
+        except ValueError:
+            raise IntegrityError(f"subject {name[:100]!r} is no name of a file") from None
+        if name in taken:
+            raise IntegrityError(f"subject {name} stands for two files")
+        taken.add(name)
+
+
 def _recipe(content: bytes, line: str | None, digest: Digest | None) -> Recipe:
+    listed = _listed(VERSION_FILE, content)
     try:
-        record = orjson.loads(content)
-        stated, body = record["digest"], record["body"]
-        recipe = Recipe.model_validate(body)
-    except (ValueError, KeyError, TypeError) as error:
-        said = _first(error)
-        raise IntegrityError(f"{VERSION_FILE} is no recipe this release knows: {said}") from None
-    found = json_digest(body)
-    wanted = stated if digest is None else digest
-    if not wanted == found == stated:
+        record = Record.model_validate(listed)
+    except ValueError as error:
+        raise IntegrityError(
+            f"{VERSION_FILE} is no recipe this release knows: {first(error)}"
+        ) from None
+    recipe, found = record.body, json_digest(listed["body"])
+    wanted = record.digest if digest is None else digest
+    if not wanted == found == record.digest:
         raise IntegrityError(
             f"{VERSION_FILE}: the recipe has digest {found[:12]}, asked for is {wanted[:12]}; it is"
             " another version or was altered"
@@ -141,20 +176,28 @@ def _recipe(content: bytes, line: str | None, digest: Digest | None) -> Recipe:
 
 
 def _manifest(content: bytes, artifact: Digest) -> Manifest:
+    listed = _listed(MANIFEST_FILE, content)
     try:
-        listed = orjson.loads(content)
         manifest = Manifest.model_validate(listed)
     except ValueError as error:
         raise IntegrityError(
-            f"{MANIFEST_FILE} is no manifest this release knows: {_first(error)}"
+            f"{MANIFEST_FILE} is no manifest this release knows: {first(error)}"
         ) from None
     if json_digest(listed) != artifact:
         raise IntegrityError(f"{MANIFEST_FILE} is not the one {VERSION_FILE} names")
     return manifest
 
 
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        one = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
-    return str(error)
+def _listed(name: str, content: bytes) -> Any:
+    """The JSON of a file of ours; one that another reader might read otherwise is refused."""
+    try:
+        found = orjson.loads(content)
+        canonical = canonical_json(found) == content
+    except ValueError as error:
+        raise IntegrityError(f"{name} is no JSON: {error}") from None
+    if not canonical:
+        raise IntegrityError(
+            f"{name} is not in canonical form (RFC 8785): a field stands twice in it, or it was"
+            " written by another tool"
+        )
+    return found

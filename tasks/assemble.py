@@ -1,7 +1,7 @@
 """A dataset from its partitions: repeated records, splits and fitted preprocessing."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -42,8 +42,14 @@ def assemble(
     Raises CleaningError when no row is left, a split is too small or the features cannot be fitted.
     """
     excluded = _repeated(partitions)
+    wrong = _contradicting(objective, partitions, excluded) if data.contradictions else {}
     if excluded:
-        partitions = [_without(data, objective, p, excluded.get(p.name, ())) for p in partitions]
+        partitions = [
+            _without(data, objective, p, excluded.get(p.name, ()), wrong.get(p.name, ()))
+            for p in partitions
+        ]
+        for name, positions in wrong.items():
+            excluded[name] = tuple(sorted({*excluded.get(name, ()), *positions}))
     total = _total([*refusals, *(r for p in partitions for r in p.refusals)])
     labels = sorted({label for p in partitions for label in p.labels})
     if not labels:
@@ -52,10 +58,9 @@ def assemble(
     try:
         splits = data.split.assign(labels)
         train = [(p, label) for p in partitions for label in p.labels if splits[label] == "train"]
-        signature = Signature(
-            features=data.fit([p.features[label] for p, label in train]),
-            objective=objective.fit([p.targets[label] for p, label in train]),
-        )
+        features = data.fit([p.features[label] for p, label in train])
+        fitted = objective.fit([p.targets[label] for p, label in train])
+        signature = Signature(features=features, objective=fitted.beside(features))
     except ValueError as error:
         raise CleaningError(str(error)) from None
     counts: Counter[Subset] = Counter()
@@ -109,16 +114,55 @@ def _repeated(partitions: Sequence[Partition]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def _contradicting(
+    objective: Objective, partitions: Sequence[Partition], repeated: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    """Positions, in its table, of the rows of each partition that others give another target."""
+    blobs = {
+        p.name: np.frombuffer(store().get_content(p.identities), np.uint64) for p in partitions
+    }
+    several = np.unique(
+        np.concatenate([blobs[name][list(positions)] for name, positions in repeated.items()])
+        if repeated
+        else np.zeros(0, np.uint64)
+    )
+    parts = []
+    for partition in partitions:
+        chosen = np.isin(blobs[partition.name], several)
+        if chosen.any():
+            table = store().get_table(partition.rows).select("identity", objective.target)
+            place = pl.lit(partition.name).alias("name")
+            parts.append(table.with_row_index("position").filter(chosen).with_columns(place))
+    if not parts:
+        return {}
+    targets = pl.col(objective.target).n_unique().over("identity")
+    wrong = pl.concat(parts).filter(targets > 1).group_by("name", maintain_order=True)
+    return {
+        str(name): tuple(group.get_column("position").sort().to_list()) for (name,), group in wrong
+    }
+
+
 def _without(
-    data: Data, objective: Objective, partition: Partition, positions: Sequence[int]
+    data: Data,
+    objective: Objective,
+    partition: Partition,
+    repeated: Sequence[int],
+    contradicting: Sequence[int] = (),
 ) -> Partition:
     """The partition as if those rows were not in it; its table stays as it is."""
+    reasons = {
+        "repeats a row of an earlier object": set(repeated) - set(contradicting),
+        f"is there with another {objective.target} too": set(contradicting),
+    }
+    positions = sorted(set().union(*reasons.values()))
     if not positions:
         return partition
     rows = without(store().get_table(partition.rows), positions)
-    again = Refusal(
-        field="record", reason="repeats a row of an earlier object", rows=len(positions)
-    )
+    refusals = [
+        Refusal(field="record", reason=reason, rows=len(found))
+        for reason, found in reasons.items()
+        if found
+    ]
     return partition.model_copy(
-        update={**summaries(data, objective, rows), "refusals": (*partition.refusals, again)}
+        update={**summaries(data, objective, rows), "refusals": (*partition.refusals, *refusals)}
     )

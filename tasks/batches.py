@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import Tensors
+from models.padding import LENGTH, joined, trimmed
 from models.splits import Subset
 from tasks.dataset import manifest, without
 from tasks.optimization import generator
@@ -26,6 +27,8 @@ from tasks.store import store
 
 Rows = dict[str, Tensor]
 Encoded = tuple[Tensors, NDArray[Any]]
+BLUR = 0.3
+"""How much longer a row may count where rows of like length are brought together."""
 
 
 class Source(Protocol):
@@ -163,6 +166,9 @@ class Batches:
                     following = reader.submit(self._load, plan[index + 1].blocks)
                 use = f"order {window.number}" if window.number else "order"
                 order = torch.randperm(window.rows, generator=generator(self.seed, epoch, use))
+                if LENGTH in rows[0]:
+                    random = generator(self.seed, epoch, f"{use} by length")
+                    order = _alike(order, rows[0][LENGTH], self.size, window.start, random)
                 order = order[max(0, begin - window.start) : end - window.start]
                 while len(order):
                     wanted = self.size - (len(rest[1]) if rest else 0)
@@ -178,7 +184,8 @@ class Batches:
 
     def _shared(self, batch: tuple[Rows, Tensor]) -> tuple[Rows, Tensor]:
         rows, target = batch
-        return {name: tensor[self.share] for name, tensor in rows.items()}, target[self.share]
+        share = {name: tensor[self.share] for name, tensor in rows.items()}
+        return trimmed(share), target[self.share]
 
     def _plan(self, epoch: int) -> list[_Window]:
         counts = self.source.counts
@@ -222,16 +229,44 @@ def _chosen(rows: tuple[Rows, Tensor], chosen: Tensor) -> tuple[Rows, Tensor]:
 
 
 def _after(rest: tuple[Rows, Tensor], batch: tuple[Rows, Tensor]) -> tuple[Rows, Tensor]:
-    inputs = {name: torch.cat([rest[0][name], tensor]) for name, tensor in batch[0].items()}
-    return inputs, torch.cat([rest[1], batch[1]])
+    inputs = {name: _cat(rest[0][name], tensor) for name, tensor in batch[0].items()}
+    return inputs, _cat(rest[1], batch[1])
+
+
+def _cat(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of both; zeros fill up the shorter ones."""
+    if first.shape[1:] == second.shape[1:]:
+        return torch.cat([first, second])
+    shape = (max(a, b) for a, b in zip(first.shape[1:], second.shape[1:], strict=True))
+    whole = first.new_zeros(len(first) + len(second), *shape)
+    for start, part in ((0, first), (len(first), second)):
+        whole[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
+    return whole
+
+
+def _alike(
+    order: Tensor, lengths: Tensor, size: int, start: int, random: torch.Generator
+) -> Tensor:
+    """The order with rows of like length in one batch: most of a mixed one would be padding.
+
+    Batches come in random order and are of other rows in every epoch. Rows that belong to a batch
+    of another window keep their place; the first is number `start` of the epoch.
+    """
+    first = -start % size
+    count = max(0, len(order) - first) // size
+    middle = order[first : first + count * size]
+    blurred = lengths.cpu()[middle] * (1 + BLUR * torch.rand(len(middle), generator=random))
+    batches = middle[blurred.argsort(stable=True)].view(count, size)
+    batches = batches[torch.randperm(count, generator=random)]
+    return torch.cat([order[:first], batches.flatten(), order[first + count * size :]])
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:
     if len(parts) == 1:
         return parts[0]
     names = parts[0][0]
-    inputs = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
-    return inputs, np.concatenate([part[1] for part in parts])
+    inputs = {name: joined([part[0][name] for part in parts]) for name in names}
+    return inputs, joined([part[1] for part in parts])
 
 
 def _bytes(encoded: Encoded) -> int:

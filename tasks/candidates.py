@@ -16,7 +16,9 @@ from onnxruntime import quantization
 from torch import nn
 
 from models.data import Tensors
+from models.padding import pieces
 from models.signature import Signature
+from models.tensors import TensorSpec
 
 OPSET = 20
 CALIBRATION_BATCH = 64
@@ -48,8 +50,9 @@ def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as ONNX with a free batch dimension, bytes that repeat exactly."""
-    names = [spec.name for spec in signature.features.inputs]
+    """The network as ONNX, lengths free where the signature has -1, bytes that repeat exactly."""
+    specs = signature.features.inputs
+    names = [spec.name for spec in specs]
     rows = tuple(torch.from_numpy(example[name][:2]) for name in names)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
@@ -58,14 +61,27 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
             served,
             rows,
             input_names=names,
-            output_names=[signature.objective.output.name],
-            dynamic_shapes=(tuple({0: batch} for _ in rows),),
+            output_names=[spec.name for spec in signature.outputs],
+            dynamic_shapes=(tuple({0: batch, **_free(spec)} for spec in specs),),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    return _clean(program.model_proto)
+    proto = program.model_proto
+    for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
+        for axis, length in enumerate(spec.shape):
+            if axis and length == -1:
+                # The exporter records the example's length of a sequence that may have any.
+                value.type.tensor_type.shape.dim[axis].dim_param = f"{spec.name}_{axis}"
+    return _clean(proto)
+
+
+def _free(spec: TensorSpec) -> dict[int, Any]:
+    """What the exporter finds out about the other free lengths of a tensor."""
+    return {
+        axis: torch.export.Dim.AUTO for axis in range(1, len(spec.shape)) if spec.shape[axis] < 0
+    }
 
 
 def dynamic(model: bytes) -> bytes:
@@ -77,7 +93,10 @@ def dynamic(model: bytes) -> bytes:
     return _quantised(
         model,
         lambda source, goal: quantization.quantize_dynamic(
-            source, goal, op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True
+            source,
+            goal,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM"],
+            per_channel=True,
         ),
     )
 
@@ -135,11 +154,7 @@ class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
     """Calibration rows in batches, in order."""
 
     def __init__(self, rows: Tensors) -> None:
-        count = len(next(iter(rows.values())))
-        starts = range(0, count, CALIBRATION_BATCH)
-        self._batches = iter(
-            [{n: t[s : s + CALIBRATION_BATCH] for n, t in rows.items()} for s in starts]
-        )
+        self._batches = (part for _, part in pieces(rows, CALIBRATION_BATCH))
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next batch, None at the end."""

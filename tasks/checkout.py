@@ -42,7 +42,7 @@ def replayed(
     with tempfile.TemporaryDirectory(prefix="modelmint-") as name:
         folder = Path(name)
         source.extract(_text(found), folder)
-        python = environment(provenance.lock(found.statement)) if install else Path(sys.executable)
+        python = environment(found.provenance.lock()) if install else Path(sys.executable)
         variables = {
             # Workers of its own: those of a shared cluster run other code.
             **{n: v for n, v in os.environ.items() if n != ADDRESS_SETTING},
@@ -96,6 +96,6 @@ def environment(lock: dict[str, str]) -> Path:
 
 def _text(found: Verified) -> bytes:
     try:
-        return provenance.text_of_code(found.statement)
+        return provenance.text_of_code(found.provenance)
     except MissingError as error:
         raise CannotReplayError(f"missing text of the code: {error}") from None

@@ -50,16 +50,7 @@ def clean(data: Data, objective: Objective, prefix: str, snapshot: Snapshot) -> 
     Raises CleaningError when too little is left, MissingError when a raw object was overwritten.
     """
     objects = list(raw_objects(snapshot))
-    references = _references(data, prefix, objects)
-    identity = clean.identity(data, objective, prefix, snapshot)
-    identity["arguments"]["snapshot"] = {name: item.sha256 for name, item in references.items()}
-    job = Job(
-        cleaning=scratch(json_digest(identity)),
-        data=data,
-        objective=objective,
-        prefix=prefix,
-        references=references,
-    )
+    job = cleaning_job(data, objective, prefix, snapshot, objects)
     wanted, refusals = _wanted(data, objects)
     known = _known(job.cleaning)
     found = {i: known[item.address] for i, item in enumerate(wanted) if item.address in known}
@@ -73,6 +64,22 @@ def clean(data: Data, objective: Objective, prefix: str, snapshot: Snapshot) -> 
     _remember(job.cleaning, dataset.digest)
     return dataset.model_copy(
         update={"observed": {"cleaned": len(missing), "reused": len(wanted) - len(missing)}}
+    )
+
+
+def cleaning_job(
+    data: Data, objective: Objective, prefix: str, snapshot: Snapshot, objects: Sequence[RawObject]
+) -> Job:
+    """How the snapshot's objects are cleaned; raises CleaningError when a reference is missing."""
+    references = _references(data, prefix, objects)
+    identity = clean.identity(data, objective, prefix, snapshot)
+    identity["arguments"]["snapshot"] = {name: item.sha256 for name, item in references.items()}
+    return Job(
+        cleaning=scratch(json_digest(identity)),
+        data=data,
+        objective=objective,
+        prefix=prefix,
+        references=references,
     )
 
 
@@ -98,7 +105,7 @@ def clean_object(job_text: str, item_text: str) -> str:
         kept, refused = None, pl.DataFrame(reason, schema=REFUSED)
     else:
         checks = [*job.data.checks(), *job.objective.checks()]
-        kept, refused = _checked(parsed.rows, parsed.refused, checks)
+        kept, refused = checked(parsed.rows, parsed.refused, checks)
     record = _record(job, item, kept, refused).model_dump_json()
     store().put(record_key, record.encode())
     return record
@@ -145,10 +152,12 @@ def _references(data: Data, prefix: str, objects: Sequence[RawObject]) -> dict[s
     return {name: by_name[location] for name, location in data.references.items()}
 
 
-def _checked(
+def checked(
     rows: pl.DataFrame, refused: pl.DataFrame, checks: Sequence[Check]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows that meet every check, and the quarantine with the first check each other row fails."""
+    if not checks:
+        return rows, refused
     verdict: Any = pl
     for number, check in enumerate(checks):
         verdict = verdict.when(~check.holds.fill_null(False)).then(pl.lit(number, pl.Int32))
@@ -177,8 +186,11 @@ def _record(
         rows = kept.select("row", *data.kept, objective.target).with_columns(
             pl.Series("identity", identity), data.split.label(kept, identity).alias("split")
         )
-        first = np.zeros(len(identity), np.bool_)
-        first[np.unique(identity, return_index=True)[1]] = True
+        # Where one record with two targets is wrong, both wait until all objects are known.
+        seen = [*data.identity, objective.target] if data.contradictions else None
+        key = identity_hash(kept, seen) if seen else identity
+        first = np.zeros(len(key), np.bool_)
+        first[np.unique(key, return_index=True)[1]] = True
         rows, repeated = rows.filter(first), rows.filter(~first)
         refused = pl.concat([refused, _quarantine(repeated, "repeats an earlier row")])
     counts = refused.group_by("field", "reason").len().sort("field", "reason")

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from models.digests import Digest, canonical_json, json_digest
 from models.forms import UNCOMPRESSED, parts
+from models.padding import trimmed
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Family, Training
 from tasks.fingerprint import fingerprint
@@ -60,12 +61,15 @@ def _cache() -> Digest | None:
 def search(job: CompressJob, emit: Emit) -> Artifact:
     """In the isolated process: build, measure and choose; raises ValueError without rows."""
     from tasks import plots
+    from tasks.determinism import deterministic
     from tasks.forms import Forms
     from tasks.inference import cpu_microseconds, predict, session, session_bytes
-    from tasks.trainer import deterministic
 
     deterministic(job.training.threads)
-    signature = job.dataset.signature
+    # As it is served, a network may take a state that training does without.
+    signature = job.dataset.signature.served(job.model)
+    dataset = job.dataset.model_copy(update={"signature": signature})
+    job = job.model_copy(update={"dataset": dataset})
     forms = Forms(job, emit)
     failed, skipped = _make(forms, job.budget, emit)
     listed = [name for name in (UNCOMPRESSED, *job.budget.candidates) if name in forms.made]
@@ -76,7 +80,7 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     cost = cpu_microseconds(fast, forms.first)
     chosen = choose(job.budget, measured)
     emit({"candidate": chosen, "size": measured[chosen].size, "loss": measured[chosen].loss})
-    sample = {name: t[:SAMPLE_ROWS] for name, t in forms.first.items()}
+    sample = trimmed({name: t[:SAMPLE_ROWS] for name, t in forms.first.items()})
     sample[signature.objective.output.name] = predict(session(models[UNCOMPRESSED]), sample)
     manifest = store().put_folder(
         {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from models.data import Tensors
 from models.digests import Digest
 from models.open import Frozen
+from models.padding import joined as stacked
 from models.signature import Signature
 from models.splits import Subset
 from tasks.refs import Dataset, Refusal
@@ -95,7 +96,6 @@ def tensors(dataset: Dataset, subset: Subset) -> tuple[Tensors, NDArray[Any]]:
         inputs.append(signature.features.encode(table))
         targets.append(signature.objective.encode(table))
     joined = {
-        spec.name: np.concatenate([t[spec.name] for t in inputs])
-        for spec in signature.features.inputs
+        spec.name: stacked([t[spec.name] for t in inputs]) for spec in signature.features.inputs
     }
-    return joined, np.concatenate(targets)
+    return joined, stacked(targets)

@@ -39,8 +39,9 @@ def evaluate(
 def measure(job: EvaluateJob, emit: Emit) -> Report:
     """In the isolated process: predict the test rows, score them, and store the evidence."""
     from tasks import plots
-    from tasks.baselines import linear
-    from tasks.trainer import deterministic, predict, restore
+    from tasks.baselines import linear, of_text
+    from tasks.determinism import deterministic
+    from tasks.trainer import predict, restore
 
     deterministic(job.threads)
     signature = job.dataset.signature
@@ -57,6 +58,8 @@ def measure(job: EvaluateJob, emit: Emit) -> Report:
         baselines["ridge"] = objective.measure(
             linear(signature.features, train_inputs, train_target, inputs), target
         )
+    for name, others in of_text(job.dataset, train_inputs, train_target, inputs):
+        baselines[name] = objective.measure(others, target)
     metrics = intervals(objective, losses, job.confidence)
     scored = store().put_table(pl.DataFrame(losses))
     slices = dict(_slices(job.dataset, objective, losses, target))

@@ -65,7 +65,7 @@ def export(
     files = _files(folder, found)
     table = store().get_table(found.recipe.snapshot)
     files[SNAPSHOT_FILE] = json.dumps(table.to_dicts(), indent=1).encode()
-    files[SOURCE_FILE] = provenance.text_of_code(found.statement)
+    files[SOURCE_FILE] = provenance.text_of_code(found.provenance)
     files[KEY_FILE] = signers(found)[0].model_dump_json(indent=1).encode()
     if data:
         spec = recorded_line(found.recipe)
@@ -98,7 +98,7 @@ def import_folder(path: Path) -> tuple[Exported, int]:
         raise UntrustedError(f"{error}; the folder brings its key as {path / KEY_FILE}") from None
     table = _snapshot(folder, found)
     text = folder.read(SOURCE_FILE, LARGEST_FILE)
-    provenance.dependency(found.statement, provenance.SOURCE).check(text)
+    found.provenance.dependency(provenance.SOURCE).check(text)
     raw = {sha256: _raw(folder, sha256) for sha256 in table["sha256"].unique()}
     brought = {f"{RAW}/{sha256}": content for sha256, content in raw.items() if content is not None}
     files = _files(folder, found)
@@ -126,6 +126,8 @@ def _snapshot(folder: Folder, found: Verified) -> pl.DataFrame:
         table = pl.DataFrame(rows, schema=SNAPSHOT_SCHEMA)
     except (ValueError, TypeError, pl.exceptions.PolarsError) as error:
         raise IntegrityError(f"{SNAPSHOT_FILE} is no list of raw objects: {error}") from None
+    if not table["sha256"].str.contains(r"^[0-9a-f]{64}$").all():
+        raise IntegrityError(f"{SNAPSHOT_FILE}: not every `sha256` is a SHA-256")
     if table_digest(table) != found.recipe.snapshot:
         raise IntegrityError(
             f"{SNAPSHOT_FILE} has digest {table_digest(table)[:12]}, the recipe names"

@@ -20,7 +20,7 @@ ROWS, STEPS = 16, 3
 
 def measure(job: FingerprintJob, emit: Emit) -> Fingerprints:
     """In an isolated process: the fingerprint of this place for a family and a signature."""
-    from tasks.trainer import deterministic
+    from tasks.determinism import deterministic
 
     del emit
     deterministic(job.threads)
@@ -86,6 +86,8 @@ def _torch(model: Family, signature: Signature, device: str) -> Digest:
     network = model.build(signature.features, signature.objective.width).to(device).train()
     rows = []
     for spec in signature.features.inputs:
+        if spec == signature.features.state:
+            continue
         shape = (ROWS, *(max(length, 1) for length in spec.shape[1:]))
         if spec.datatype.startswith("FP"):
             rows.append(torch.randn(shape))

@@ -13,11 +13,13 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic_core import to_jsonable_python
 
+from models.data import Features
 from models.digests import Manifest, canonical_json
 from models.forms import UNCOMPRESSED
 from models.objectives import Floats, Objective
 from models.signature import MODEL_FILE, SIGNATURE_FILE, Signature
 from models.spec import Budget, Gate
+from models.tensors import TensorSpec
 from tasks.calibration import calibration
 from tasks.dataset import rows
 from tasks.evaluate import SMALLEST_SLICE, groups
@@ -256,10 +258,15 @@ def _over_budget(job: GateJob, metrics: dict[str, float]) -> list[str]:
     return []
 
 
+def _encoded(features: Features) -> list[TensorSpec]:
+    """The inputs less a state, which every network has its own of."""
+    return [spec for spec in features.inputs if spec != features.state]
+
+
 def incomparable(ours: Signature, table: pl.DataFrame, manifest: Manifest) -> str | None:
     """Why a served model cannot be scored on the rows that were cleaned for another, if so."""
     theirs = Signature.model_validate_json(store().get_file(manifest, SIGNATURE_FILE))
-    if theirs.features.inputs != ours.features.inputs:
+    if _encoded(theirs.features) != _encoded(ours.features):
         return "its inputs have other names, types or shapes"
     if theirs.objective.output != ours.objective.output:
         return "its output has another type or shape"

@@ -89,7 +89,7 @@ def check_here(identity: Mapping[str, Any]) -> None:
     code, and would store its results under the new key.
     """
     catalog.modules()
-    other = [name for name, digest in identity["code"].items() if _here(name) != digest]
+    other = [name for name, digest in identity["code"].items() if code_here(name) != digest]
     for name, version in identity["distributions"].items():
         found = _distribution(name)
         if found is None or found[0] != version:
@@ -103,7 +103,7 @@ def check_here(identity: Mapping[str, Any]) -> None:
         )
 
 
-def _here(name: str) -> Digest | None:
+def code_here(name: str) -> Digest | None:
     """The digest of a module, or of a function with what it uses, as this process has it."""
     try:
         return _symbols(resolve(name))[0] if ":" in name else _module(name)[0]

@@ -14,8 +14,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.data import Tensors
+from models.padding import computed, trimmed
 
 BATCH = 1024
+# So much CPU time, in microseconds, that another round would tell little.
+ENOUGH, FEWEST = 1e6, 3
 
 
 def session(
@@ -37,12 +40,7 @@ def session(
 
 def predict(found: onnxruntime.InferenceSession, inputs: Tensors) -> NDArray[Any]:
     """The first output for all rows, computed in batches."""
-    count = len(next(iter(inputs.values())))
-    parts = [
-        found.run(None, {name: t[start : start + BATCH] for name, t in inputs.items()})[0]
-        for start in range(0, count, BATCH)
-    ]
-    return np.concatenate(parts)
+    return computed(lambda rows: found.run(None, rows)[0], inputs, BATCH)
 
 
 def cpu_microseconds(
@@ -57,13 +55,16 @@ def cpu_microseconds(
     """
     best: dict[str, dict[str, float]] = {name: {} for name in sessions}
     for batch in batches:
-        rows = {name: np.resize(t, (batch, *t.shape[1:])) for name, t in inputs.items()}
-        for _ in range(rounds):
+        rows = trimmed({n: np.resize(t, (batch, *t.shape[1:])) for n, t in inputs.items()})
+        total = 0.0
+        for done in range(rounds):
+            if done >= FEWEST and total > ENOUGH * len(sessions):
+                break
             for name, found in sessions.items():
                 start = time.thread_time_ns()
                 found.run(None, rows)
                 spent = (time.thread_time_ns() - start) / 1000
-                key = str(batch)
+                key, total = str(batch), total + spent
                 best[name][key] = min(spent, best[name].get(key, spent))
     return best
 

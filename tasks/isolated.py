@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel
 
 from models import catalog
+from models.digests import IntegrityError
 from models.open import resolve
 from tasks import cluster
 
@@ -60,6 +61,10 @@ NUMERIC = ("ATEN_", "BLIS_", "CUBLAS_", "DNNL_", "GOTO_", "KMP_", "MALLOC_", "MK
 
 class IsolatedError(RuntimeError):
     """The child failed; the message is what it said, or how it died."""
+
+
+class ResourceError(IsolatedError):
+    """The child was killed, or the store had not what it needs: nothing is wrong with the code."""
 
 
 def inherited() -> dict[str, str]:
@@ -138,11 +143,13 @@ def run(
     if answer is None:
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise IsolatedError(
+        # By whoever ran short of memory or patience; other signals are the child's own doing.
+        killed = -code in (signal.SIGKILL, signal.SIGTERM)
+        raise (ResourceError if killed else IsolatedError)(
             f"{target} ended without an answer ({how}); it last said: {said[-800:]}"
         )
-    if answer[0] == "error":
-        raise IsolatedError(f"{target}: {answer[1]}")
+    if answer[0] != "result":
+        raise (ResourceError if answer[0] == "lack" else IsolatedError)(f"{target}: {answer[1]}")
     return str(answer[1])
 
 
@@ -166,8 +173,11 @@ def main(target: str) -> None:
     except Exception as error:
         import traceback
 
+        from tasks.store import MissingError, StoreError
+
         traceback.print_exc()
-        send("error", f"{type(error).__name__}: {error}")
+        lacking = isinstance(error, IntegrityError | MissingError | StoreError)
+        send("lack" if lacking else "error", f"{type(error).__name__}: {error}")
 
 
 def _die_with_parent() -> None:

@@ -6,8 +6,8 @@ key, so this place keeps a second one for it; its bytes differ each time, and no
 
 from pathlib import Path
 
+from models.files import write
 from models.trust import trust
-from tasks.signing import write
 
 PRIVATE, PUBLIC = "openssf.pem", "openssf.pub"
 SIGNATURE_FILE = "model.sig"
@@ -51,5 +51,5 @@ def _keys() -> tuple[Path, Path]:
         )
         private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write(public, shown, 0o644)
-        write(private, secret, 0o600)
+        write(private, secret)
     return private, public

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.objectives import Classification, Objective
+from models.objectives import Classification, Objective, Regression
 from tasks.refs import HISTORY_FILE, Candidate, Weights
 from tasks.store import store
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def draw(
     objective: Objective, predicted: NDArray[Any], target: NDArray[Any], weights: Weights
 ) -> Iterator[tuple[str, bytes]]:
-    """Title and PNG bytes: the learning curve, and a confusion matrix or the residuals."""
+    """Title and PNG bytes: the learning curve, a confusion matrix or the residuals."""
     from matplotlib.figure import Figure
 
     history = json.loads(store().get_file(weights.manifest, HISTORY_FILE))
@@ -35,7 +35,7 @@ def draw(
     yield "learning curve", _png(figure)
     if isinstance(objective, Classification):
         yield "confusion matrix", _confusion(objective, predicted, target)
-    else:
+    elif isinstance(objective, Regression):
         yield "residuals", _residuals(predicted, target)
 
 

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 
 class Event(NamedTuple):
-    """Something a stage wants known: `started`, `finished`, or `progress` with its details."""
+    """Something a stage wants known: `started`, `finished`, or `progress` with its details.
+
+    What was only waited for is `dropped`.
+    """
 
     stage: str
     kind: str

@@ -1,43 +1,19 @@
 """Which version serves, and which did before: the record MLflow's aliases mirror.
 
-MLflow has no compare-and-swap, so the truth is one object of the store, and only a writer that
-saw its last state can change it.
+MLflow has no compare-and-swap, so the truth is one object of the store (`models.promotions`), and
+only a writer that saw its last state can change it.
 """
 
-import time
-
-from pydantic import Field
-
 from models.digests import Digest, Manifest
-from models.open import Frozen
+from models.promotions import Entry, Promotions, record_key
 from models.signature import MANIFEST_FILE
+from tasks import tracking
 from tasks.refs import Champion
 from tasks.store import MissingError, store
 
 
 class PromotionError(RuntimeError):
     """The record changed under the hands of the one who would change it."""
-
-
-class Entry(Frozen):
-    """A version that became champion, and the one it was judged against."""
-
-    number: int
-    digest: Digest
-    against: Digest | None
-    since: float = Field(default_factory=time.time)
-    """Seconds since 1970 UTC."""
-
-
-class Promotions(Frozen):
-    """All champions of a line, the serving one last."""
-
-    history: tuple[Entry, ...] = ()
-
-    @property
-    def champion(self) -> Entry | None:
-        """The version that serves."""
-        return self.history[-1] if self.history else None
 
 
 def version_folder(line: str, digest: Digest) -> str:
@@ -48,7 +24,7 @@ def version_folder(line: str, digest: Digest) -> str:
 def promotions(line: str) -> Promotions:
     """The line's record; empty before its first champion."""
     try:
-        return Promotions.model_validate_json(store().get(_key(line)).content)
+        return Promotions.model_validate_json(store().get(record_key(line)).content)
     except MissingError:
         return Promotions()
 
@@ -71,25 +47,43 @@ def champion_for(line: str, artifact: Digest) -> Champion | None:
     return _load(line, previous)
 
 
-def promote(line: str, number: int, digest: Digest) -> None:
-    """Make the version champion; a version that is champion already changes nothing.
+def promote(line: str, number: int, digest: Digest, by: str = "", why: str = "") -> Entry:
+    """Record that the version is champion; one that is champion already changes nothing.
 
-    Raises PromotionError when another version became champion at the same moment.
+    Returns the entry that made it champion. Raises PromotionError when another version became
+    champion at the same moment.
     """
     try:
-        seen = store().get(_key(line))
+        seen = store().get(record_key(line))
     except MissingError:
         seen = None
     record = Promotions.model_validate_json(seen.content) if seen else Promotions()
     if record.champion is not None and record.champion.digest == digest:
-        return
-    against = record.champion.digest if record.champion else None
-    entry = Entry(number=number, digest=digest, against=against)
-    updated = Promotions(history=(*record.history, entry))
+        return record.champion
+    updated = record.with_entry(Entry(number=number, digest=digest, by=by, why=why))
     content = updated.model_dump_json(indent=1).encode()
-    key = _key(line)
+    key = record_key(line)
     if not (store().replace(key, content, seen.etag) if seen else store().put_new(key, content)):
         raise PromotionError(f"another version of {line} became champion meanwhile: run again")
+    return updated.history[-1]
+
+
+def mirror(line: str) -> None:
+    """Have MLflow's alias `champion` name the champion; raises MLflow's errors.
+
+    What was mirrored last is remembered, since importing MLflow takes two seconds.
+    """
+    champion = promotions(line).champion
+    if champion is None:
+        return
+    key, now = f"registry/{line}.alias", f"{champion.number} {tracking.address()}".encode()
+    try:
+        if store().get(key).content == now and tracking.exists():
+            return
+    except MissingError:
+        pass
+    tracking.client().set_registered_model_alias(line, "champion", str(champion.number))
+    store().put(key, now)
 
 
 def _load(line: str, entry: Entry) -> Champion:
@@ -99,7 +93,3 @@ def _load(line: str, entry: Entry) -> Champion:
         number=entry.number,
         manifest=Manifest.model_validate_json(content),
     )
-
-
-def _key(line: str) -> str:
-    return f"promotions/{line}.json"

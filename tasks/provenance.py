@@ -25,6 +25,7 @@ from models.attestation import (
     signed,
 )
 from models.digests import Digest
+from models.predicates import BUILD_TYPE, LOCKED, Provenance
 from models.signature import VERSION_FILE
 from models.version import Recipe
 from tasks import source
@@ -32,9 +33,8 @@ from tasks.refs import Snapshot, Verdict
 from tasks.signing import signer
 from tasks.store import content_key, store
 
-BUILD_TYPE = "urn:modelmint:produce:2"
 BUILDER = "urn:modelmint:builder"
-SOURCE, SNAPSHOT = "source.tar.gz", "snapshot"
+SOURCE, SNAPSHOT = source.FILE, "snapshot"
 # The snapshot's digest covers all of them; a statement of a million lines would serve nobody.
 NAMED_OBJECTS = 1000
 RESULTS = {"promote": "PASSED", "hold": "WARNED", "refuse": "FAILED"}
@@ -58,7 +58,7 @@ def provenance(
         ),
         *_raw_objects(snapshot, prefix),
         described(SOURCE, text).model_copy(update={"annotations": {"commit": source.commit()}}),
-        *(Resource(uri=f"pkg:pypi/{name}@{version}") for name, version in installed().items()),
+        *(Resource(uri=f"{LOCKED}{name}@{version}") for name, version in installed().items()),
     ]
     now = _now()
     statement = Statement(
@@ -107,6 +107,14 @@ def replayed(
     return _result(version_file, outcome, stages, {"replay": detail}, digest)
 
 
+def monitored(
+    digest: Digest, version_file: bytes, tests: Mapping[str, bool], detail: dict[str, Any]
+) -> bytes:
+    """A search for drift as a signed test result: a test passes where it finds none."""
+    outcome = "PASSED" if all(tests.values()) else "WARNED"
+    return _result(version_file, outcome, tests, {"drift": detail}, digest)
+
+
 def _result(
     version_file: bytes, outcome: str, tests: Mapping[str, bool], detail: dict[str, Any],
     digest: Digest,
@@ -126,34 +134,12 @@ def _result(
     return signed(statement, [signer()])
 
 
-def located(statement: Statement) -> Digest:
-    """The table that says where the raw objects were read."""
-    return str(statement.predicate["buildDefinition"]["internalParameters"]["located"])
-
-
-def dependency(statement: Statement, name: str) -> Resource:
-    """A dependency by name; raises LookupError."""
-    for found in statement.predicate["buildDefinition"]["resolvedDependencies"]:
-        if found.get("name") == name:
-            return Resource.model_validate(found)
-    raise LookupError(f"the provenance names no {name}")
-
-
-def text_of_code(statement: Statement) -> bytes:
+def text_of_code(provenance: Provenance) -> bytes:
     """The archive of the code; raises MissingError, or IntegrityError when it was altered."""
-    named = dependency(statement, SOURCE)
-    content = store().get(content_key(named.digest["blake3"])).content
+    named = provenance.dependency(SOURCE)
+    content = store().get(content_key(named.digest.get("blake3", ""))).content
     named.check(content)
     return content
-
-
-def lock(statement: Statement) -> dict[str, str]:
-    """Every distribution that was installed, by name: its version."""
-    prefix = "pkg:pypi/"
-    dependencies = statement.predicate["buildDefinition"]["resolvedDependencies"]
-    named = [str(d.get("uri", "")) for d in dependencies]
-    pairs = (uri.removeprefix(prefix).partition("@") for uri in named if uri.startswith(prefix))
-    return {name: version for name, _, version in pairs}
 
 
 def installed() -> dict[str, str]:

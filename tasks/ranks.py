@@ -66,7 +66,8 @@ class Ranks(NamedTuple):
         parts = flat[:-1].split([g.numel() for g in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        return flat[-1].to(loss.dtype)
+        averaged: Tensor = flat[-1].to(loss.dtype)
+        return averaged
 
     def agree(self, network: nn.Module) -> None:
         """Give every rank the network of the first: each has seen other rows, and normalises so."""

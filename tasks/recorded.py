@@ -7,10 +7,12 @@ import polars as pl
 
 from models import catalog
 from models.digests import Digest
+from models.open import first
+from models.signature import VERSION_FILE
 from models.spec import Line
 from models.version import Recipe, StageRecord, Verified
-from tasks import provenance
 from tasks.folders import StoredFolder
+from tasks.recipe import DETERMINED
 from tasks.refs import Ref, Snapshot
 from tasks.register import digest_of
 from tasks.snapshot import SCHEMA, raw_prefix
@@ -43,14 +45,19 @@ def recorded_line(recipe: Recipe) -> Line:
     """The line as the recipe has it; raises ChangedCodeError when this code reads it otherwise."""
     catalog.modules()
     settings = {k: v for k, v in recipe.settings.items() if k != "confidence"}
-    gate = {"confidence": recipe.settings["confidence"]}
+    gate = {"confidence": recipe.settings.get("confidence")}
     named = {"name": recipe.line, "title": recipe.line, "gate": gate}
+    missing = [name for name in DETERMINED if name not in recipe.stages]
+    said = f"stages.{missing[0]}: it is missing" if missing else ""
     try:
-        return Line.model_validate({**named, **settings})
+        line = Line.model_validate({**named, **settings})
     except ValueError as error:
+        said = first(error, "settings")
+    if said:
         raise ChangedCodeError(
-            f"changed code: the recipe does not fit this code: {error}"
-        ) from None
+            f"changed code: the recipe of {VERSION_FILE} does not fit this code: {said}"
+        )
+    return line
 
 
 def recorded_snapshot(line: Line, found: Verified) -> Snapshot:
@@ -96,7 +103,7 @@ def _snapshot_table(digest: Digest) -> pl.DataFrame:
 def _read_versions(found: Verified) -> dict[str, tuple[str, str]]:
     """Name -> ETag and version id, as the run that made the version read them."""
     try:
-        table = store().get_table(provenance.located(found.statement))
+        table = store().get_table(found.provenance.located)
     except MissingError:
         return {}
     kept = table.filter(pl.col("version").is_not_null() & (pl.col("version") != ""))

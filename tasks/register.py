@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.digests import Digest, canonical_json, json_digest
+from models.predicates import GateVerdict
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -32,6 +33,7 @@ from tasks.store import MissingError, store
 
 DIGEST_TAG = "modelmint.digest"
 REGISTERED_FILE = "registered.json"
+UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
 SERVING_IMPORTS = frozenset({"onnx", "onnxruntime", "numpy"})
 
 
@@ -139,7 +141,9 @@ def digest_of(line: str, number: int) -> Digest:
     try:
         found = tracking.client().get_model_version(line, str(number))
         return str(found.tags[DIGEST_TAG])
-    except (MlflowException, KeyError):
+    except (MlflowException, KeyError) as error:
+        if getattr(error, "error_code", UNKNOWN) != UNKNOWN:
+            raise  # the registry does not answer, or not as it should
         raise UnknownVersionError(f"{line} has no version {number}") from None
 
 
@@ -147,18 +151,18 @@ def _number_key(line: str, number: int) -> str:
     return f"versions/{line}/numbers/{number}"
 
 
-def register_import(recipe: Recipe, verdict: dict[str, Any] | None) -> int:
+def register_import(recipe: Recipe, verdict: GateVerdict | None) -> int:
     """The number here of a version whose folder is in the store already, made elsewhere."""
     line, digest = recipe.line, recipe.digest
     with lease(f"registry/{line}.lease"):
         found = _registered(line, digest)
         if found is None:
             run = tracking.run_for(line, digest)
-            metrics = verdict["metrics"] if verdict else {}
+            metrics = verdict.metrics if verdict else {}
             tracking.log_metrics(run, {f"served_{n}": value for n, value in metrics.items()})
             found = _create(line, digest, version_folder(line, digest), run)
             tracking.client().update_run(run, "FINISHED")
-            tags = {"imported": "yes", "verdict": verdict["decision"] if verdict else ""}
+            tags = {"imported": "yes", "verdict": verdict.decision if verdict else ""}
             for name, value in tags.items():
                 tracking.client().set_model_version_tag(
                     line, found.version, f"modelmint.{name}", value

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from models.attestation import described
-from models.digests import Digest
-from models.open import Frozen
+from models.digests import Digest, IntegrityError
+from models.open import Frozen, first
 from models.signature import PROVENANCE_FILE, SIGNATURE_FILE, VERSION_FILE, Signature
 from models.spec import Line
 from models.version import Recipe, Verified
@@ -85,9 +85,17 @@ def check_identity(recipe: Recipe, stage: str, now: dict[str, Any]) -> None:
 
 
 def check_numbers(line: Line, found: Verified, wanted: Iterable[str]) -> None:
-    """Raise ChangedEnvironmentError when libraries round otherwise here than where it was made."""
+    """Raise ChangedEnvironmentError when libraries round otherwise here than where it was made.
+
+    Raises IntegrityError for a signature this release cannot read.
+    """
     training = line.training
-    signature = Signature.model_validate_json(found.files[SIGNATURE_FILE])
+    try:
+        signature = Signature.model_validate_json(found.files[SIGNATURE_FILE])
+    except ValueError as error:
+        raise IntegrityError(
+            f"{SIGNATURE_FILE} is no signature this release knows: {first(error)}"
+        ) from None
     here: dict[str, dict[str, Digest]] = {}
     for stage in wanted:
         recorded = found.recipe.stages[stage].fingerprint

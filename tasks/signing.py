@@ -5,12 +5,12 @@ old private key is destroyed, its public half goes on being trusted until it is 
 """
 
 import datetime
-import os
 import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.files import write
 from models.trust import TRUSTED, PublicKey, Trust, TrustError, trust
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def rotate(expires: datetime.date | None = None) -> PublicKey:
     here = trust()
     private, key = _pair(expires)
     add(key)
-    write(here.folder / PRIVATE, private, 0o600)
+    write(here.folder / PRIVATE, private)
     return key
 
 
@@ -82,7 +82,7 @@ def _create(here: Trust) -> None:
     trusted = add(key)
     with tempfile.TemporaryDirectory(dir=here.folder) as folder:
         path = Path(folder) / PRIVATE
-        write(path, private, 0o600)
+        write(path, private)
         try:
             (here.folder / PRIVATE).hardlink_to(path)
         except FileExistsError:
@@ -112,15 +112,3 @@ def _load(path: Path) -> "CryptoSigner":
         return CryptoSigner(private)
     except (OSError, ValueError, TypeError) as error:
         raise TrustError(f"{path} is no ed25519 key: restore it, or remove it ({error})") from None
-
-
-def write(path: Path, content: bytes, mode: int) -> None:
-    """Write the file whole, with its mode from its first byte on."""
-    incoming = path.with_name(f".{path.name}.{os.getpid()}")
-    incoming.unlink(missing_ok=True)
-    handle = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    incoming.replace(path)

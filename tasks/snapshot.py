@@ -39,7 +39,11 @@ def raw_prefix(data: Data) -> str:
 
 def list_objects(data: Data) -> Listing:
     """What is there now; raises EmptyPrefixError when that is nothing."""
-    prefix = raw_prefix(data)
+    return list_prefix(raw_prefix(data))
+
+
+def list_prefix(prefix: str) -> Listing:
+    """What is below any prefix now; raises EmptyPrefixError when that is nothing."""
     found = list(store().list(prefix))
     if not found:
         raise EmptyPrefixError(

@@ -10,6 +10,7 @@ import io
 import os
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from models.digests import IntegrityError
 
 PACKAGES = ("deployments", "flows", "models", "tasks")
 COMMAND = "modelmint"
+FILE = "source.tar.gz"
 LINES = "lines"
 LARGEST = 64 << 20
 
@@ -37,22 +39,28 @@ def archive() -> bytes:
 
 
 def extract(content: bytes, folder: Path) -> None:
-    """Write an archive's files below the folder; raises IntegrityError for any other member."""
-    # Unpacked member by member, so that a small archive cannot fill the memory.
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r|gz") as tar:
-        total = 0
-        for member in tar:
-            total += member.size
-            parts = PurePosixPath(member.name).parts
-            if not member.isfile() or ".." in parts or member.name.startswith("/"):
-                raise IntegrityError(f"source archive: {member.name!r} is no file of a checkout")
-            if total > LARGEST:
-                raise IntegrityError(f"source archive: larger than {LARGEST:,} bytes unpacked")
-            stream = tar.extractfile(member)
-            assert stream is not None
-            path = folder.joinpath(*parts)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(stream.read())
+    """Write an archive's files below the folder; raises IntegrityError for anything else in it."""
+    try:
+        # Unpacked member by member, so that a small archive cannot fill the memory.
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r|gz") as tar:
+            total = 0
+            for member in tar:
+                total += member.size
+                parts = PurePosixPath(member.name).parts
+                if not member.isfile() or ".." in parts or member.name.startswith("/"):
+                    raise IntegrityError(f"{FILE}: {member.name!r} is no file of a checkout")
+                if total > LARGEST:
+                    raise IntegrityError(f"{FILE}: larger than {LARGEST:,} bytes unpacked")
+                stream = tar.extractfile(member)
+                assert stream is not None
+                path = folder.joinpath(*parts)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as goal:
+                    goal.write(stream.read())
+    except FileExistsError:
+        raise IntegrityError(f"{FILE}: {member.name!r} stands in it twice") from None
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise IntegrityError(f"{FILE} is no archive of code: {error}") from None
 
 
 def commit() -> str:

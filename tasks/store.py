@@ -6,9 +6,11 @@ under it, and code that only moves content cannot change a result.
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import polars as pl
 
@@ -77,6 +79,15 @@ class Store:
             for item in page.get("Contents", []):
                 yield Listed(item["Key"], item["Size"], item["ETag"].strip('"'))
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The prefixes one slash below this one, with that slash."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix, Delimiter="/"
+        )
+        iterator = iter(pages)
+        while (page := self._call(lambda: next(iterator, None), prefix)) is not None:
+            yield from (item["Prefix"] for item in page.get("CommonPrefixes", []))
+
     def get(self, key: str, *, version: str = "", etag: str = "") -> Fetched:
         """The object's bytes; raises MissingError, also when it no longer has the given ETag."""
         conditions: dict[str, Any] = {"VersionId": version} if version else {}
@@ -90,6 +101,19 @@ class Store:
 
         try:
             return self._call(read, key)
+        except _ConditionError:
+            raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
+
+    def fetch(self, key: str, path: Path, etag: str) -> None:
+        """Copy the object to a file; raises MissingError when it no longer has the ETag."""
+
+        def read() -> None:
+            answer = self.client.get_object(Bucket=self.bucket, Key=key, IfMatch=f'"{etag}"')
+            with path.open("wb") as file:
+                shutil.copyfileobj(answer["Body"], file, 1 << 20)
+
+        try:
+            self._call(read, key)
         except _ConditionError:
             raise MissingError(f"{self.uri(key)} was overwritten since it was listed") from None
 
@@ -110,6 +134,11 @@ class Store:
         """Write the object unless there is one; says whether this call wrote it."""
         return self._put_if(key, content, {"IfNoneMatch": "*"})
 
+    def put_new_file(self, key: str, path: Path) -> bool:
+        """The same with the content of a file, which need not fit memory."""
+        with path.open("rb") as file:
+            return self._put_if(key, file, {"IfNoneMatch": "*"})
+
     def replace(self, key: str, content: bytes, etag: str) -> bool:
         """Overwrite the object if it still has the ETag; says whether this call wrote it."""
         try:
@@ -117,7 +146,7 @@ class Store:
         except MissingError:
             return False
 
-    def _put_if(self, key: str, content: bytes, condition: dict[str, Any]) -> bool:
+    def _put_if(self, key: str, content: bytes | BinaryIO, condition: dict[str, Any]) -> bool:
         def write() -> None:
             self.client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition)
 

@@ -16,10 +16,12 @@ from torch import nn
 from models.data import Tensors
 from models.layers import Loss, Served, balanced, training_loss
 from models.objectives import Classification
+from models.padding import computed
 from models.signature import Signature
 from models.spec import Family, Training
 from tasks.batches import Batches, Source, Stored, in_order, settled
 from tasks.dataset import manifest as manifest_of
+from tasks.determinism import deterministic
 from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit
 from tasks.jobs import TrainJob
@@ -118,12 +120,6 @@ def measure(served: Served, source: Source, signature: Signature) -> dict[str, f
     return {n: float(v) for n, v in signature.objective.metrics(joined).items()}
 
 
-def deterministic(threads: int) -> None:
-    """Only algorithms that repeat exactly, with this many compute threads."""
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(threads)
-
-
 def restore(model: Family, dataset: Dataset, weights: Weights) -> Served:
     """The trained network with its served output, ready for inference on the CPU."""
     signature = dataset.signature
@@ -136,9 +132,11 @@ def restore(model: Family, dataset: Dataset, weights: Weights) -> Served:
 def predict(served: nn.Module, names: list[str], inputs: Tensors) -> NDArray[Any]:
     """The served output for all rows, in batches."""
     device = next(served.parameters()).device
-    parts = []
+
+    def compute(rows: Tensors) -> NDArray[Any]:
+        tensors = (torch.from_numpy(rows[name]).to(device) for name in names)
+        found: NDArray[Any] = served(*tensors).float().cpu().numpy()
+        return found
+
     with torch.inference_mode():
-        for start in range(0, len(inputs[names[0]]), EVALUATION_BATCH):
-            rows = [torch.from_numpy(inputs[n][start : start + EVALUATION_BATCH]) for n in names]
-            parts.append(served(*(r.to(device) for r in rows)).float().cpu().numpy())
-    return np.concatenate(parts)
+        return computed(compute, inputs, EVALUATION_BATCH)

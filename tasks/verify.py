@@ -3,13 +3,12 @@
 Needs the folder and the trusted keys, no network and no other service.
 """
 
-from typing import Any
-
 import orjson
 
-from models.attestation import TEST_RESULT, Statement, verified
+from models.attestation import TEST_RESULT, verified
 from models.digests import Digest, IntegrityError
 from models.open import Frozen
+from models.predicates import GateVerdict, Outcome, typed
 from models.signature import PROVENANCE_FILE, VERDICT_FILE, VERSION_FILE
 from models.trust import PublicKey, trust
 from models.version import LARGEST_FILE, LARGEST_JSON, Verified, read_verified
@@ -60,6 +59,8 @@ def testified(folder: Folder, found: Verified) -> Verification:
 def proven(folder: Folder, line: str | None = None, digest: Digest | None = None) -> Verified:
     """The version with the content of every file its provenance names; raises IntegrityError."""
     found = read_verified(folder.read, trust(), line, digest)
+    if found.provenance.recipe != found.recipe.model_dump(mode="json"):
+        raise IntegrityError(f"{PROVENANCE_FILE}: its recipe is not the one of {VERSION_FILE}")
     files = dict(found.files)
     for subject in found.statement.subject:
         if subject.name not in files:
@@ -68,10 +69,14 @@ def proven(folder: Folder, line: str | None = None, digest: Digest | None = None
     return found.model_copy(update={"files": files})
 
 
-def verdict_of(folder: Folder, found: Verified) -> dict[str, Any] | None:
+def verdict_of(folder: Folder, found: Verified) -> GateVerdict | None:
     """The gate's verdict as it was signed, None when there is none; raises IntegrityError."""
     judged = _judged(folder, found)
-    return dict(judged.predicate["modelmint_detail"]["gate"]) if judged else None
+    if judged is None:
+        return None
+    if judged.modelmint_detail.gate is None:
+        raise IntegrityError(f"{VERDICT_FILE}: predicate.modelmint_detail.gate is missing")
+    return judged.modelmint_detail.gate
 
 
 def signers(found: Verified) -> list[PublicKey]:
@@ -80,7 +85,7 @@ def signers(found: Verified) -> list[PublicKey]:
     return trust().keys([str(signature["keyid"]) for signature in envelope["signatures"]])
 
 
-def _judged(folder: Folder, found: Verified) -> Statement | None:
+def _judged(folder: Folder, found: Verified) -> Outcome | None:
     try:
         folder.read(VERDICT_FILE, LARGEST_JSON)
     except IntegrityError:
@@ -88,23 +93,19 @@ def _judged(folder: Folder, found: Verified) -> Statement | None:
     return _testimony(folder, VERDICT_FILE, found)
 
 
-def _testimony(folder: Folder, name: str, found: Verified) -> Statement:
+def _testimony(folder: Folder, name: str, found: Verified) -> Outcome:
     """A signed test result of this very version."""
     try:
         statement = verified(folder.read(name, LARGEST_JSON), trust(), predicate=TEST_RESULT)
         statement.about(VERSION_FILE).check(found.files[VERSION_FILE])
+        return typed(statement, Outcome)
     except IntegrityError as error:
         raise type(error)(f"{name}: {error}") from None
-    return statement
 
 
-def _said(statement: Statement) -> Testimony:
-    detail = statement.predicate["modelmint_detail"]
-    return Testimony(
-        result=statement.predicate["result"],
-        at=detail["at"],
-        machine=detail["machine"]["processor"],
-    )
+def _said(outcome: Outcome) -> Testimony:
+    detail = outcome.modelmint_detail
+    return Testimony(result=outcome.result, at=detail.at, machine=detail.machine.processor)
 
 
 def _named(key: PublicKey) -> str:

@@ -3,13 +3,15 @@
 from typing import Any
 
 from tasks import tracking
+from tasks.production import told
 from tasks.promotion import promotions
 from tasks.register import DIGEST_TAG
 
 
 def versions(line: str) -> list[dict[str, Any]]:
     """Number, digest, verdict, serving state and metrics of every version, oldest first."""
-    champion = promotions(line).champion
+    record = promotions(line)
+    champion = record.champion
     found = []
     for version in tracking.client().search_model_versions(f"name = '{line}'"):
         digest = version.tags.get(DIGEST_TAG, "")
@@ -20,6 +22,7 @@ def versions(line: str) -> list[dict[str, Any]]:
                 "digest": digest,
                 "verdict": version.tags.get("modelmint.verdict", ""),
                 "champion": champion is not None and champion.digest == digest,
+                "production": told(record, digest),
                 "replayed": version.tags.get("modelmint.replayed", ""),
                 "replayed_at": version.tags.get("modelmint.replayed.at", ""),
                 "metrics": {

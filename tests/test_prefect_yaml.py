@@ -11,9 +11,12 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from playwright.sync_api import Locator, Page, expect
 
 from deployments.local.stack import PREFECT, stack
+from flows.lines import form
 from models import catalog
+from tests import browser
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,15 +53,20 @@ def deployments() -> list[dict[str, Any]]:
 
 def test_every_shipped_line_has_a_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODELMINT_LINES", raising=False)
-    producing = [d for d in deployments() if d["entrypoint"] == "flows.produce.produce"]
-    assert [d["parameters"]["line"] for d in producing] == list(catalog.lines())
+    producing = [d for d in deployments() if d["entrypoint"].startswith("flows.lines.")]
+    lines = list(catalog.lines())
+    assert [d["entrypoint"] for d in producing] == [f"flows.lines.{name}" for name in lines]
+    assert [d["parameters"]["line"] for d in producing] == lines
 
 
 def scheduled() -> list[tuple[str, str]]:
     """Flow and deployment of whatever has a schedule."""
-    flow_names = {"produce": "produce", "replay_sample": "replay-sample"}
+    flow_names = {
+        "flows.replay.replay_sample": "replay-sample",
+        "flows.monitor.monitor_lines": "monitor-lines",
+    }
     return [
-        (flow_names[d["entrypoint"].rpartition(".")[2]], d["name"])
+        (flow_names.get(d["entrypoint"], "produce"), d["name"])
         for d in deployments()
         if "schedules" in d
     ]
@@ -77,7 +85,7 @@ def test_cron_runs_are_really_scheduled(server: httpx.Client, flow: str, name: s
             break
         time.sleep(1)
     assert {run["state"]["name"] for run in runs} == {"Scheduled"}
-    assert all(run["parameters"] == found["parameters"] for run in runs)
+    assert all(run["parameters"] == (found["parameters"] or {}) for run in runs)
     assert {run["work_pool_name"] for run in runs} == {"modelmint"}
 
 
@@ -91,7 +99,7 @@ def test_parameters_are_a_typed_form(server: httpx.Client) -> None:
         "Peak learning rate"
         in schema["definitions"]["Optimizer"]["properties"]["lr"]["description"]
     )
-    assert "Name of the model line" in schema["properties"]["line"]["description"]
+    assert "How to train" in schema["properties"]["training"]["description"]
 
 
 def test_a_replay_can_be_asked_for_stage_by_stage(server: httpx.Client) -> None:
@@ -102,11 +110,86 @@ def test_a_replay_can_be_asked_for_stage_by_stage(server: httpx.Client) -> None:
     assert set(form["required"]) == {"line", "version"}
 
 
+def test_scoring_and_monitoring_are_typed_forms(server: httpx.Client) -> None:
+    form = server.get("/deployments/name/score/score").json()["parameter_openapi_schema"]
+    assert set(form["required"]) == {"line", "prefix"}
+    assert "the champion" in form["properties"]["version"]["description"]
+    form = server.get("/deployments/name/monitor/monitor").json()["parameter_openapi_schema"]
+    rate = form["definitions"]["Search"]["properties"]["false_alarms"]
+    assert (rate["exclusiveMinimum"], rate["exclusiveMaximum"]) == (0, 0.5)
+    assert "finds drift where there is none" in rate["description"]
+
+
 def test_the_server_refuses_a_parameter_out_of_bounds(server: httpx.Client) -> None:
     found = server.get("/deployments/name/produce/digits").json()
     answer = server.post(
         f"/deployments/{found['id']}/create_flow_run",
-        json={"parameters": {"line": "digits", "training": {"epochs": 0}}},
+        json={"parameters": {"training": {"epochs": 0}}},
     )
     assert answer.status_code in (409, 422)
     assert "epochs" in answer.text
+
+
+@pytest.fixture
+def ui(server: httpx.Client) -> Iterator[Page]:
+    """Prefect's UI in a browser."""
+    with browser.page(str(server.base_url).removesuffix("/api/")) as page:
+        yield page
+
+
+def custom_run(ui: Page, server: httpx.Client, name: str) -> str:
+    """Open the form of a custom run with the training's fields; the deployment's id."""
+    found: str = server.get(f"/deployments/name/produce/{name}").json()["id"]
+    ui.goto(f"/deployments/deployment/{found}/run")
+    ui.get_by_role("button", name="Training", exact=True).click()
+    return found
+
+
+def field(ui: Page, label: str) -> Locator:
+    """The innermost field of that label."""
+    having = ui.get_by_text(f"{label} (Optional)", exact=True)
+    return ui.locator(".schema-form-property").filter(has=having).last
+
+
+def test_a_click_starts_a_run_with_the_lines_settings_but_one(
+    ui: Page, server: httpx.Client
+) -> None:
+    deployment = custom_run(ui, server, "digits")
+    epochs = field(ui, "Epochs").locator("input")
+    expect(epochs).to_have_value("12")
+    expect(field(ui, "Epochs")).to_contain_text("How often every training row is seen")
+    epochs.fill("3")
+    ui.get_by_role("button", name="adamw").focus()
+    ui.keyboard.press("ArrowDown")
+    ui.get_by_role("option", name="sgd").click()
+    browser.picture(ui, "prefect-custom-run")
+    with ui.expect_response(lambda r: r.url.endswith("/create_flow_run")) as answered:
+        ui.get_by_role("button", name="Submit").click()
+    assert answered.value.status == 201
+    run = server.get(f"/flow_runs/{answered.value.json()['id']}").json()
+    assert run["deployment_id"] == deployment
+    training = catalog.find("digits").training
+    optimizer_wanted = training.optimizer.model_copy(update={"name": "sgd"})
+    wanted = training.model_copy(update={"epochs": 3, "optimizer": optimizer_wanted})
+    given = run["parameters"]["training"]
+    assert form(training)(**given).model_dump() == form(wanted)().model_dump()
+
+
+def test_a_value_out_of_bounds_is_refused_in_words(ui: Page, server: httpx.Client) -> None:
+    custom_run(ui, server, "flights")
+    field(ui, "Epochs").locator("input").fill("0")
+    with ui.expect_response(lambda r: r.url.endswith("/create_flow_run")) as answered:
+        ui.get_by_role("button", name="Submit").click()
+    assert answered.value.status == 409
+    refusal = ui.get_by_text("'training.epochs'. Failure reason: 0 is less than the minimum of 1")
+    expect(refusal.first).to_be_visible()
+
+
+def test_a_schedule_can_be_paused(ui: Page, server: httpx.Client) -> None:
+    found = server.get("/deployments/name/produce/fashion").json()
+    ui.goto(f"/deployments/deployment/{found['id']}")
+    switch = ui.locator(".deployment-schedule-card, .deployment-schedules").get_by_role("switch")
+    with ui.expect_response(lambda r: r.request.method == "PATCH"):
+        switch.first.click()
+    [schedule] = server.get(f"/deployments/{found['id']}").json()["schedules"]
+    assert not schedule["active"]

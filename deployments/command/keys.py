@@ -76,9 +76,9 @@ def rotate(
     found = _served("POST", f"/v1/keys/{key}/rotate", {"grace": grace, "expires": _text(expires)})
     file = home() / FIRST_KEY
     if file.exists() and file.read_text().startswith(f"mm_{key}_"):
-        from deployments.serving.keys import write_private
+        from models.files import write
 
-        write_private(file, found["key"].encode())
+        write(file, found["key"].encode())
     show(as_json, found, lambda: _card(found))
 
 

@@ -9,6 +9,9 @@ import typer
 
 LineName = Annotated[str, typer.Argument(help="Name of a model line; see `modelmint lines`.")]
 Number = Annotated[int, typer.Argument(min=1, help="Number of a registered version.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=256, help="Processes of the model server; 1 by default.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -56,7 +59,7 @@ def _asked(
 ) -> Any:
     import httpx
 
-    from tasks.deploy import ENDPOINT_SETTING, authorization
+    from tasks.server import ENDPOINT_SETTING, authorization
 
     url = os.environ[ENDPOINT_SETTING] + path
     headers = {"content-type": media_type, **authorization()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deployments.command.output import AsJson, show
+from deployments.command.output import AsJson, Workers, show
 
 if TYPE_CHECKING:
     from deployments.local.supervisor import Status
@@ -19,13 +19,16 @@ ServiceName = Annotated[str, typer.Argument(help="Name of a service; see `modelm
 @app.command()
 def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return once all of it serves.")] = False,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring the whole stack up on this machine and keep it up, until Ctrl-C or `down`."""
     from rich.console import Console
 
     from deployments.local import supervisor
+    from deployments.local.model_server import use_workers
 
+    use_workers(workers)
     ended = threading.Event()
     if not detach:
         for number in (signal.SIGINT, signal.SIGTERM):

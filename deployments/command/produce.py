@@ -10,6 +10,7 @@ import typer
 from deployments.command.output import AsJson, LineName, post, show, table
 
 app = typer.Typer()
+WRITTEN = ("application/json", "text/plain")
 
 
 if TYPE_CHECKING:
@@ -130,12 +131,14 @@ def _example(found: "Production") -> dict[str, Any]:
     payload, media_type = signature.features.write(row)
     path = f"/v1/lines/{found.version.line}/predict"
     answer = post(path, payload, media_type)
+    true = row[signature.objective.target][0]
     return {
         "url": path,
-        "payload": payload.decode() if media_type == "application/json" else media_type,
+        "payload": payload.decode() if media_type in WRITTEN else media_type,
         "picture": picture(payload) if media_type == "image/png" else "",
         "answer": answer["predictions"][0],
-        "true": row[signature.objective.target][0],
+        # A language model is sent its target: there is no true answer then.
+        "true": None if true == payload.decode(errors="replace") else true,
     }
 
 

@@ -1,7 +1,9 @@
-"""Commands that prove and compare versions: replay, verify, compare, export, import."""
+"""Commands that prove and compare versions: replay, verify, lineage, compare, export, import."""
 
 import json
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,12 @@ import typer
 from deployments.command.output import AsJson, LineName, Number, show, table
 
 app = typer.Typer()
+# How libraries say that a service does not answer or refuses; sockets and files raise OSError.
+OUTAGES = (
+    ("mlflow.exceptions", "MlflowException"),
+    ("httpx", "HTTPError"),
+    ("distributed", "KilledWorker"),
+)
 Folder = Annotated[Path, typer.Argument(help="An exported version.")]
 
 
@@ -38,29 +46,32 @@ def replay(
 ) -> None:
     """Make a version again from its recipe, with no cache, and compare every stage.
 
-    Exit code 0: identical; 1: a stage differs; 2: it cannot be made again here.
+    Exit code 0: identical; 1: a stage differs; 2: it cannot be made again here; 70: a bug.
     """
-    from rich.console import Console
+    with _refusing(f"{line} {version} cannot be replayed here", as_json):
+        from rich.console import Console
 
-    from deployments.local.stack import PREFECT, STORE, stack
-    from tasks import cluster
-    from tasks.progress import listening
+        from deployments.local.stack import PREFECT, STORE, stack
+        from tasks import cluster
+        from tasks.progress import listening
 
-    console = Console(stderr=as_json)
-    with _refusing(f"{line} {version} cannot be replayed here", as_json), stack(STORE, PREFECT):
-        # Prefect reads its environment when it is imported, and that names the services now.
-        from deployments.local.terminal import Progress
-        from flows.replay import replay as replay_flow
+        console = Console(stderr=as_json)
+        with stack(STORE, PREFECT):
+            # Prefect reads its environment when it is imported, and that names the services now.
+            from deployments.local.terminal import Progress
+            from flows.replay import replay as replay_flow
 
-        try:
-            with Progress(console) as progress, listening(progress):
-                found = replay_flow(line, version, stage, from_raw, here, install)
-        finally:
-            cluster.close()
-    stages = [stage.model_dump() for stage in found.stages]
-    show(as_json, found.model_dump(mode="json"), lambda: table(stages))
-    if not as_json:
-        console.print(f"{line} version {version}: [bold]{found.verdict}[/bold], by {found.code}")
+            try:
+                with Progress(console) as progress, listening(progress):
+                    found = replay_flow(line, version, stage, from_raw, here, install)
+            finally:
+                cluster.close()
+        stages = [stage.model_dump() for stage in found.stages]
+        show(as_json, found.model_dump(mode="json"), lambda: table(stages))
+        if not as_json:
+            console.print(
+                f"{line} version {version}: [bold]{found.verdict}[/bold], by {found.code}"
+            )
     raise typer.Exit(0 if found.verdict == "identical" else 1)
 
 
@@ -74,26 +85,51 @@ def verify(
 
     Exit code 0: all of it holds; 2: refused, with the file and the reason.
     """
-    from deployments.local.stack import STORE, stack
-
     named = line if version is None else f"{line} {version}"
-    # A folder needs no store: only the trusted keys of this place.
-    wanted = () if version is None else (STORE,)
-    with _refusing(f"{named} is refused", as_json), stack(*wanted):
-        from tasks import verify as verifying
-        from tasks.folders import LocalFolder, StoredFolder
+    with _refusing(f"{named} is refused", as_json):
+        from deployments.local.stack import STORE, stack
 
-        if version is None:
-            if not Path(line).is_dir():
-                raise LookupError(f"{line} is no folder; of a line, name a version's number too")
-            found = verifying.verify(LocalFolder(Path(line)))
-        else:
-            from tasks.register import digest_of
+        # A folder needs no store: only the trusted keys of this place.
+        wanted = () if version is None else (STORE,)
+        with stack(*wanted):
+            from models.digests import IntegrityError
+            from tasks import verify as verifying
+            from tasks.folders import LocalFolder, StoredFolder
 
-            digest = digest_of(line, version)
-            found = verifying.verify(StoredFolder(line, digest), line, digest)
-    answer: dict[str, Any] = {"verified": True, **found.model_dump(mode="json")}
-    show(as_json, answer, lambda: table([{"": n, "found": v} for n, v in answer.items()]))
+            if version is None:
+                if not Path(line).is_dir():
+                    raise IntegrityError(
+                        f"{line} is no folder; of a line, name a version's number too"
+                    )
+                found = verifying.verify(LocalFolder(Path(line)))
+            else:
+                from tasks.register import digest_of
+
+                digest = digest_of(line, version)
+                found = verifying.verify(StoredFolder(line, digest), line, digest)
+        answer: dict[str, Any] = {"verified": True, **found.model_dump(mode="json")}
+        show(as_json, answer, lambda: table([{"": n, "found": v} for n, v in answer.items()]))
+
+
+@app.command()
+def lineage(
+    origin: Annotated[
+        str, typer.Argument(help="A request id, or a version digest or its first 8 digits.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Walk back from an answer or a version to run, code, data and signer, each proven.
+
+    Exit code 2: the version's signature or a digest does not hold.
+    """
+    from deployments.local.stack import SERVER, STORE, stack
+
+    with _refusing(f"the origin of {origin} is refused", as_json), stack(STORE, SERVER):
+        from tasks.lineage import lineage as trace
+
+        found = trace(origin)
+    shown = {**found, "data": {n: v for n, v in found["data"].items() if n != "objects_named"}}
+    show(as_json, found, lambda: table([{"": n, "found": v} for n, v in shown.items() if v]))
 
 
 @app.command()
@@ -110,17 +146,18 @@ def compare(
 
     Exit code 0: compared, whatever differs; 2: one of them does not verify.
     """
-    from deployments.local.stack import STORE, stack
+    with _refusing(f"{line} {a} and {b} cannot be compared", as_json):
+        from deployments.local.stack import STORE, stack
 
-    with _refusing(f"{line} {a} and {b} cannot be compared", as_json), stack(STORE):
-        from deployments.command.difference import print_difference
-        from tasks.compare import compare as difference_of
-        from tasks.difference_page import page
+        with stack(STORE):
+            from deployments.command.difference import print_difference
+            from tasks.compare import compare as difference_of
+            from tasks.difference_page import page
 
-        found = difference_of(line, a, b)
-        if html is not None:
-            html.write_text(page(found))
-    show(as_json, found.model_dump(mode="json"), lambda: print_difference(found))
+            found = difference_of(line, a, b)
+            if html is not None:
+                html.write_text(page(found))
+        show(as_json, found.model_dump(mode="json"), lambda: print_difference(found))
 
 
 @app.command()
@@ -137,40 +174,73 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a version as a folder another site can verify, import and replay."""
-    from deployments.local.stack import STORE, stack
+    with _refusing(f"{line} {version} cannot be exported", as_json):
+        from deployments.local.stack import STORE, stack
 
-    with _refusing(f"{line} {version} cannot be exported", as_json), stack(STORE):
-        from tasks.export import export as write
+        with stack(STORE):
+            from tasks.export import export as write
 
-        exported = write(line, version, folder, data=with_data, openssf=openssf)
-    found = exported.model_dump(mode="json")
-    show(as_json, {"folder": str(folder), **found}, lambda: table([found]))
+            exported = write(line, version, folder, data=with_data, openssf=openssf)
+        found = exported.model_dump(mode="json")
+        show(as_json, {"folder": str(folder), **found}, lambda: table([found]))
 
 
 @app.command("import")
 def import_(folder: Folder, as_json: AsJson = False) -> None:
     """Register an exported version here, once everything in it is proven."""
-    from deployments.local.stack import STORE, stack
+    with _refusing(f"{folder} cannot be imported", as_json):
+        from deployments.local.stack import STORE, stack
 
-    with _refusing(f"{folder} cannot be imported", as_json), stack(STORE):
-        from tasks.export import import_folder
+        with stack(STORE):
+            from tasks.export import import_folder
 
-        found, number = import_folder(folder)
-    answer = {"version": number, **found.model_dump(mode="json")}
-    show(as_json, answer, lambda: table([answer]))
+            found, number = import_folder(folder)
+        answer = {"version": number, **found.model_dump(mode="json")}
+        show(as_json, answer, lambda: table([answer]))
 
 
 @contextmanager
 def _refusing(what: str, as_json: bool) -> Iterator[None]:
-    """Whatever is raised inside is a refusal with its reason, and exit code 2."""
+    """A refusal inside is one line, its reason, and exit code 2.
+
+    Anything else is a bug: its traceback, and exit code 70 (EX_SOFTWARE), which no verdict has.
+    """
     try:
         yield
     except Exception as error:
-        if os.environ.get("MODELMINT_TRACEBACK"):
-            raise
+        # Prefect says in a RuntimeError that its server does not answer; the cause tells.
+        refused = any(isinstance(e, _refusals()) for e in (error, error.__cause__))
+        said = what if refused else "this is a bug of Modelmint"
         reason = f"{type(error).__name__}: {error}"
+        if not refused or os.environ.get("MODELMINT_TRACEBACK"):
+            traceback.print_exc()
         if as_json:
-            print(json.dumps({"error": what, "reason": reason}))
+            print(json.dumps({"error": said, "reason": reason}), flush=True)
         else:
-            typer.echo(f"modelmint: {what}: {reason}", err=True)
-        raise typer.Exit(2) from None
+            typer.echo(f"modelmint: {said}: {reason}", err=True)
+        raise typer.Exit(2 if refused else os.EX_SOFTWARE) from None
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What says that a version, or this place, is not as it must be, and services that are down."""
+    from deployments.local.service import ServiceError
+    from models.catalog import LineError
+    from models.digests import IntegrityError
+    from models.trust import TrustError
+    from tasks.export import ExportError
+    from tasks.identity import OtherCodeError
+    from tasks.isolated import ResourceError
+    from tasks.lease import LeaseError
+    from tasks.openssf import MissingLibraryError
+    from tasks.recorded import CannotReplayError
+    from tasks.register import UnknownVersionError
+    from tasks.store import MissingError, StoreError
+
+    ours = (
+        CannotReplayError, ExportError, IntegrityError, LeaseError, LineError, MissingError,
+        MissingLibraryError, OtherCodeError, ResourceError, ServiceError, StoreError, TrustError,
+        UnknownVersionError,
+    )  # fmt: skip
+    # What was never imported has raised nothing, and takes seconds to import.
+    imported = (getattr(sys.modules.get(module), name, None) for module, name in OUTAGES)
+    return (*ours, OSError, *filter(None, imported))

@@ -38,6 +38,7 @@ def champions() -> dict[str, dict[str, Any]]:
                 source = f"s3://{bucket}/versions/{line}/{last['digest']}/"
                 found[line] = {
                     "version": str(last["number"]), "digest": last["digest"], "source": source,
+                    "entry": last.get("id", "of an earlier release"),
                 }  # fmt: skip
     return found
 
@@ -51,8 +52,11 @@ def follow(server: str) -> list[str]:
     changed = []
     for line, wanted in sorted(champions().items()):
         if lines.get(line, {}).get("default") != wanted["version"]:
+            # Refused while the server holds a rollback of its own that is not recorded yet.
+            entry = wanted.pop("entry")
             _ask(f"{server}/v2/repository/models/{line}/load", {"parameters": wanted})
-            _ask(f"{server}/v1/lines/{line}/promote", {"version": wanted["version"]})
+            moved = {"version": wanted["version"], "recorded": entry}
+            _ask(f"{server}/v1/lines/{line}/promote", moved)
             changed.append(line)
             _log.warning("%s version %s is served", line, wanted["version"])
     return changed

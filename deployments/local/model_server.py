@@ -8,6 +8,13 @@ from deployments.local.ports import HOST, Ports, unanswered
 from deployments.local.service import Running, Service
 
 FIRST_KEY = "api-key"
+WORKERS_SETTING = "MODELMINT_WORKERS"
+
+
+def use_workers(count: int | None) -> None:
+    """Have a model server that is started from here on serve with so many processes."""
+    if count is not None:
+        os.environ[WORKERS_SETTING] = str(count)
 
 
 def model_server(home: Path) -> Service:
@@ -35,4 +42,5 @@ def _command(repository: Path, ports: Ports) -> list[str]:
     server = [sys.executable, "-m", "deployments.serving"]
     address = ["--host", HOST, "--port", str(ports["http"])]
     first_key = ["--first-key", str(repository.parent / FIRST_KEY)]
-    return [*server, *address, "--repository", str(repository), *first_key]
+    workers = ["--workers", os.environ.get(WORKERS_SETTING, "1")]
+    return [*server, *address, *workers, "--repository", str(repository), *first_key]

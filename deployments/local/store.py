@@ -20,9 +20,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from deployments.local.ports import HOST, PAIR, Ports, unanswered
 from deployments.local.service import Running, Service, ServiceError
+from models.files import write
 
 REGION = "us-east-1"
 MIB = 1 << 20
+# It looks for a file of this name in its working directory.
+NOTIFICATION = "notification.toml"
 # Everything but the S3 port has no authentication: all of it stays on loopback.
 PORTS = ("s3", "master", "volume", "filer")
 
@@ -118,7 +121,7 @@ def _credentials(state: Path) -> tuple[str, str]:
     path = state / "credentials.json"
     if not path.exists():
         made = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
-        write_private(path, json.dumps(made, indent=1))
+        write(path, json.dumps(made, indent=1).encode())
     try:
         kept = json.loads(path.read_text())
         return kept["access_key"], kept["secret_key"]
@@ -138,18 +141,30 @@ def _identities(state: Path) -> Path:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     path = state / "s3.json"
-    write_private(path, json.dumps({"identities": [identity]}, indent=1))
+    write(path, json.dumps({"identities": [identity]}, indent=1).encode())
     return path
 
 
-def write_private(path: Path, content: str) -> None:
-    """Write a file that only its owner can read."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    # Private from its first byte on, and whole whenever it has its name.
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(content)
-    partial.replace(path)
+def notify(home: Path, url: str, token: str) -> None:
+    """Have the store post what happens below `raw/` to a webhook, from its next start on."""
+    bucket = os.environ.get("MODELMINT_BUCKET", "modelmint")
+    lines = [
+        "[notification.webhook]",
+        "enabled = true",
+        f"endpoint = {json.dumps(url)}",
+        f"bearer_token = {json.dumps(token)}",
+        f"path_prefixes = [{json.dumps(f'/buckets/{bucket}/raw/')}]",
+        # The listing is looked at every few seconds anyway.
+        "max_retries = 1",
+    ]
+    state = home.resolve() / "store"
+    state.mkdir(parents=True, exist_ok=True)
+    write(state / NOTIFICATION, ("\n".join(lines) + "\n").encode())
+
+
+def notify_nobody(home: Path) -> None:
+    """Have the store post nothing, from its next start on."""
+    (home.resolve() / "store" / NOTIFICATION).unlink(missing_ok=True)
 
 
 def _missing(state: Path, ports: Ports) -> str | None:

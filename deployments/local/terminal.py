@@ -38,6 +38,8 @@ class Progress(AbstractContextManager["Progress"]):
             self.lines[event.stage] = "", Spinner("dots")
         elif event.kind == "progress":
             self.lines[event.stage] = _text(event.detail), self.lines[event.stage][1]
+        elif event.kind == "dropped":
+            del self.lines[event.stage]
         elif event.kind == "finished":
             run = event.detail["run"]
             how = "unchanged, not computed again" if run.cached else f"{run.seconds:.1f} s"
@@ -105,7 +107,8 @@ def _request(example: dict[str, Any]) -> Text:
         lines.append(example["picture"] + "\n")
     else:
         lines.append(f"{example['payload']}\n")
-    lines += [("answer:  ", "bold"), f"{example['answer']}   (true: {example['true']})"]
+    true = "" if example["true"] is None else f"   (true: {example['true']})"
+    lines += [("answer:  ", "bold"), f"{example['answer']}{true}"]
     return Text.assemble(*lines)
 
 

@@ -1,58 +1,84 @@
 """Run the model server.
 
-    python -m deployments.serving --repository DIR --port 8080
+    python -m deployments.serving --repository DIR --port 8080 --workers 2
 
 Serves only versions signed by a key of the folder MODELMINT_KEYS names, to callers who show an API
 key; the first one is written to a file, mode 0600. Answers within a second of
 its start when its versions are small, and exits with code 0 on SIGTERM once the requests in flight
 are answered.
+
+Several workers share one port and one repository; one that dies is started again. They end with
+the process that started them.
 """
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
-
-DRAIN_SECONDS = 8
-"""Under the 10 s after which `deployments.local` and Docker kill."""
+from typing import Any, NoReturn
 
 
 def main() -> None:
-    """Restore the repository, then serve until told to stop."""
-    options = _parser().parse_args()
+    """Check what the workers need, then serve until told to stop."""
+    parser = _parser()
+    options = parser.parse_args()
+    if bool(options.certificate) != bool(options.private_key):
+        parser.error("--certificate and --private-key belong together")
     # uvicorn raises a caught signal again once drained: here that is a clean exit, not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    private = options.private or options.repository / ".server"
+    # prometheus_client looks when it is imported; the workers of one server count together there.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(private / "metrics")
     # Imported here: --help and a wrong option need none of it.
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
 
-    from deployments.serving.access import Access
-    from deployments.serving.app import create
+    from deployments.serving import capture, metrics, tls
+    from deployments.serving.folder import hold
+    from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
-    from deployments.serving.repository import Repository
-    from models.trust import trust
+    from deployments.serving.state import read_state
+    from deployments.serving.worker import DRAIN_SECONDS, SETTING, Options
 
     try:
-        repository = Repository(options.repository, trust())
-        repository.restore()
+        held = hold(options.repository)
+        read_state(options.repository)
     except OSError as error:
         sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")
     except ValueError as error:
         sys.exit(f"state.json cannot be read: restore it, or delete it to start empty\n{error}")
-    private = options.private or options.repository / ".server"
+    metrics.share(private / "metrics")
     try:
-        access = Access(private)
-        access.keys.first(options.first_key or private / "first-key")
+        Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
-    app = create(repository, access, max_body=options.max_body, body_seconds=options.body_seconds)
-    uvicorn.run(
-        app,
+    given: dict[str, Any] = {}
+    if options.certificate:
+        try:
+            tls.check(options.certificate, options.private_key)
+        except OSError as error:
+            sys.exit(f"certificate and private key cannot be used, or are no pair: {error}")
+        given = {
+            "ssl_certfile": options.certificate,
+            "ssl_keyfile": options.private_key,
+            "ssl_context_factory": tls.context,
+        }
+    try:
+        capture.rates(os.environ.get(capture.SETTING, ""))
+    except ValueError as error:
+        sys.exit(str(error))
+    told = {name: getattr(options, name) for name in Options.model_fields} | {"private": private}
+    os.environ[SETTING] = Options(**told).model_dump_json()
+    config = uvicorn.Config(
+        "deployments.serving.worker:application",
+        factory=True,
+        workers=options.workers,
         host=options.host,
         port=options.port,
         loop="uvloop",
@@ -63,7 +89,22 @@ def main() -> None:
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        headers=tls.HEADERS + (tls.TLS_HEADERS if options.certificate else []),
+        **given,
     )
+    with held:
+        if options.workers == 1:
+            uvicorn.Server(config).run()
+            return
+
+        class Workers(Multiprocess):
+            def terminate_all(self) -> None:
+                # Nobody is to wait at a door behind which nobody serves any more.
+                for one in self.sockets:
+                    one.close()
+                super().terminate_all()
+
+        Workers(config, [config.bind_socket()]).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,13 +119,42 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
+    parser.add_argument("--workers", type=_count, default=1, help="processes that serve it")
+    parser.add_argument(
+        "--certificate",
+        help="PEM file of the certificate chain for TLS; watched for changes",
+    )
+    parser.add_argument("--private-key", help="PEM file of its private key")
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="origin whose pages may ask from a browser (CORS); may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory-mb", type=float,
+        help="budget of each worker for versions; those it cannot hold are opened when asked for",
+    )  # fmt: skip
     parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
     parser.add_argument(
         "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"
     )
+    parser.add_argument(
+        "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
+    )
+    parser.add_argument(
+        "--cache-bytes", type=int, default=64_000_000, help="response cache of a worker; 0 is none"
+    )
+    parser.add_argument(
+        "--no-cache", action="append", default=[], metavar="LINE", help="never keep its answers"
+    )
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="warning", help="least level logged")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError("must be a number of processes, from 1 to 256")
+    return int(text)
 
 
 def _stop(signal_number: int, frame: object) -> NoReturn:

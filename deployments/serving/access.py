@@ -9,8 +9,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.audit import Audit
 from deployments.serving.http import on_error, request_id
+from deployments.serving.journal import Journal
 from deployments.serving.keys import ApiKey, Keys, Verb
-from deployments.serving.ledger import Counts, Ledger
+from deployments.serving.ledger import Ledger
 from deployments.serving.protocol import ProtocolError
 
 OPEN = frozenset(("/v2/health/live", "/v2/health/ready"))
@@ -18,11 +19,11 @@ Message = MutableMapping[str, Any]
 
 
 class Access:
-    """Keys, usage and audit log of a server, kept in one private folder."""
+    """Keys, usage, audit log and journal of a server, kept in one private folder."""
 
     def __init__(self, folder: Path) -> None:
         self.keys, self.audit = Keys(folder), Audit(folder)
-        self.ledger = Ledger(folder / "usage")
+        self.ledger, self.journal = Ledger(folder / "usage"), Journal(folder / "requests")
 
     def guard(self, app: ASGIApp) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """The application for those with a key; others get 401 before anything is routed."""
@@ -41,17 +42,10 @@ class Access:
 
         return guarded
 
-    def charge(self, request: Request, line: str, rows: int, size: int) -> None:
-        """Count a request that is about to be computed; raises ProtocolError 429."""
-        self.ledger.charge(request.state.key, line, rows, size)
-
-    def answered(self, request: Request, line: str, size: int) -> None:
-        """Count the bytes of its answer."""
-        self.ledger.add(request.state.key, line, Counts(bytes_out=size))
-
-    def refund(self, request: Request, line: str, rows: int) -> None:
-        """Take back a charge for what was not computed; its bytes were received all the same."""
-        self.ledger.add(request.state.key, line, Counts(requests=-1, rows=-rows))
+    def who(self, request: Request) -> str:
+        """The caller, for people: the tenant and the id of the key."""
+        key: ApiKey = request.state.key
+        return f"{key.tenant} (key {key.id})"
 
     def record(self, request: Request, action: str, target: str, **detail: Any) -> None:
         """Put a control action into the audit log, before it is done."""

@@ -37,6 +37,7 @@ class Accounts:
             Route("/v1/keys/{id}/revoke", self.revoke, methods=["POST"]),
             Route("/v1/usage", self.usage, methods=["GET"]),
             Route("/v1/audit", self.audit, methods=["GET"]),
+            Route("/v1/requests/{id}", self.requests, methods=["GET"]),
         ]
 
     async def list_keys(self, request: Request) -> Response:
@@ -99,6 +100,15 @@ class Accounts:
         after = _whole(request, "after", 0, 10**15)
         read = partial(self._access.audit.read, after, LARGEST_PAGE)
         return as_json({"entries": await anyio.to_thread.run_sync(read)})
+
+    async def requests(self, request: Request) -> Response:
+        """What answered a request; a key sees its own, one with `admin:*` all."""
+        key: ApiKey = request.state.key
+        find = partial(self._access.journal.find, request.path_params["id"])
+        found = await anyio.to_thread.run_sync(find)
+        if not key.allows("admin", "*"):
+            found = [one for one in found if one["key"] == key.id]
+        return as_json({"requests": found})
 
     async def _changed(
         self,

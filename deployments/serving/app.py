@@ -7,11 +7,10 @@ quick networks are answered on the event loop, everything else in threads, so th
 """
 
 import importlib.metadata
-from collections.abc import Callable
+import time
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,57 +19,77 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from deployments.serving import metrics
 from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
+from deployments.serving.capture import Capture
+from deployments.serving.control import Control
 from deployments.serving.http import (
     as_json,
     as_object,
+    deadline,
+    header,
     media_type,
     on_error,
-    parameters,
     read_body,
     request_id,
-    texts,
 )
+from deployments.serving.inference import DEFAULTS, Call, Found, Inference, Settings, in_thread
+from deployments.serving.line import Line
 from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
-from deployments.serving.repository import Line, Repository
+from deployments.serving.recorder import Recorder
+from deployments.serving.repository import Repository
 from deployments.serving.session import Served
+from deployments.serving.traffic import Traffic
+from deployments.serving.trials import Trials
 from models.tensors import TensorSpec
 
 MAX_BODY = 16_000_000
 BODY_SECONDS = 30.0
 INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
-T = TypeVar("T")
 
 
 def create(
     repository: Repository,
     access: Access,
+    recorder: Recorder,
+    traffic: Traffic,
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
+    settings: Settings = DEFAULTS,
+    capture: Capture | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`.
+    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
+    given what was answered.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
-    server = _Server(repository, access, max_body, body_seconds)
-    routes = [*server.routes(), *Accounts(access, server.body).routes()]
+    inference = Inference(access.ledger, settings)
+    server = _Server(repository, inference, traffic, capture, max_body, body_seconds)
+    control = Control(repository, access, recorder, server.body)
+    accounts = Accounts(access, server.body)
+    trials = Trials(repository, access, traffic, server.body)
+    routes = [*server.routes(), *control.routes(), *trials.routes(), *accounts.routes()]
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return access.guard(app)
+    return access.guard(traffic.watch(app))
 
 
 class _Server:
     def __init__(
-        self, repository: Repository, access: Access, max_body: int, body_seconds: float
+        self,
+        repository: Repository,
+        inference: Inference,
+        traffic: Traffic,
+        capture: Capture | None,
+        max_body: int,
+        body_seconds: float,
     ) -> None:
-        self._repository, self._access = repository, access
-        self._max_body, self._body_seconds = max_body, body_seconds
-        # Loads wait for each other anyway: they must not fill the threads that requests run in.
-        self._one_change = anyio.CapacityLimiter(1)
+        self._repository, self._inference, self._traffic = repository, inference, traffic
+        self._capture, self._max_body, self._body_seconds = capture, max_body, body_seconds
 
     def routes(self) -> list[Route]:
         get, post = ["GET"], ["POST"]
@@ -79,10 +98,8 @@ class _Server:
             Route("/v2", self.server_metadata, methods=get),
             Route("/v2/health/live", self.live, methods=get),
             Route("/v2/health/ready", self.ready, methods=get),
+            Route("/metrics", self.metrics, methods=get),
             Route("/v2/repository/index", self.repository_index, methods=post),
-            Route("/v2/repository/models/{name}/load", self.load, methods=post),
-            Route("/v2/repository/models/{name}/unload", self.unload, methods=post),
-            Route("/v1/lines/{name}/promote", self.promote, methods=post),
         ]
         for version in ("", "/versions/{version}"):
             model, line = "/v2/models/{name}" + version, "/v1/lines/{name}" + version
@@ -94,47 +111,49 @@ class _Server:
 
     async def infer(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
-        served = self._served(request)
+        served = await self._served(request)
         if media_type(request) not in (JSON, BINARY):
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise ProtocolError(415, "compressed requests are not supported", "media_type")
+        start, call = time.perf_counter(), self._call(request, served)
         body = await self.body(request)
-        header_length = request.headers.get(HEADER_LENGTH)
+        header_length = header(request, HEADER_LENGTH.encode())
         read = partial(parse, body, header_length, served.inputs, served.outputs)
-        asked = await _call(read, inline=len(body) <= INLINE_BYTES)
-        rows = max(len(tensor) for tensor in asked.tensors.values())
-        self._access.charge(request, served.line, rows, len(body))
-        try:
-            compute = partial(served.run, asked.tensors)
-            found = await _call(compute, inline=rows <= served.inline_rows)
-            content, json_length = render(asked, served.line, served.number, found)
-        except BaseException:
-            self._access.refund(request, served.line, rows)
-            raise
-        self._access.answered(request, served.line, len(content))
-        headers = served.headers | {"x-request-id": request_id(request)}
+        small = len(body) <= INLINE_BYTES
+        asked = read() if small else await in_thread(read, call.deadline)
+        found = await self._inference.run(call._replace(size=len(body)), asked.tensors)
+        content, json_length = render(asked, served.line, served.number, found.outputs)
+        rows = len(next(iter(asked.tensors.values())))
+        self._inference.answered(call, "infer", start, rows, len(content))
+        if self._capture is not None:
+            self._capture.take(served, asked.tensors)
+        headers = _headers(request, served, found)
+        mirrored = self._traffic.mirror(served, asked.tensors)
         if json_length is None:
-            return Response(content, headers=headers, media_type=JSON)
+            return Response(content, headers=headers, media_type=JSON, background=mirrored)
         headers[HEADER_LENGTH] = str(json_length)
-        return Response(content, headers=headers, media_type=BINARY)
+        return Response(content, headers=headers, media_type=BINARY, background=mirrored)
 
     async def predict(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
-        served = self._served(request)
+        served = await self._served(request)
+        start, call = time.perf_counter(), self._call(request, served)
         body = await self.body(request)
         # Never inline: a small file can hold an image of millions of pixels.
-        tensors, rows = await _call(partial(served.read, body, media_type(request)), inline=False)
-        self._access.charge(request, served.line, rows, len(body))
-        try:
-            predictions = await _call(partial(served.predict, tensors), inline=False)
-        except BaseException:
-            self._access.refund(request, served.line, rows)
-            raise
+        read = partial(served.read, body, media_type(request))
+        tensors, rows = await in_thread(read, call.deadline)
+        call = call._replace(size=len(body))
+        if served.signature.objective.steps:
+            found = Found({}, None)
+            predictions = await self._inference.respond(call, tensors, rows)
+        else:
+            found = await self._inference.run(call, tensors)
+            predictions = served.answers(found.outputs)
         answer = _identity(served) | {"predictions": predictions}
-        headers = served.headers | {"x-request-id": request_id(request)}
-        answered = as_json(answer, headers=headers)
-        self._access.answered(request, served.line, len(answered.body))
+        answered = as_json(answer, headers=_headers(request, served, found))
+        self._inference.answered(call, "predict", start, rows, len(answered.body))
+        if self._capture is not None:
+            self._capture.take(served, tensors)
+        answered.background = self._traffic.mirror(served, tensors)
         return answered
 
     async def index(self, request: Request) -> Response:
@@ -142,8 +161,11 @@ class _Server:
         lines = {
             name: {
                 "default": line.default,
+                "previous": list(line.previous),
                 "versions": {number: served.digest for number, served in line.versions.items()},
                 "failed": _reasons(line),
+                "idle": dict(line.idle),
+                **{trial.kind: trial.version for trial in line.trials},
             }
             for name, line in self._repository.lines.items()
             if key.allows("read", name)
@@ -164,11 +186,13 @@ class _Server:
         return as_json({"ready": True, "failed_versions": failed})
 
     async def model_metadata(self, request: Request) -> Response:
-        allow(request, "read", request.path_params["name"])
-        served = self._served(request)
+        name = request.path_params["name"]
+        allow(request, "read", name)
+        wake = partial(self._repository.wake, name, request.path_params.get("version"))
+        served = await anyio.to_thread.run_sync(wake)
         answer = {
             "name": served.line,
-            "versions": sorted(self._repository.line(served.line).versions, key=int),
+            "versions": _answering(self._repository.line(name)),
             "platform": "onnxruntime_onnx",
             "inputs": [_described(spec) for spec in served.inputs],
             "outputs": [_described(spec) for spec in served.outputs],
@@ -179,7 +203,7 @@ class _Server:
         name, number = request.path_params["name"], request.path_params.get("version")
         allow(request, "read", name)
         line = self._repository.line(name)
-        ready = line.ready if number is None else number in line.versions
+        ready = line.ready if number is None else line.answers(number)
         answer = {"name": name, "version": number or line.default, "ready": ready}
         return as_json(answer | {"failed": _reasons(line)}, status=200 if ready else 503)
 
@@ -192,42 +216,27 @@ class _Server:
                 continue
             for number, served in line.versions.items():
                 found.append(_listed(name, number, line, served.digest, "READY"))
+            for number, digest in line.idle.items():
+                one = _listed(name, number, line, digest, "READY")
+                found.append(one | {"reason": "out of memory: opened when asked for"})
             for number, failed in {} if only_ready else line.failed.items():
                 one = _listed(name, number, line, failed.digest, "UNAVAILABLE")
                 found.append(one | {"reason": failed.reason})
         return as_json(found)
 
-    async def load(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        allow(request, "manage", name)
-        given = parameters(await self.body(request))
-        wanted = texts(given, ("version", "digest"), ("source",))
-        args = name, wanted["version"], wanted["digest"], wanted.get("source")
-        change = partial(self._repository.load, *args)
-        return as_json(_identity(await self._change(request, "load", name, wanted, change)))
+    async def metrics(self, request: Request) -> Response:
+        allow(request, "read")
+        found = await anyio.to_thread.run_sync(metrics.exposition)
+        return Response(found, media_type=metrics.CONTENT_TYPE)
 
-    async def unload(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        allow(request, "manage", name)
-        given = parameters(await self.body(request))
-        given.pop("unload_dependents", None)  # Triton's clients always send it
-        wanted = texts(given, ("version",))
-        number = wanted["version"]
-        change = partial(self._repository.unload, name, number)
-        await self._change(request, "unload", name, wanted, change)
-        return as_json({"line": name, "version": number})
+    def _call(self, request: Request, served: Served) -> Call:
+        due = deadline(request, self._inference.seconds)
+        store = "no-store" not in (header(request, b"cache-control") or "")
+        return Call(request.state.key, served, 0, due, store)
 
-    async def promote(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        allow(request, "manage", name)
-        wanted = texts(as_object(await self.body(request)), ("version",))
-        change = partial(self._repository.set_default, name, wanted["version"])
-        return as_json(_identity(await self._change(request, "promote", name, wanted, change)))
-
-    def _served(self, request: Request) -> Served:
+    async def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
-        path = request.path_params
-        served = self._repository.get(path["name"], path.get("version"))
+        served = await self._traffic.choose(request)
         request.state.headers = served.headers
         return served
 
@@ -235,23 +244,12 @@ class _Server:
         """The whole body within the limits of this server; raises ProtocolError."""
         return await read_body(request, self._max_body, self._body_seconds)
 
-    async def _change(
-        self,
-        request: Request,
-        action: str,
-        line: str,
-        wanted: dict[str, str],
-        change: Callable[[], T],
-    ) -> T:
-        def recorded() -> T:
-            self._access.record(request, action, line, **wanted)
-            return change()
 
-        return await anyio.to_thread.run_sync(recorded, limiter=self._one_change)
-
-
-async def _call(work: Callable[[], T], *, inline: bool) -> T:
-    return work() if inline else await anyio.to_thread.run_sync(work)
+def _headers(request: Request, served: Served, found: Found) -> dict[str, str]:
+    headers = served.headers | {"x-request-id": request_id(request)}
+    if found.hit is not None:
+        headers["modelmint-cache"] = "hit" if found.hit else "miss"
+    return headers
 
 
 def _identity(served: Served) -> dict[str, Any]:
@@ -260,6 +258,10 @@ def _identity(served: Served) -> dict[str, Any]:
 
 def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+def _answering(line: Line) -> list[str]:
+    return sorted((number for number in line.digests if line.answers(number)), key=int)
 
 
 def _listed(name: str, number: str, line: Line, digest: str, state: str) -> dict[str, Any]:

@@ -4,15 +4,20 @@ What a version folder is, and how it is proven, is `models.version`; nothing is 
 place before all of it is.
 """
 
+import fcntl
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from deployments.serving.protocol import ProtocolError
 from models.digests import IntegrityError
+from models.files import sync_folder
 from models.version import Reader
 
 LINE, NUMBER, DIGEST = r"^[a-z][a-z0-9-]{1,40}$", r"^[1-9][0-9]{0,8}$", r"^[0-9a-f]{64}$"
@@ -95,27 +100,39 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(damaged, ignore_errors=True)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace one file atomically: after a power cut it holds the old content or the new."""
-    incoming = path.with_name(f".{path.name}.incoming")
-    with incoming.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    incoming.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within the folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _within(name: str, content: bytes, limit: int) -> bytes:
     if len(content) > limit:
         raise IntegrityError(f"{name} is larger than the {limit:,} bytes it may have")
     return content
+
+
+def hold(root: Path) -> IO[str]:
+    """Take the folder for one server until the file is closed; raises OSError when it is taken."""
+    root.mkdir(parents=True, exist_ok=True)
+    # Two servers would overwrite each other's state; the lock goes with the process.
+    lock = (root / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    for leftover in [*root.glob("*/.incoming-*"), *root.glob("*/.damaged-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    return lock
+
+
+@contextmanager
+def exclusive(lock: threading.Lock, path: Path) -> Iterator[None]:
+    """Only this thread of this process, among all that name the same lock and the same file."""
+    with lock, path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def stamp(path: Path) -> tuple[int, int, int]:
+    """What changes whenever the file is replaced; zeros while there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0, 0
+    return found.st_ino, found.st_mtime_ns, found.st_size

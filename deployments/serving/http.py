@@ -5,26 +5,41 @@ import logging
 import math
 import re
 import uuid
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import anyio.to_thread
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.serving import metrics
 from deployments.serving.protocol import JSON, ProtocolError
 
+TIMEOUT = "modelmint-timeout-ms"
+_WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
+"""Content encodings, and the window by which zlib knows them."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger("modelmint.serving")
+
+
+def header(request: Request, name: bytes) -> str | None:
+    """A header's value by its lower-case name: a search of the list each time would add up."""
+    fields: dict[bytes, bytes] | None = request.scope.get("modelmint.headers")
+    if fields is None:
+        fields = request.scope["modelmint.headers"] = dict(request.scope["headers"])
+    value = fields.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def request_id(request: Request) -> str:
     """The caller's `x-request-id` when it is well-formed, else a new one, the same all along."""
     found = getattr(request.state, "request_id", None)
     if found is None:
-        found = request.headers.get("x-request-id", "")
+        found = header(request, b"x-request-id") or ""
         if not _REQUEST_ID.fullmatch(found):
             found = uuid.uuid4().hex
         request.state.request_id = found
@@ -33,30 +48,62 @@ def request_id(request: Request) -> str:
 
 def media_type(request: Request) -> str:
     """The content type without parameters, lower case; JSON when none is given."""
-    return request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    return (header(request, b"content-type") or JSON).partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, largest: int, seconds: float) -> bytes:
-    """The whole body; raises ProtocolError 400 or 413, and 408 when it takes over `seconds`."""
+    """The whole body, decompressed; raises ProtocolError 400, 413, 415, and 408 over `seconds`.
+
+    `largest` bounds what is sent and what it unpacks to, before that is allocated.
+    """
     too_large = ProtocolError(413, f"the body is over {largest:,} bytes", "too_large")
-    announced = request.headers.get("content-length")
+    announced = header(request, b"content-length")
     if announced is not None and int(announced) > largest:  # the HTTP parser let digits through
         raise too_large
-    chunks, size = [], 0
+    encoding = (header(request, b"content-encoding") or "identity").strip().lower()
+    if encoding not in _WINDOWS:
+        raise ProtocolError(415, "a body may be compressed by gzip or deflate", "media_type")
+    body = bytearray()  # grows with what comes; a list would pay for every chunk of a byte
     try:
         # uvicorn has no deadline of its own: a slow sender would hold a connection for ever.
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
-                size += len(chunk)
-                if size > largest:
+                if len(body) + len(chunk) > largest:
                     raise too_large
-                if chunk:
-                    chunks.append(chunk)
+                body += chunk
     except TimeoutError:
         raise ProtocolError(408, "the body did not arrive in time", "timeout") from None
     except ClientDisconnect:  # nobody reads this answer, and it is no failure of ours
         raise ProtocolError(400, "the caller left", "disconnected") from None
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    if encoding == "identity":
+        return bytes(body)
+    return await anyio.to_thread.run_sync(_unpack, bytes(body), encoding, largest)
+
+
+def _unpack(body: bytes, encoding: str, largest: int) -> bytes:
+    stream = zlib.decompressobj(_WINDOWS[encoding])
+    try:
+        found = stream.decompress(body, largest + 1)
+    except zlib.error:
+        raise ProtocolError(400, f"the body is no whole {encoding} stream") from None
+    if len(found) > largest:
+        raise ProtocolError(413, f"the body unpacks to over {largest:,} bytes", "too_large")
+    if not stream.eof or stream.unused_data:
+        raise ProtocolError(400, f"the body is no whole {encoding} stream")
+    return found
+
+
+def deadline(request: Request, seconds: float) -> float:
+    """When the answer is due, in the loop's time: by header, else in `seconds`, counted from now.
+
+    Raises ProtocolError 400 for a header that is no number of milliseconds up to ten minutes.
+    """
+    text = header(request, TIMEOUT.encode())
+    if text is not None:
+        if not (text.isascii() and text.isdigit() and len(text) < 7 and 0 < int(text) <= 600_000):
+            raise ProtocolError(400, f"{TIMEOUT} must be 1 to 600000 milliseconds")
+        seconds = min(seconds, int(text) / 1000)
+    return asyncio.get_running_loop().time() + seconds
 
 
 def as_object(body: bytes) -> dict[str, Any]:
@@ -117,6 +164,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         # Starlette raises it again once answered, and uvicorn logs the traceback after this line.
         _log.error("request %s failed: %s", identity, type(error).__name__)
         status, code, message = 500, "internal", "internal error: see the server's log"
+    metrics.refused(status, code)
     if status in (401, 408, 413):
         headers["connection"] = "close"  # what is left of the body is never read
     answer = {"error": message, "code": code, "request_id": identity}

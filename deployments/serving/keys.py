@@ -11,7 +11,6 @@ Scopes are `verb:line`, `*` for every line:
 import fcntl
 import hashlib
 import hmac
-import os
 import secrets
 import threading
 import time
@@ -23,9 +22,9 @@ from typing import Annotated, Literal
 import orjson
 from pydantic import Field, StringConstraints, ValidationError
 
-from deployments.serving.folder import sync_folder
 from deployments.serving.protocol import ProtocolError
 from models.digests import Digest
+from models.files import write
 from models.open import Frozen
 
 KEYS_FILE = "keys.json"
@@ -121,11 +120,12 @@ class Keys:
         kind, _, token = (header or "").partition(" ")
         if kind.lower() != "bearer" or not token:
             raise ProtocolError(401, "send your key: Authorization: Bearer mm_...", "no_key")
-        parts = token.strip().split("_", 2)
-        key = self._keys.get(parts[1]) if len(parts) == 3 else None
-        found = hashlib.sha256(token.strip().encode()).hexdigest()
-        # Compared in constant time; an id is no secret, so how it is looked up tells nothing.
-        if key is None or not _fits(key, found):
+        found = _hash(token.strip())
+        key = self._matching(token.strip(), found)
+        if key is None:
+            self.refresh()  # another worker may have made it just now
+            key = self._matching(token.strip(), found)
+        if key is None:
             raise ProtocolError(401, "this key is not known here", "unknown_key")
         now = time.time()
         if key.revoked is not None:
@@ -202,8 +202,14 @@ class Keys:
         token = f"mm_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
         file.parent.mkdir(parents=True, exist_ok=True)
         # On disk before it counts: a key nobody knows would lock everybody out.
-        write_private(file, token.encode())
+        write(file, token.encode())
         self.create("first", EVERYTHING, secret=token)
+
+    def _matching(self, token: str, found: str) -> ApiKey | None:
+        parts = token.split("_", 2)
+        key = self._keys.get(parts[1]) if len(parts) == 3 else None
+        # Compared in constant time; an id is no secret, so how it is looked up tells nothing.
+        return key if key is not None and _fits(key, found) else None
 
     def _named(self, identity: str) -> ApiKey:
         found = self._keys.get(identity)
@@ -220,21 +226,8 @@ class Keys:
 
     def _write(self, keys: dict[str, ApiKey]) -> None:
         content = KeyFile(keys=tuple(keys.values())).model_dump(mode="json")
-        write_private(self._path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        write(self._path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
         self.refresh()
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file that only its owner may read, from its first byte on."""
-    incoming = path.with_name(f".{path.name}.{os.getpid()}")
-    incoming.unlink(missing_ok=True)
-    handle = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    incoming.replace(path)
-    sync_folder(path.parent)
 
 
 def refused(error: Exception) -> ProtocolError:

@@ -1,150 +1,42 @@
-"""The versions this server answers with: loaded, defaulted, unloaded, and remembered on disk.
+"""The versions this server answers with: loaded, promoted, rolled back, unloaded, and remembered.
 
 `<root>/<line>/<version number>/` is a version folder, `<root>/state.json` says what is to be
 served. Both survive a restart with the store and MLflow down, and every digest is proven again.
 Readers see one immutable map, swapped whole: a request never waits for a load.
+
+Several workers may serve one folder. Each follows `state.json`; a change is written there by the
+worker that was asked, and returns once every worker serves it.
 """
 
-import fcntl
 import logging
-import shutil
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, NamedTuple, NoReturn
+from typing import NoReturn
 
-import orjson
-from pydantic import StringConstraints
-
-from deployments.serving.folder import (
-    DIGEST,
-    LINE,
-    NUMBER,
-    local,
-    matches,
-    stored,
-    write_file,
-    write_folder,
-)
+from deployments.serving.folder import DIGEST, LINE, NUMBER, exclusive, matches, stored
+from deployments.serving.following import Follower
+from deployments.serving.line import Failed, Line
+from deployments.serving.opening import open_proven
 from deployments.serving.protocol import ProtocolError
-from deployments.serving.session import Served, open_version
-from deployments.serving.triton import triton_config
-from models.digests import Digest, IntegrityError
-from models.open import Frozen
-from models.trust import Trust, TrustError
-from models.version import Reader, read_verified
+from deployments.serving.session import Served
+from deployments.serving.state import Canary, Shadow, Unrecorded
+from models.promotions import Entry
+from models.trust import Trust
 
-STATE_FILE = "state.json"
-TRITON_FILE = "config.pbtxt"
-Number = Annotated[str, StringConstraints(pattern=NUMBER)]
 _log = logging.getLogger("modelmint.serving")
 
 
-class LineState(Frozen):
-    """What is to be served for a line: the default's number and every version's digest."""
+class Repository(Follower):
+    """Changes of what is served; a change is never kept waiting by a load.
 
-    default: Number | None
-    versions: dict[Number, Digest]
-
-
-class State(Frozen):
-    """The content of `state.json`."""
-
-    lines: dict[Annotated[str, StringConstraints(pattern=LINE)], LineState]
-
-
-class Failed(NamedTuple):
-    """A version that is to be served but did not verify when the server started."""
-
-    digest: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line's versions at one moment, by number."""
-
-    default: str | None = None
-    versions: Mapping[str, Served] = field(default_factory=dict)
-    failed: Mapping[str, Failed] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        """Whether the line answers when no version is named."""
-        return self.default in self.versions
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """The digest of every version that is to be served."""
-        failed = {number: one.digest for number, one in self.failed.items()}
-        return {number: one.digest for number, one in self.versions.items()} | failed
-
-
-class Repository:
-    """The loaded versions of the lines below `root`; one server at a time may hold it.
-
-    Only versions signed by a key of `trust` are loaded. Thread-safe: changes are made one at a
-    time, readers are never kept waiting. Raises OSError when the folder cannot be used or another
-    server holds it.
+    With `memory`, in bytes, versions beyond that budget are opened only when they are asked for.
     """
 
-    def __init__(self, root: Path, trust: Trust) -> None:
-        self.root = root
-        self._trust = trust
-        root.mkdir(parents=True, exist_ok=True)
-        # Two servers would overwrite each other's state; the lock goes with the process.
-        self._lock = (root / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise
-        self._changes = threading.Lock()
-        self._lines: Mapping[str, Line] = MappingProxyType({})
-
-    def close(self) -> None:
-        """Let another server hold the folder."""
-        self._lock.close()
-
-    def restore(self) -> None:
-        """Load what `state.json` says; a version that fails is logged and left out.
-
-        Raises ValueError when the file cannot be read: starting empty would forget what to serve.
-        """
-        path = self.root / STATE_FILE
-        state = State.model_validate_json(path.read_bytes()) if path.exists() else State(lines={})
-        for leftover in [*self.root.glob("*/.incoming-*"), *self.root.glob("*/.damaged-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
-        lines: dict[str, Line] = {}
-        for name, wanted in state.lines.items():
-            versions: dict[str, Served] = {}
-            failed: dict[str, Failed] = {}
-            for number, digest in wanted.versions.items():
-                try:
-                    versions[number] = self._open(name, number, digest, None)
-                except Exception as error:  # one version must never stop the others
-                    reason = error.message if isinstance(error, ProtocolError) else "internal error"
-                    failed[number] = Failed(digest, reason)
-                    unexpected = not isinstance(error, ProtocolError)
-                    _log.error(
-                        "%s version %s is not served: %s", name, number, reason, exc_info=unexpected
-                    )
-            lines[name] = Line(wanted.default, versions, failed)
-        self._lines = MappingProxyType(lines)
-
-    @property
-    def lines(self) -> Mapping[str, Line]:
-        """Every line at this moment, by name."""
-        return self._lines
-
-    def line(self, name: str) -> Line:
-        """The line; raises ProtocolError 404."""
-        found = self._lines.get(name)
-        if found is None:
-            raise ProtocolError(404, f"no model {name[:60]!r} is loaded", "unknown_model")
-        return found
+    def __init__(self, root: Path, trust: Trust, memory: int | None = None) -> None:
+        super().__init__(root, trust, memory)
+        self._waking = threading.Lock()
 
     def default(self, name: str) -> Served:
         """The version that answers when none is named; raises ProtocolError 404 or 503."""
@@ -157,7 +49,47 @@ class Repository:
         if chosen is None:
             raise ProtocolError(404, f"{name} has no default version: promote one", "no_default")
         served = line.versions.get(chosen)
-        return self._absent(name, chosen, line) if served is None else served
+        if served is None:
+            return self._absent(name, chosen, line)
+        self._memory.touch(served.digest)
+        return served
+
+    def wake(self, name: str, number: str | None) -> Served:
+        """A version as `get` gives it, opened first when it was out of memory.
+
+        Raises ProtocolError 404 or 503; takes as long as opening does, and keeps only those
+        waiting who ask for a version that is out of memory too.
+        """
+        with self._waking:
+            line = self.line(name)
+            digest = line.idle.get(number or "")
+            if number is None or digest is None:
+                return self.get(name, number)
+            try:
+                served = open_proven(self.root, self._trust, name, number, digest)
+            except ProtocolError as error:
+                _log.error("%s version %s is not served: %s", name, number, error.message)
+                failed = {number: Failed(digest, error.message)}
+                with self._changes:
+                    self._swap(
+                        name,
+                        number,
+                        digest,
+                        lambda one: replace(one.without(number), failed={**one.failed, **failed}),
+                    )
+                raise ProtocolError(
+                    503, f"version {number} of {name} failed verification", "version_failed"
+                ) from None
+            with self._changes:
+                self._memory.touch(digest)
+                self._swap(name, number, digest, lambda one: one.holding(served))
+            return served
+
+    def _swap(self, name: str, number: str, digest: str, change: Callable[[Line], Line]) -> None:
+        """Change a line of this worker alone, if the version is still out of memory."""
+        line = self._lines.get(name)
+        if line is not None and line.idle.get(number) == digest:
+            self._lines = self._fitted({**self._lines, name: change(line)})
 
     def load(self, name: str, number: str, digest: str, source: str | None = None) -> Served:
         """Make the version with this digest answer under its number, fetching it when needed.
@@ -174,87 +106,144 @@ class Repository:
             if not matches(pattern, text):
                 raise ProtocolError(400, f"{what} must have the form {pattern}", "bad_name")
         reader = None if source is None else stored(source)
-        with self._changes:
-            line = self._lines.get(name, Line())
-            held = line.digests.get(number, digest)
-            if held != digest:
-                raise ProtocolError(
-                    409, f"{name} version {number} is {held[:12]}: unload it first", "conflict"
-                )
-            if number in line.versions:
-                return line.versions[number]
-            served = self._open(name, number, digest, reader)
-            failed = {n: f for n, f in line.failed.items() if n != number}
-            versions = {**line.versions, number: served}
-            self._publish(name, replace(line, versions=versions, failed=failed))
-            return served
+        with exclusive(self._loads, self.root / ".loads.lock"):
+            self.refresh()
+            served = self._held(name, number, digest)
+            if served is None:
+                served = open_proven(self.root, self._trust, name, number, digest, reader)
+                with self._changing():
+                    self._held(name, number, digest)
+                    line = self._lines.get(name, Line())
+                    self._memory.touch(digest)
+                    self._publish(name, line.holding(served))
+        self._everywhere(name, number)
+        return served
 
-    def set_default(self, name: str, number: str) -> Served:
-        """Let a loaded version answer when none is named; raises ProtocolError 404 or 503."""
-        with self._changes:
-            served = self.get(name, number)
-            line = self.line(name)
+    def set_default(self, name: str, number: str, entry: Entry | None = None) -> Served:
+        """Let a loaded version answer when none is named; raises ProtocolError 404 or 503.
+
+        An entry is kept until it is in the promotion record. Without one the record has it: then it
+        is 409 while the record lacks a change made here, which it would undo.
+        """
+        woken = self.wake(name, number)
+        with self._changing():
+            if entry is None and any(one.line == name for one in self._state.unrecorded):
+                raise ProtocolError(
+                    409, f"{name} was changed here and that is not recorded yet", "unrecorded"
+                )
+            line, served = self._with(name, number, woken)
             if line.default != number:
-                self._publish(name, replace(line, default=number))
-            return served
+                before = () if line.default is None else (line.default,)
+                kept = (*(n for n in line.previous if n not in before), *before)
+                self._publish(name, line.produced(number, kept), self._entry(line, served, entry))
+        self._everywhere(name, number)
+        return served
+
+    def roll_back(self, name: str, number: str | None, entry: Entry) -> tuple[Served, str]:
+        """Put a version back into production, the one before the present one for None.
+
+        Returns it and the number that it replaces. What was promoted after it is no longer a
+        version to go back to. Raises ProtocolError: 404 when there is none or it is not loaded,
+        409 when it is in production already, 503 when it failed verification.
+        """
+        woken = self.wake(name, self._target(name, number))
+        with self._changing():
+            line, served = self._with(name, self._target(name, number), woken)
+            if line.default in (None, served.number):
+                raise ProtocolError(
+                    409, f"{name} version {served.number} is in production already", "conflict"
+                )
+            kept = line.previous
+            if served.number in kept:
+                kept = kept[: kept.index(served.number)]
+            changed = line.produced(served.number, kept)
+            self._publish(name, changed, self._entry(line, served, entry))
+        self._everywhere(name, served.number)
+        return served, str(line.default)
 
     def unload(self, name: str, number: str) -> None:
         """Stop serving a version; requests it is answering finish. Its folder stays.
 
         Raises ProtocolError: 404 when it is not loaded, 409 when it is the default.
         """
-        with self._changes:
+        with self._changing():
             line = self.line(name)
             if number == line.default:
                 raise ProtocolError(
                     409, f"version {number} is the default of {name}: promote another", "conflict"
                 )
-            if number not in line.versions and number not in line.failed:
+            if number not in line.digests:
                 self._absent(name, number, line)
-            versions = {n: v for n, v in line.versions.items() if n != number}
-            failed = {n: f for n, f in line.failed.items() if n != number}
-            self._publish(name, replace(line, versions=versions, failed=failed))
+            previous = tuple(n for n in line.previous if n != number)
+            changed = replace(line.without(number), previous=previous)
+            self._publish(name, changed.without_trials_of(number))
+        self._everywhere(name, number)
 
-    def _open(self, name: str, number: str, digest: str, source: Reader | None) -> Served:
-        folder = self.root / name / number
-        try:
-            try:
-                files = read_verified(local(folder), self._trust, name, digest).files
-            except IntegrityError:
-                if source is None and not folder.exists():
+    def try_out(self, name: str, kind: str, trial: Canary | Shadow | None) -> None:
+        """Start a trial of a loaded version, or end it for None.
+
+        Raises ProtocolError: 404 when the version is not loaded, 409 when it is the default, 503
+        when it failed verification.
+        """
+        woken = self.wake(name, trial.version) if trial else None
+        with self._changing():
+            line = self.line(name)
+            if trial is not None and woken is not None:
+                line, _ = self._with(name, trial.version, woken)
+                if trial.version == line.default:
                     raise ProtocolError(
-                        404, f"{name} version {number} is not here: give its source", "no_folder"
-                    ) from None
-                if source is None:
-                    raise
-                # Absent or damaged here: proven in memory first, then put in place whole.
-                files = read_verified(source, self._trust, name, digest).files
-                write_folder(folder, files)
-        except IntegrityError as error:
-            raise ProtocolError(422, f"{name} version {number}: {error}", "integrity") from None
-        except TrustError as error:
-            _log.error("%s", error)
-            raise ProtocolError(
-                503, "a file among the trusted keys is no key: see the server's log", "trust"
-            ) from None
-        return open_version(name, number, digest, files)
+                        409, f"version {trial.version} of {name} is in production", "conflict"
+                    )
+            canary = trial if isinstance(trial, Canary) else None
+            shadow = trial if isinstance(trial, Shadow) else None
+            changed = replace(
+                line,
+                canary=canary if kind == "canary" else line.canary,
+                shadow=shadow if kind == "shadow" else line.shadow,
+            )
+            self._publish(name, changed)
+        self._everywhere(name, str(line.default))
 
-    def _publish(self, name: str, line: Line) -> None:
-        lines = {**self._lines, name: line}
-        if not line.versions and not line.failed:
-            del lines[name]
-        state = State(
-            lines={
-                n: LineState(default=one.default, versions=one.digests) for n, one in lines.items()
-            }
-        )
-        if line.ready:
-            text = triton_config(line.versions[str(line.default)])
-            write_file(self.root / name / TRITON_FILE, text.encode())
-        # On disk first: a change the caller was told of is never lost.
-        content = orjson.dumps(state.model_dump(), option=orjson.OPT_INDENT_2)
-        write_file(self.root / STATE_FILE, content)
-        self._lines = MappingProxyType(lines)
+    def recorded(self, ids: set[str]) -> None:
+        """Forget entries that are in the promotion record now."""
+        with self._changing():
+            left = tuple(one for one in self._state.unrecorded if one.entry.id not in ids)
+            self._write(self._lines, left)
+
+    def _target(self, name: str, number: str | None) -> str:
+        """The version a rollback goes to; raises ProtocolError 404 when there is none."""
+        previous = self.line(name).previous
+        if number is None and not previous:
+            raise ProtocolError(
+                404, f"no version of {name} was in production before", "no_previous"
+            )
+        return number or previous[-1]
+
+    def _with(self, name: str, number: str, woken: Served) -> tuple[Line, Served]:
+        """The line with that version in memory, which may have left it again meanwhile."""
+        line = self.line(name)
+        if line.idle.get(number) == woken.digest and number == woken.number:
+            return line.holding(woken), woken
+        return line, self.get(name, number)
+
+    def _held(self, name: str, number: str, digest: str) -> Served | None:
+        """The version if it is loaded; raises ProtocolError 409 when the number is another's."""
+        line = self._lines.get(name, Line())
+        held = line.digests.get(number, digest)
+        if held != digest:
+            raise ProtocolError(
+                409, f"{name} version {number} is {held[:12]}: unload it first", "conflict"
+            )
+        return line.versions.get(number)
+
+    def _entry(self, line: Line, served: Served, entry: Entry | None) -> tuple[Unrecorded, ...]:
+        """What is not recorded yet, with the entry completed by what the repository knows."""
+        if entry is None:
+            return self._state.unrecorded
+        replaced = line.digests.get(line.default) if line.default else None
+        changed = {"number": int(served.number), "digest": served.digest, "replaced": replaced}
+        one = Unrecorded(line=served.line, entry=entry.model_copy(update=changed))
+        return (*self._state.unrecorded, one)
 
     def _absent(self, name: str, number: str, line: Line) -> NoReturn:
         if number in line.failed:

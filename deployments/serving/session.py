@@ -4,13 +4,15 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 import safetensors.numpy
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
     InvalidArgument,
 )
 from safetensors import SafetensorError
@@ -18,11 +20,20 @@ from safetensors import SafetensorError
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog
 from models.data import RefusedRequest
+from models.objectives import NotFiniteError
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
 
 INLINE_SECONDS = 0.002
 """Longest that a session may hold the event loop; a thread costs about 0.1 ms more."""
+BATCHED_ROWS = 32
+"""Rows that are computed together when a version is loaded, to see whether that pays and agrees."""
+MOST_ROWS, MOST_SECONDS = 64, 0.1
+"""Bounds of a batch: what comes next waits for it."""
+GAIN_SECONDS = 0.0001
+"""What batching must save a row: about what a queue and a thread cost a request."""
+SAME = 1e-4
+"""Largest `Signature.closeness` of rows computed together to the same rows computed alone."""
 FARTHEST = 0.25
 """Largest `Signature.closeness` to the recorded output: a compressed version differs a little."""
 ONNX_TYPES = {
@@ -45,6 +56,10 @@ class Served:
     session: Any
     inline_rows: int
     """Requests of up to this many rows are quick enough to run on the event loop."""
+    row_seconds: float
+    """About what a row takes, among others where rows are batched."""
+    batch_rows: int
+    """Most rows of several requests to be computed together; 1 where that is wrong or no gain."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -60,7 +75,7 @@ class Served:
         names = [spec.name for spec in self.outputs]
         try:
             return dict(zip(names, self.session.run(names, tensors), strict=True))
-        except InvalidArgument as error:
+        except (Fail, InvalidArgument) as error:
             _log.info("%s/%s refused an input: %s", self.line, self.number, error)
             raise ProtocolError(400, "the model cannot compute these values") from None
 
@@ -74,14 +89,21 @@ class Served:
             raise ProtocolError(400, "the request holds no record", "refused_request")
         return self.signature.features.encode(rows), rows.height
 
-    def predict(self, tensors: Tensors) -> list[dict[str, Any]]:
-        """One answer a row of what was read; raises ProtocolError."""
-        output = self.run(tensors)[self.outputs[0].name]
+    def answers(self, outputs: Tensors) -> list[dict[str, Any]]:
+        """What a person reads, one answer a row; raises ProtocolError 422 for none to give."""
+        output = outputs[self.outputs[0].name]
         if not np.isfinite(output).all():
             raise ProtocolError(
                 422, "the model gives no finite answer for these values", "not_finite"
             )
         return self.signature.objective.answer(output)
+
+    def respond(self, tensors: Tensors) -> list[dict[str, Any]]:
+        """The same where an answer takes several runs of the network; raises ProtocolError."""
+        try:
+            return self.signature.objective.respond(self.run, tensors)
+        except NotFiniteError as error:
+            raise ProtocolError(422, str(error), "not_finite") from None
 
 
 def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:
@@ -98,10 +120,10 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
         _log.warning("%s/%s: %s", line, number, error)
         raise _unfit("its signature or sample cannot be read by this server's code") from None
     session = _session(files[MODEL_FILE], f"{line}/{number}")
-    inputs, outputs = signature.features.inputs, (signature.objective.output,)
+    inputs, outputs = signature.features.inputs, signature.outputs
     _check("input", session.get_inputs(), inputs)
     _check("output", session.get_outputs(), outputs)
-    for spec in (*inputs, *outputs):
+    for spec in (*inputs, outputs[0]):
         if spec.name not in sample:
             raise _unfit(f"the sample has no tensor {spec.name!r}")
         try:
@@ -110,9 +132,15 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
             raise _unfit(f"the sample's {error}") from None
     feeds = {spec.name: sample[spec.name] for spec in inputs}
     seconds = _compare(session, feeds, outputs[0].name, sample[outputs[0].name], signature)
-    rows = len(next(iter(feeds.values())))
-    inline_rows = int(rows * INLINE_SECONDS / seconds)
-    return Served(line, number, digest, signature, inputs, outputs, session, inline_rows)
+    seconds /= len(sample[outputs[0].name])
+    inline_rows, batch_rows = int(INLINE_SECONDS / seconds), 1
+    paces = _together(session, feeds, outputs[0].name, signature)
+    if paces and paces.alone - paces.together > GAIN_SECONDS:
+        seconds, inline_rows = paces.together, 0
+        batch_rows = max(1, min(MOST_ROWS, int(MOST_SECONDS / seconds)))
+    return Served(
+        line, number, digest, signature, inputs, outputs, session, inline_rows, seconds, batch_rows
+    )
 
 
 def _session(model: bytes, version: str) -> Any:
@@ -174,6 +202,43 @@ def _compare(
             f" its spread; at most {FARTHEST} is served: mint the version again"
         )
     return min(seconds)
+
+
+class _Paces(NamedTuple):
+    """Seconds of a row computed alone, and of a row among `BATCHED_ROWS`."""
+
+    alone: float
+    together: float
+
+
+def _together(session: Any, feeds: Tensors, name: str, signature: Signature) -> _Paces | None:
+    """What batching gains; None where a row's answer is not its own business.
+
+    A fixed first dimension cannot grow. A network that looks at the whole batch, as one does whose
+    activations are quantized by their range, would let one caller's rows change another's answer.
+    """
+    values = [*session.get_inputs(), *session.get_outputs()]
+    rows = len(next(iter(feeds.values())))
+    if rows < 2 or any(not v.shape or isinstance(v.shape[0], int) for v in values):
+        return None
+    order = np.arange(BATCHED_ROWS) % rows
+    many = {key: tensor[order] for key, tensor in feeds.items()}
+
+    def timed(given: Tensors) -> tuple[NDArray[Any], float]:
+        start = time.perf_counter()
+        found = session.run([name], given)[0]
+        return found, time.perf_counter() - start
+
+    try:
+        alone = [timed({k: t[i : i + 1] for k, t in feeds.items()}) for i in range(rows)]
+        found, together = min((timed(many) for _ in range(2)), key=itemgetter(1))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        _log.info("rows of other requests cannot be added: %s", error)
+        return None
+    expected = np.concatenate([answer for answer, _ in alone])[order]
+    if found.shape != expected.shape or not signature.closeness(found, expected) <= SAME:
+        return None
+    return _Paces(min(seconds for _, seconds in alone), together / BATCHED_ROWS)
 
 
 def _unfit(message: str) -> ProtocolError:

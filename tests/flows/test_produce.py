@@ -1,5 +1,7 @@
 """The whole chain on a third line that is one file, against the real services."""
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -7,11 +9,14 @@ from deployments.local.stack import SERVER
 from flows.produce import Production, produce
 from models import catalog
 from models.spec import Budget, Gate, Training
+from tasks import tracking
 from tasks.clean import clean
 from tasks.dataset import manifest, rows
-from tasks.deploy import authorization
 from tasks.land import land
+from tasks.lineage import UnknownOriginError, lineage
+from tasks.production import catch_up, promote_version, roll_back
 from tasks.promotion import promotions
+from tasks.server import authorization
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.stage import StageRun
 from tasks.store import store
@@ -167,3 +172,67 @@ def test_quarantine_names_object_row_and_reason(first: Production) -> None:
     table = store().get_table(partition.refused)
     assert table.rows() == [(16, "age", "'seventeen' is no number")]
     assert sum(first.dataset.rows.values()) == 221
+
+
+def test_a_version_that_was_rolled_back_waits_for_people(
+    first: Production, services: dict[str, str]
+) -> None:
+    before = promotions(LINE).champion
+    assert before is not None
+    changed: dict[str, Any] = {
+        "budget": Budget(exclude=(produce(LINE).artifact.chosen,), quality_loss=0.5, slowdown=20),
+        "gate": Gate(floors={"rmse": 1000}, margin=10.0),
+    }
+    bad = produce(LINE, **changed)
+    assert (bad.verdict.decision, bad.endpoint.serving) == ("promote", bad.version.number)
+    found = roll_back(LINE, None, "customers complain")
+    assert (found["version"], found["replaced"]) == (before.number, bad.version.number)
+    catch_up(LINE)
+    champion = promotions(LINE).champion
+    assert champion is not None
+    assert (champion.digest, champion.kind, champion.by) == (before.digest, "rollback", found["by"])
+    assert tracking.client().get_model_version_by_alias(LINE, "champion").version == str(
+        before.number
+    )
+
+    again = produce(LINE, **changed)
+    assert again.version.digest == bad.version.digest
+    assert again.verdict.decision == "hold"
+    assert again.verdict.reasons[0].startswith("rolled back on ")
+    assert again.verdict.reasons[0].endswith(
+        "customers complain; promote it by hand, or land new data"
+    )
+    assert again.endpoint.serving == before.number
+    shown = {v["version"]: v["production"] for v in versions(LINE)}
+    assert "customers complain" in shown[bad.version.number]
+    assert shown[before.number].startswith("in production: brought back on ")
+
+    assert promote_version(LINE, bad.version.number, "")["replaced"] == before.number
+    assert produce(LINE, **changed).verdict.decision == "promote"
+    assert first.version.number in shown
+
+
+def test_an_answer_leads_back_to_run_code_data_and_signer(
+    first: Production, services: dict[str, str]
+) -> None:
+    payload, media_type = first.dataset.signature.features.write(
+        rows(first.dataset, "test").head(1)
+    )
+    path = f"/v1/lines/{LINE}/versions/{first.version.number}/predict"
+    headers = {"content-type": media_type, "x-request-id": "asked-1", **authorization()}
+    answer = httpx.post(f"{services[SERVER]}{path}", content=payload, headers=headers)
+    assert answer.status_code == 200
+    found = lineage("asked-1")
+    assert found["request"]["status"] == 200
+    assert (found["line"], found["version"]) == (LINE, first.version.number)
+    assert found["digest"] == answer.headers["modelmint-digest"] == first.version.digest
+    assert len(found["signed_by"]) == 1
+    assert found["run"]["mlflow"] == first.version.run
+    assert [one["name"] for one in found["data"]["objects_named"]] == ["first.csv"]
+    assert found["stages"]["train"] == by_name(first)["train"].digest
+    assert found["settings"]["training"]["epochs"]
+    same = lineage(first.version.digest[:12])
+    assert {**same, "request": found["request"]} == found
+    for unknown in ("asked-2", "0" * 64, "00000000"):
+        with pytest.raises(UnknownOriginError):
+            lineage(unknown)

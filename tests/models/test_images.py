@@ -266,3 +266,14 @@ def test_what_a_person_sends_is_encoded_as_in_training(size: ImageSize) -> None:
 def test_a_request_that_is_no_image_is_refused() -> None:
     with pytest.raises(RefusedRequest, match="not a PNG or JPEG image"):
         fitted().read(b"{}", "image/png")
+
+
+def test_idx_images_are_read_without_their_labels_where_they_are_scored() -> None:
+    images = pixels(0, 3, 8, 8)
+    payload = bytes((0, 0, 8, 3)) + struct.pack(">3I", *images.shape) + images.tobytes()
+    parsed = DATA.parse_unlabelled("new-images-idx3-ubyte", payload, {}, "label")
+    assert parsed.rows.get_column("row").to_list() == [0, 1, 2]
+    assert (parsed.rows.get_column("image").to_numpy().reshape(-1, 8, 8) == images).all()
+    assert dict(DATA.joined) == {}
+    with pytest.raises(RefusedObject, match="no labels"):
+        DATA.parse("new-images-idx3-ubyte", payload, {})

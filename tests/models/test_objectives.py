@@ -163,3 +163,15 @@ def test_metrics_of_resamples_are_those_of_the_resampled_rows(
     for index, chosen in enumerate(samples):
         alone = objective.measure(predicted[chosen], target[chosen])
         assert {name: values[index] for name, values in found.items()} == pytest.approx(alone)
+
+
+def test_answers_as_columns_say_what_answers_as_records_say() -> None:
+    table = ANIMAL.table(PROBABILITIES)
+    for row, answer in zip(table.iter_rows(named=True), ANIMAL.answer(PROBABILITIES), strict=True):
+        assert row["animal"] == answer["animal"]
+        assert row["probability"] == pytest.approx(answer["probability"])
+        assert row["probabilities"] == pytest.approx(answer["probabilities"])
+    output = np.array([1.5, 2.5], np.float32)
+    assert MINUTES.table(output).to_dict(as_series=False) == {"minutes": [1.5, 2.5]}
+    # An objective of somebody's own has the same columns as its records.
+    assert Objective.table(MINUTES, output).columns == ["minutes", "unit"]

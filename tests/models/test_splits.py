@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from models.splits import ByHash, ByTime, Given, SplitError, identity_hash
+from models.splits import ByGroup, ByHash, ByTime, Given, SplitError, identity_hash
 
 COLUMNS = ("name", "number")
 ROWS = pl.DataFrame({"name": ["a", "b", None, "Zürich"], "number": [7, -3, 0, 12]})
@@ -129,3 +129,30 @@ def test_given_names_the_empty_split_and_the_missing_column() -> None:
         Given(test="t10k").assign({"train", "validation"})
     with pytest.raises(SplitError, match="rows without a column 'part'"):
         Given(test="t10k").label(numbered(0, 3), np.zeros(3, np.uint64))
+
+
+# ---- by group
+
+
+def test_rows_of_one_group_are_in_one_split_that_other_columns_do_not_change() -> None:
+    rows = pl.DataFrame({"group": [f"g{n // 3}" for n in range(900)], "id": range(900)})
+    split = ByGroup(column="group", test=0.2, validation=0.1)
+    labels = split.label(rows, identity_hash(rows, ("id",)))
+    assert (
+        rows.with_columns(labels)
+        .group_by("group")
+        .agg(pl.col("label").n_unique())["label"]
+        .to_list()
+        == [1] * 300
+    )
+    shares = labels.value_counts(normalize=True)
+    assert dict(shares.iter_rows())["test"] == pytest.approx(0.2, abs=0.06)
+    again = split.label(rows, np.zeros(900, np.uint64))
+    assert labels.equals(again)
+
+
+def test_groups_are_split_as_records_of_the_same_identity_are() -> None:
+    rows = numbered(0, 300)
+    assert list(ByGroup(column="id", test=0.2, validation=0.1).label(rows, np.zeros(300))) == list(
+        by_hash(rows).values()
+    )

@@ -109,6 +109,16 @@ def test_bytes_do_not_move_between_texts_or_columns() -> None:
     assert len({table_digest(table) for table in tables}) == 4
 
 
+def test_bytes_count_as_text_does_and_differ_from_it() -> None:
+    sounds = [b"xy", b"", None, b"\xff\x00z"]
+    table = pl.DataFrame({"a": pl.Series(sounds, dtype=pl.Binary)})
+    same = pl.concat([table.head(1), table.slice(1, 2), table.tail(1)], rechunk=False)
+    assert table_digest(parquet(same)) == table_digest(same) == table_digest(table)
+    moved = pl.DataFrame({"a": pl.Series([b"x", b"y", None, b"\xff\x00z"], dtype=pl.Binary)})
+    text = pl.DataFrame({"a": ["xy", "", None, "z"]})
+    assert len({table_digest(t) for t in (table, moved, text, text.cast(pl.Binary))}) == 4
+
+
 def test_values_cannot_pass_for_the_bitmap_of_nulls() -> None:
     # The first value's bytes spell the mark of a column with nulls and the bitmap of 24 rows.
     disguise = int.from_bytes(b"nulls" + bytes([0b10000000, 0, 0]), "little")

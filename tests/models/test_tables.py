@@ -341,3 +341,20 @@ def test_a_parquet_value_that_does_not_fit_refuses_its_row_only() -> None:
     parsed = read_records("a.parquet", packed.getvalue(), {"id": pl.Int64, "zone": pl.String})
     assert parsed.rows.rows() == [(0, 1, "a"), (2, None, "c")]
     assert parsed.refused.rows() == [(1, "id", "'2.7' is no integer")]
+
+
+@pytest.mark.parametrize(
+    "payload", [b"id,zone\n1,north\n2,south\n", b"id,zone,km\n1,north,9\n2,south,far\n"]
+)
+def test_a_target_may_be_absent_or_wrong_where_rows_are_scored(payload: bytes) -> None:
+    parsed = tables().parse_unlabelled("a.csv", payload, {}, "km")
+    assert parsed.rows.select("row", "id", "zone", "km").rows() == [
+        (0, 1, "north", None),
+        (1, 2, "south", None),
+    ]
+    assert not parsed.refused.height
+
+
+def test_a_feature_may_not_be_absent_where_rows_are_scored() -> None:
+    with pytest.raises(RefusedObject, match="column zone is missing"):
+        tables().parse_unlabelled("a.csv", b"id,km\n1,2\n", {}, "km")

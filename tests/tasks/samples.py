@@ -23,6 +23,7 @@ from models.tables import Category, Number, Tables
 from tasks.isolated import Emit
 from tasks.jobs import TrainJob
 from tasks.refs import Weights
+from tasks.store import MissingError
 
 ZONES = ("east", "north", "south")
 ZONES_FILE = b"zone,toll\neast,0\nnorth,1\nsouth,0\n"
@@ -127,6 +128,12 @@ def fail(job: Word, emit: Emit) -> Word:
     """Raise the text."""
     del emit
     raise ValueError(job.text)
+
+
+def lack(job: Word, emit: Emit) -> Word:
+    """Find an object gone, whose name is the text."""
+    del emit
+    raise MissingError(job.text)
 
 
 def die(job: Word, emit: Emit) -> Word:

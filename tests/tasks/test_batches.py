@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from models.padding import LENGTH
 from tasks.batches import Batches, Encoded, Held, Stored, in_order, settled
 from tasks.dataset import tensors
 from tests.tasks.conftest import Made
@@ -77,6 +78,55 @@ def test_rows_that_fit_a_window_are_read_once() -> None:
         order(batches, epoch)
     assert isinstance(batches.source, Numbered)
     assert batches.source.reads == 7
+
+
+# ---- rows of different length
+
+
+class Lengthy(Numbered):
+    """Rows of 1 to 50 positions, each filled with its own number; a block is as long as it must."""
+
+    def read(self, block: int) -> Encoded:
+        rows, numbers = super().read(block)
+        lengths = 1 + numbers * 17 % 50
+        inside = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        return {"x": np.where(inside, rows["x"], -0.0), LENGTH: lengths}, numbers
+
+
+def lengthy(window: int) -> Batches:
+    source = Lengthy(30, 7, 41, 12, 30, 3)
+    return Batches(source, 8, 5, megabytes=window / MEGABYTE_OF_ROWS)
+
+
+@pytest.mark.parametrize("window", [20, 50, 123])
+def test_rows_of_like_length_share_a_batch_that_is_as_long_as_its_longest(window: int) -> None:
+    taken, found = 0, []
+    for rows, target in lengthy(window).epoch(0):
+        lengths = rows[LENGTH]
+        assert lengths.tolist() == [1 + number * 17 % 50 for number in target.tolist()]
+        assert rows["x"].shape == (8, lengths.max())
+        for row, number, length in zip(rows["x"], target, lengths, strict=True):
+            assert (row[:length] == number).all()
+            assert not row[length:].any()
+        taken += rows["x"].numel()
+        found.append(target.tolist())
+    flat = [number for batch in found for number in batch]
+    assert len(found) == 15
+    assert len(set(flat)) == len(flat) == 120
+    useful = sum(1 + number * 17 % 50 for number in flat)
+    assert taken < (1.5 if window == 123 else 2.2) * useful
+    assert [b for b in found if b != sorted(b)], "the order within a batch is by length alone"
+
+
+@pytest.mark.parametrize("window", [20, 123])
+def test_from_any_step_the_rest_of_such_an_epoch_is_the_same(window: int) -> None:
+    def targets(epoch: int, first: int) -> list[list[int]]:
+        return [target.tolist() for _, target in lengthy(window).epoch(epoch, first)]
+
+    whole = targets(3, 0)
+    assert whole != targets(4, 0)
+    for first in range(len(whole) + 1):
+        assert targets(3, first) == whole[first:]
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 1000])

@@ -1,6 +1,7 @@
 """The recorded code and libraries of a version: kept whole, unpacked safely, installed exactly."""
 
 import io
+import random
 import tarfile
 from pathlib import Path
 
@@ -31,6 +32,27 @@ def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> 
     with pytest.raises(IntegrityError, match="no file of a checkout"):
         source.extract(packed.getvalue(), tmp_path / "in")
     assert not list(tmp_path.rglob("*.py"))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "no gzip", "twice", "link"])
+def test_an_archive_that_is_not_whole_or_holds_other_things_is_refused(
+    tmp_path: Path, damage: str
+) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for _ in range(2 if damage == "twice" else 1):
+            member = tarfile.TarInfo("tasks/clean.py")
+            member.size = 5000
+            tar.addfile(member, io.BytesIO(random.Random(0).randbytes(5000)))
+        if damage == "link":
+            link = tarfile.TarInfo("tasks/store.py")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            tar.addfile(link)
+    whole = packed.getvalue()
+    contents = {"empty": b"", "cut": whole[: len(whole) // 2], "no gzip": b"PK" + whole[2:]}
+    with pytest.raises(IntegrityError, match=source.FILE):
+        source.extract(contents.get(damage, whole), tmp_path)
+    assert not (tmp_path / "tasks" / "store.py").exists()
 
 
 def test_a_lock_that_cannot_be_installed_says_which_distribution(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.isolated import IsolatedError, environment, isolated, run
+from tasks.isolated import IsolatedError, ResourceError, environment, isolated, run
 from tests.tasks.samples import Word
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +39,21 @@ def test_the_message_of_an_error_passes_through() -> None:
         ask("fail", "it is too hot")
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
-def test_a_killed_child_is_named_with_its_signal_and_last_words(name: str) -> None:
+@pytest.mark.parametrize(("name", "resource"), [("SIGKILL", True), ("SIGSEGV", False)])
+def test_a_killed_child_is_named_with_its_signal_and_last_words(name: str, resource: bool) -> None:
     with pytest.raises(
         IsolatedError, match=rf"ended without an answer \({name}\).*about to die of {name}"
-    ):
+    ) as raised:
         ask("die", name)
+    assert isinstance(raised.value, ResourceError) is resource
+
+
+def test_what_the_store_lacks_is_told_from_a_bug() -> None:
+    with pytest.raises(ResourceError, match="MissingError: gone"):
+        ask("lack", "gone")
+    with pytest.raises(IsolatedError) as raised:
+        ask("fail", "a bug")
+    assert not isinstance(raised.value, ResourceError)
 
 
 def test_a_child_that_leaves_is_named_with_its_exit_code() -> None:

@@ -10,7 +10,7 @@ from in_toto_attestation.v1.statement import Statement as InTotoStatement
 from models.attestation import PROVENANCE, TEST_RESULT
 from models.signature import PROVENANCE_FILE, VERDICT_FILE
 from tasks.folders import StoredFolder
-from tasks.provenance import installed, lock, text_of_code
+from tasks.provenance import installed, text_of_code
 from tasks.refs import Verdict
 from tasks.source import archive
 from tasks.verify import proven
@@ -46,8 +46,8 @@ def test_the_provenance_names_files_raw_objects_code_and_libraries(
     assert build["internalParameters"]["recipe"] == json.loads(recipe.model_dump_json())
     named = {d.get("name") for d in build["resolvedDependencies"]}
     assert named >= {"snapshot", "source.tar.gz", "0.csv", "1.csv", "2.csv"}
-    found = proven(StoredFolder(LINE, version.digest)).statement
-    assert lock(found) == installed()
+    found = proven(StoredFolder(LINE, version.digest)).provenance
+    assert found.lock() == installed()
     assert text_of_code(found) == archive()
 
 

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +106,3 @@ def test_a_new_verdict_of_a_known_version_is_recorded(trained: Trained, verdict:
     (found,) = tracking.client().search_model_versions("name = 'judged'")
     assert found.tags["modelmint.verdict"] == "hold"
     assert found.tags["modelmint.reasons"] == "too slow"
-
-
-def test_a_lease_left_by_a_dead_process_is_taken_over(trained: Trained, verdict: Verdict) -> None:
-    left = json.dumps({"owner": "dead", "until": time.time() - 1}).encode()
-    store().put("registry/orphaned.lease", left)
-    assert registered("orphaned", trained, verdict).number == 1
-    assert json.loads(store().get("registry/orphaned.lease").content)["until"] == 0.0

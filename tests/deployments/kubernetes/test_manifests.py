@@ -237,6 +237,7 @@ def test_probes_ask_paths_the_model_server_has(tmp_path: Path) -> None:
     ("source", "target", "port"),
     [
         ("worker", "prefect", 4200),
+        ("watcher", "prefect", 4200),
         ("worker", "mlflow", 5000),
         ("worker", "candidate", 8080),
         ("worker", "dask-scheduler", 8786),
@@ -254,6 +255,7 @@ def test_what_is_needed_may_speak(source: str, target: str, port: int) -> None:
     ("source", "target", "port"),
     [
         ("serving", "prefect", 4200),
+        ("watcher", "dask-scheduler", 8786),
         ("serving", "dask-scheduler", 8786),
         ("serving", "candidate", 8080),
         ("mlflow", "dask-scheduler", 8786),

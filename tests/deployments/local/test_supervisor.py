@@ -1,79 +1,24 @@
 """The whole stack of one home, brought up once by the command line and shared by these tests."""
 
 import json
-import os
 import shlex
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from deployments.local.processes import MARK
+from tests.conftest import ROOT
+from tests.deployments.stacks import Home, until
+from tests.lines import diabetes
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(400)
-NAMES = {"store", "prefect", "mlflow", "dask-scheduler", "dask-worker-1", "prefect-worker"}
-
-
-class Home:
-    """One home, used by commands that are processes of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        ours = ("AWS_", "DASK_", "MLFLOW_", "MODELMINT_", "PREFECT_")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        lines = str(ROOT / "tests/lines")
-        self.environment = kept | {"MODELMINT_HOME": str(folder), "MODELMINT_LINES": lines}
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "modelmint", *words],
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *words: str, code: int = 0) -> str:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, out[-1000:] + err[-3000:]
-        return out
-
-    def up(self) -> dict[str, dict[str, Any]]:
-        return self.named(self.run("up", "--detach", "--json"))
-
-    def named(self, out: str) -> dict[str, dict[str, Any]]:
-        return {one["name"]: one for one in json.loads(out)["services"]}
-
-    def processes(self) -> list[psutil.Process]:
-        """Every living process of the home's services."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                ours = process.environ().get(MARK, "").startswith(str(self.folder))
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if holds():
-            return
-        time.sleep(0.2)
-    raise AssertionError("it never came to be")
+NAMES = {
+    *("store", "prefect", "mlflow", "dask-scheduler", "dask-worker-1", "prefect-worker"),
+    *("model_server", "watcher"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -102,25 +47,46 @@ def test_everything_serves_on_loopback(home: Home) -> None:
             assert open_socket.status != "LISTEN" or open_socket.laddr.ip == "127.0.0.1"
 
 
-def test_the_worker_has_deployed_and_runs_what_is_asked_for(home: Home) -> None:
+def test_new_data_starts_one_run_and_the_same_again_none(home: Home) -> None:
+    home.up()
+    load = {half: dict(diabetes.load(half)) for half in diabetes.HALVES}
+    home.put("raw/diabetes/", load["first"])
+    # Of a line there is none of.
+    home.put("raw/nobody/", {"a.csv": b"1"})
+    until(lambda: home.ended("diabetes") == ["COMPLETED"])
+    [version] = home.versions("diabetes")
+    assert version["verdict"] == "promote"
+    person = {"age": 0.04, "bmi": 0.06, "bp": 0.02, "s5": 0.02, "sex": "b"}
+    answer = home.predict("diabetes", person)
+    assert answer.status_code == 200
+    assert answer.headers["modelmint-version"] == str(version["version"])
+    # The same once more, then many at once, of which most are empty.
+    home.put("raw/diabetes/", load["first"])
+    home.put("raw/diabetes/", load["second"] | {f"{n}.csv": b"" for n in range(9)})
+    until(lambda: home.ended("diabetes") == ["COMPLETED"] * 2)
+    found = json.loads(home.get("arrivals/diabetes/taken.json"))
+    assert found["objects"] == 11
+    assert len(home.versions("diabetes")) == 2
+    # What the run registered on the server is there for a command.
+    again = json.loads(home.run("run", "diabetes", "--json"))
+    assert again["digest"] == home.versions("diabetes")[-1]["digest"]
+    assert all(stage["cached"] for stage in again["stages"])
+    assert {refusal["reason"] for refusal in again["refused"]} == {"the object is empty"}
+    assert [run["name"] for run in home.runs("diabetes")] == ["produce diabetes"] * 3
+    told = home.run("logs", "watcher", "--lines", "100")
+    assert "raw/nobody/: data of an unknown line" in told
+    assert told.count("data arrived") == 2
+
+
+def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
     api = home.up()["prefect"]["url"] + "/api"
-    home.run("land", "diabetes")
-    deployment = httpx.get(f"{api}/deployments/name/produce/digits").json()
+    deployment = httpx.get(f"{api}/deployments/name/produce/arrivals").json()
     changes = {"line": "diabetes", "training": {"epochs": 20}}
-    run = httpx.post(
-        f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": changes}
-    ).json()
-
-    def ended() -> bool:
-        state = httpx.get(f"{api}/flow_runs/{run['id']}").json()["state"]
-        assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), state
-        return bool(state["type"] == "COMPLETED")
-
-    until(ended)
-    # What the run registered on the server is there for a command, and the other way round.
-    [version] = json.loads(home.run("versions", "diabetes", "--json"))["versions"]
+    create = f"{api}/deployments/{deployment['id']}/create_flow_run"
+    run = httpx.post(create, json={"parameters": changes}).json()
+    until(lambda: home.state(run["id"]) == "COMPLETED")
     again = json.loads(home.run("run", "diabetes", "--set", "training.epochs=20", "--json"))
-    assert again["digest"] == version["digest"]
+    assert again["digest"] == home.versions("diabetes")[-1]["digest"]
     assert all(stage["cached"] for stage in again["stages"])
 
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import boto3
 import numpy as np
 import onnx
+import onnxruntime
 import orjson
 import pytest
 import safetensors.numpy
@@ -21,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from securesystemslib.signer import CryptoSigner
 
+from deployments.local.store import environment, store
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
 from models.digests import Manifest, canonical_json
@@ -35,7 +39,7 @@ from models.signature import (
     VERSION_FILE,
     Signature,
 )
-from models.tables import FittedNumber, TableFeatures
+from models.tables import FittedCategory, FittedNumber, TableFeatures
 from models.trust import KEYS_SETTING, TRUSTED, PublicKey, Trust
 from models.version import Recipe, record
 
@@ -108,7 +112,7 @@ def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
         line=line, snapshot="0" * 64, settings=settings, stages={}, artifact=manifest.digest
     )
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps(record(recipe))
+    files[VERSION_FILE] = canonical_json(record(recipe))
     subjects = tuple(described(name, content) for name, content in files.items())
     statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
     files[PROVENANCE_FILE] = signed(statement, [SIGNER])
@@ -168,6 +172,68 @@ def image_version(line: str = "clothes") -> Version:
     sample = {"image": image, "probabilities": scores / scores.sum(axis=1, keepdims=True)}
     features = ImageFeatures(size=ImageSize(), mean=100.0, deviation=50.0)
     return assemble(line, model, features, Classification(target="kind", labels=LABELS), sample)
+
+
+def own_version(nodes: list[Any], numbers: Any) -> Version:
+    """A regression of `numbers` [n, 2]; its network ends in `y` [n, 1] and has weights `w`."""
+    ends = [helper.make_node("Reshape", ["y", "shape"], ["prediction"])]
+    model = network(
+        [*nodes, *ends],
+        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        w=np.array([[1.0], [2.0]], np.float32),
+        shape=np.array([-1], np.int64),
+    )
+    output = onnxruntime.InferenceSession(model).run(None, {"numbers": numbers})[0]
+    parts = [FittedNumber(name=name, unit="", mean=0, deviation=1) for name in ("a", "b")]
+    features = TableFeatures(numbers=tuple(parts), categories=())
+    sample = {"numbers": numbers, "prediction": output}
+    return assemble("own", model, features, Regression(target="y", unit=""), sample)
+
+
+def slow_version(line: str = "slow") -> Version:
+    """prediction = (distance + hour) / 16, in milliseconds, and much less in a batch."""
+    wide = np.full((2048, 2048), 2.0**-11, np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["numbers", "spread"], ["h0"]),
+        *(helper.make_node("MatMul", [f"h{i}", "wide"], [f"h{i + 1}"]) for i in range(3)),
+        helper.make_node("MatMul", ["h3", "join"], ["sum"]),
+        helper.make_node("Reshape", ["sum", "shape"], ["prediction"]),
+    ]
+    model = network(
+        nodes,
+        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        spread=np.ones((2, 2048), np.float32),
+        wide=wide,
+        join=np.full((2048, 1), 2.0**-15, np.float32),
+        shape=np.array([-1], np.int64),
+    )
+    parts = [FittedNumber(name=n, unit="", mean=0, deviation=1) for n in ("distance", "hour")]
+    features = TableFeatures(numbers=tuple(parts), categories=())
+    numbers = np.array([[1, 2], [3, 4], [500, 6]], np.float32)
+    sample = {"numbers": numbers, "prediction": numbers.sum(axis=1) / 16}
+    return assemble(line, model, features, Regression(target="y", unit=""), sample)
+
+
+def lookup_version() -> Version:
+    """prediction = 10, 20, 30 for the categories 0, 1, 2; other indices the network refuses."""
+    nodes = [
+        helper.make_node("Gather", ["w", "categories"], ["found"]),
+        helper.make_node("Reshape", ["found", "shape"], ["prediction"]),
+    ]
+    model = network(
+        nodes,
+        [helper.make_tensor_value_info("categories", TensorProto.INT64, ["n", 1])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        w=np.array([10, 20, 30], np.float32),
+        shape=np.array([-1], np.int64),
+    )
+    categories = (FittedCategory(name="kind", vocabulary=("x", "y")),)
+    features = TableFeatures(numbers=(), categories=categories)
+    indices = np.array([[0], [1], [2]], np.int64)
+    sample = {"categories": indices, "prediction": np.array([10, 20, 30], np.float32)}
+    return assemble("lookup", model, features, Regression(target="y", unit=""), sample)
 
 
 def png(value: int = 255) -> bytes:
@@ -301,6 +367,21 @@ def image() -> Callable[..., Version]:
 
 
 @pytest.fixture(scope="session")
+def own() -> Callable[..., Version]:
+    return own_version
+
+
+@pytest.fixture(scope="session")
+def slow() -> Callable[..., Version]:
+    return slow_version
+
+
+@pytest.fixture(scope="session")
+def lookup() -> Callable[..., Version]:
+    return lookup_version
+
+
+@pytest.fixture(scope="session")
 def sealed() -> Callable[..., Version]:
     return seal
 
@@ -335,6 +416,36 @@ def start() -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def begun() -> Callable[..., AbstractContextManager[Server]]:
+    """Starts a server process that ends with the block."""
+
+    @contextmanager
+    def begin(root: Path, *options: str, **more: Any) -> Iterator[Server]:
+        server = Server(root, *options, **more)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of `slow` 1, whose requests are batched and cached; `uncached` 1 is not cached."""
+    root = tmp_path_factory.mktemp("batched") / "repository"
+    server = Server(root, "--no-cache", "uncached")
+    try:
+        for version in (slow_version(), slow_version("uncached")):
+            version.place(root, "1")
+            assert server.load(version, "1").status == 200
+            assert server.promote(version.line, "1").status == 200
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of `air-time` 1 (default) and 2, and `clothes` 1 (default), for reading only."""
@@ -351,3 +462,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="package")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A client of a store with an empty bucket `modelmint`, and the server's environment."""
+    home = tmp_path_factory.mktemp("store")
+    with store(home).use() as running:
+        found = environment(home, running)
+        client = boto3.client(
+            "s3",
+            endpoint_url=found["AWS_ENDPOINT_URL"],
+            aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
+            region_name=found["AWS_REGION"],
+        )
+        client.create_bucket(Bucket="modelmint")
+        yield client, found
+        client.close()

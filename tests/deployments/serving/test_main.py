@@ -19,14 +19,15 @@ INFER = "/v2/models/air-time/infer"
 NO_STORE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_swaps_under_load_fail_no_request(
-    start: Any, table: Any, talk: Any, tmp_path: Path
+    start: Any, table: Any, talk: Any, tmp_path: Path, workers: str
 ) -> None:
     root = tmp_path / "repository"
     versions = {str(number): table(10.0 * number) for number in (1, 2, 3)}
     for number, version in versions.items():
         version.place(root, number)
-    server = start(root)
+    server = start(root, "--workers", workers, environment=NO_STORE)
     for number in ("1", "2"):
         assert server.load(versions[number], number).status == 200
     server.promote("air-time", "1")
@@ -201,8 +202,7 @@ def test_serving_needs_no_torch(tmp_path: Path, table: Any, image: Any, here: An
         f"repository = Repository(Path({str(tmp_path)!r}), Trust(Path({str(here.folder)!r})))\n"
         f"repository.load('air-time', '1', {table().digest!r})\n"
         f"repository.load('clothes', '1', {image().digest!r})\n"
-        # Not boto3: securesystemslib, which proves signatures, imports it where it is installed.
-        "unwanted = ('torch', 'tasks', 'flows', 'mlflow')\n"
+        "unwanted = ('torch', 'tasks', 'flows', 'mlflow', 'boto3')\n"
         "print([name for name in unwanted if name in sys.modules])"
     )
     root = Path(__file__).resolve().parents[3]

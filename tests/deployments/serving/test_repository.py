@@ -12,8 +12,11 @@ import safetensors.numpy
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from deployments.serving.folder import hold
+from deployments.serving.following import TRITON_FILE
 from deployments.serving.protocol import ProtocolError
-from deployments.serving.repository import STATE_FILE, TRITON_FILE, Repository
+from deployments.serving.repository import Repository
+from deployments.serving.state import STATE_FILE
 from models.signature import MANIFEST_FILE, SAMPLE_FILE, VERSION_FILE
 
 FILES = ["version.json", "manifest.json", "model.onnx", "signature.json", "sample.safetensors"]
@@ -32,6 +35,7 @@ def opened(root: Path, here: Any) -> Iterator[Callable[[], Repository]]:
     def begin() -> Repository:
         for before in held:
             before.close()
+        hold(root).close()  # as the process does that starts the workers
         held.append(Repository(root, here))
         held[-1].restore()
         return held[-1]
@@ -69,7 +73,8 @@ def test_load_promote_unload_and_restore(opened: Any, table: Any, root: Path) ->
     assert (root / "air-time" / "1").exists()
 
     state = orjson.loads((root / STATE_FILE).read_bytes())
-    assert state == {"lines": {"air-time": {"default": "2", "versions": {"2": two.digest}}}}
+    line = state["lines"]["air-time"]
+    assert (line["default"], line["versions"], line["previous"]) == ("2", {"2": two.digest}, [])
 
 
 def test_a_line_without_versions_is_forgotten(opened: Any, table: Any, root: Path) -> None:
@@ -78,7 +83,7 @@ def test_a_line_without_versions_is_forgotten(opened: Any, table: Any, root: Pat
     repository.load("air-time", "1", one.digest)
     repository.unload("air-time", "1")
     refused(404, "unknown_model", repository.line, "air-time")
-    assert orjson.loads((root / STATE_FILE).read_bytes()) == {"lines": {}}
+    assert orjson.loads((root / STATE_FILE).read_bytes())["lines"] == {}
 
 
 def test_loading_twice_changes_nothing_and_a_number_stays_one_version(
@@ -321,10 +326,9 @@ def test_an_unreadable_state_is_not_taken_for_an_empty_one(
         opened()
 
 
-def test_one_server_at_a_time(opened: Any, root: Path, here: Any) -> None:
-    opened()
-    with pytest.raises(OSError, match="temporarily unavailable"):
-        Repository(root, here)
+def test_one_server_at_a_time(root: Path) -> None:
+    with hold(root), pytest.raises(OSError, match="temporarily unavailable"):
+        hold(root)
 
 
 def test_triton_reads_the_folder(opened: Any, table: Any, image: Any, root: Path) -> None:

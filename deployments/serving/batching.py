@@ -1,0 +1,203 @@
+"""Dynamic batching that adapts: what comes while the cores are busy is computed together next.
+
+Nothing waits for a batch to fill. A request that finds a free slot runs at once; the others gather,
+and whenever a slot gets free the next version's turn has come (round robin), which takes one
+request of each key in turn (fair queuing, Nagle, RFC 970) until its batch is full. Queues are
+bounded; in a full one the key with the most requests gives way. A request whose deadline passes is
+answered then, and never computed.
+"""
+
+import asyncio
+import math
+from collections import OrderedDict, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from deployments.serving import metrics
+from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.session import Served
+
+MOST_WAITING = 1024
+"""Requests that may wait for one version."""
+MOST_BYTES = 128_000_000
+"""Bytes of tensors that may wait for one version."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    tensors: Tensors
+    rows: int
+    size: int
+    answer: "asyncio.Future[Tensors]"
+
+    def fits(self, other: "_Waiting") -> bool:
+        """Whether both can be rows of one batch: all lengths but the first are equal."""
+        ours, theirs = self.tensors, other.tensors
+        return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
+
+
+class Batching:
+    """Runs versions in `slots` threads, for the event loop of one process."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._slots = slots
+        self._threads = ThreadPoolExecutor(slots, "modelmint-compute")
+        self._queues: OrderedDict[tuple[str, str], _Queue] = OrderedDict()
+
+    async def run(
+        self, served: Served, tensors: Tensors, rows: int, key: str, deadline: float
+    ) -> Tensors:
+        """The outputs, computed alone or with others; `deadline` is in the loop's time.
+
+        Raises ProtocolError: 429 when too many wait, 504 when the deadline passes, and what
+        `Served.run` raises.
+        """
+        loop = asyncio.get_running_loop()
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        waiting = _Waiting(tensors, rows, size, loop.create_future())
+        name = served.line, served.digest
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = _Queue(served)
+        queue.put(key, waiting, self._slots)
+        self._start(loop)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiting.answer
+        except TimeoutError:
+            raise ProtocolError(504, "the deadline passed before the answer", "deadline") from None
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._free and self._queues:
+            name, queue = self._queues.popitem(last=False)
+            batch = queue.take()
+            if queue.length:
+                self._queues[name] = queue  # to the end: versions take turns
+            if batch:
+                self._free -= 1
+                running = loop.run_in_executor(self._threads, _compute, queue.served, batch)
+                running.add_done_callback(partial(self._finish, loop, batch))
+
+    def _finish(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[_Waiting],
+        done: "asyncio.Future[list[Tensors | Exception]]",
+    ) -> None:
+        self._free += 1
+        self._start(loop)  # first: the cores work while the answers are written
+        for waiting, found in zip(batch, done.result(), strict=True):
+            if waiting.answer.done():
+                continue
+            if isinstance(found, Exception):
+                waiting.answer.set_exception(found)
+            else:
+                waiting.answer.set_result(found)
+
+
+class _Queue:
+    """What waits for one version: first come, first served for each key, keys in turns."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.length = 0
+        self._bytes = 0
+        self._keys: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._gauge = metrics.queue(served.line)
+
+    def put(self, key: str, waiting: _Waiting, slots: int) -> None:
+        """Raises ProtocolError 429 when the queue is full and the key's share used up."""
+        if self._full(waiting):
+            self._purge()
+        while self._full(waiting):
+            largest = max(self._keys, key=lambda name: len(self._keys[name]), default=key)
+            mine = len(self._keys.get(key, ()))
+            refusal = ProtocolError(
+                429,
+                f"too many requests wait for {self.served.line}: ask again later",
+                "overloaded",
+                retry_after=math.ceil(self.length * self.served.row_seconds / slots),
+            )
+            if largest == key or len(self._keys[largest]) <= mine + 1:
+                raise refusal
+            self._pop(largest, newest=True).answer.set_exception(refusal)
+        self._keys.setdefault(key, deque()).append(waiting)
+        self._count(1, waiting)
+
+    def take(self) -> list[_Waiting]:
+        """The next batch: requests that can be computed together, none that expired."""
+        most = self.served.batch_rows
+        batch: list[_Waiting] = []
+        rows, more = 0, True
+        while more:
+            more = False
+            for key in list(self._keys):
+                first = self._keys[key][0]
+                if first.answer.done():
+                    self._pop(key)
+                    more = True
+                elif not batch or (rows + first.rows <= most and first.fits(batch[0])):
+                    batch.append(self._pop(key))
+                    rows += first.rows
+                    more = True
+                if rows >= most:
+                    return batch
+        return batch
+
+    def _full(self, waiting: _Waiting) -> bool:
+        return self.length >= MOST_WAITING or (
+            self.length > 0 and self._bytes + waiting.size > MOST_BYTES
+        )
+
+    def _pop(self, key: str, newest: bool = False) -> _Waiting:
+        """Take a key's next request; the key goes to the end of the line."""
+        queue = self._keys.pop(key)
+        found = queue.pop() if newest else queue.popleft()
+        if queue:
+            self._keys[key] = queue
+        self._count(-1, found)
+        return found
+
+    def _purge(self) -> None:
+        for key, queue in list(self._keys.items()):
+            for waiting in [one for one in queue if one.answer.done()]:
+                queue.remove(waiting)
+                self._count(-1, waiting)
+            if not queue:
+                del self._keys[key]
+
+    def _count(self, change: int, waiting: _Waiting) -> None:
+        self.length += change
+        self._bytes += change * waiting.size
+        self._gauge.inc(change)
+
+
+def _compute(served: Served, batch: list[_Waiting]) -> list[Tensors | Exception]:
+    """The outputs of each request, or why there are none."""
+    metrics.batches(served.line, served.number).observe(sum(one.rows for one in batch))
+    if len(batch) == 1:
+        return [_alone(served, batch[0])]
+    try:
+        names = batch[0].tensors
+        joined = {name: np.concatenate([one.tensors[name] for one in batch]) for name in names}
+        found = served.run(joined)
+    except Exception:
+        # Whose values the network refuses cannot be told from here: nobody else may suffer.
+        return [_alone(served, one) for one in batch]
+    answers: list[Tensors | Exception] = []
+    start = 0
+    for one in batch:
+        answers.append({name: array[start : start + one.rows] for name, array in found.items()})
+        start += one.rows
+    return answers
+
+
+def _alone(served: Served, one: _Waiting) -> Tensors | Exception:
+    try:
+        return served.run(one.tensors)
+    except Exception as error:  # the caller's, not the thread's
+        return error

@@ -1,0 +1,139 @@
+"""From checked tensors to outputs, for every protocol: counted, cached, inline or batched.
+
+A row of a quick network is computed on the event loop: a thread would cost more than the row. What
+takes longer goes through `batching`.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from deployments.serving import metrics
+from deployments.serving.batching import Batching
+from deployments.serving.cache import Cache
+from deployments.serving.keys import ApiKey
+from deployments.serving.ledger import Counts, Ledger
+from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.session import Served
+
+LOOKUP_SECONDS = 0.0002
+"""Computing that takes less is not looked up in the cache, which costs nearly as much."""
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """Who asks which version, and what for."""
+
+    key: ApiKey
+    served: Served
+    size: int
+    """Bytes of the request."""
+    deadline: float
+    """When the answer is due, in the event loop's time."""
+    store: bool = True
+    """Whether the answer may come from the response cache and be kept there."""
+
+
+class Found(NamedTuple):
+    """The outputs by name, and whether the response cache had them; None when it was not asked."""
+
+    outputs: Tensors
+    hit: bool | None
+
+
+class Settings(NamedTuple):
+    """How a worker process computes."""
+
+    slots: int = len(os.sched_getaffinity(0))
+    """Threads that compute; a share of the cores when there are several workers."""
+    seconds: float = 30.0
+    """Until the answer to a request that names no deadline."""
+    cache_bytes: int = 64_000_000
+    """Size of the response cache; 0 is none."""
+    uncached: frozenset[str] = frozenset()
+    """Lines whose answers are never kept."""
+
+
+DEFAULTS = Settings()
+
+
+class Inference:
+    """Computes the answers of one worker process, and charges for them."""
+
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+        self.seconds = settings.seconds
+        self._ledger = ledger
+        self._batching = Batching(settings.slots)
+        self._writers = anyio.CapacityLimiter(settings.slots)
+        self._cache = Cache(settings.cache_bytes, settings.uncached)
+
+    async def run(self, call: Call, tensors: Tensors) -> Found:
+        """Charge for the rows and compute them.
+
+        Raises ProtocolError: 429 for a quota or a full queue, 504 past the deadline, 400 for values
+        the network refuses. What was not computed is not charged, but for its bytes.
+        """
+        key, served = call.key, call.served
+        rows = max(len(tensor) for tensor in tensors.values())
+        self._ledger.charge(key, served.line, rows, call.size)
+        try:
+            inline = rows <= served.inline_rows
+            quick = inline and rows * served.row_seconds < LOOKUP_SECONDS
+            store = call.store and not quick
+            name = self._cache.key(served, key.tenant, tensors) if store else None
+            kept = None if name is None else self._cache.get(name)
+            if kept is not None:
+                metrics.lookups(served.line, "hit").inc()
+                return Found(kept, True)
+            if inline:
+                outputs = served.run(tensors)
+            else:
+                outputs = await self._batching.run(served, tensors, rows, key.id, call.deadline)
+            if name is None:
+                return Found(outputs, None)
+            metrics.lookups(served.line, "miss").inc()
+            self._cache.put(name, outputs)
+            return Found(outputs, False)
+        except BaseException:
+            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
+            raise
+
+    async def respond(self, call: Call, tensors: Tensors, rows: int) -> list[dict[str, Any]]:
+        """Charge for answers that take several runs of the network, and compute them in a thread.
+
+        They are neither batched nor cached. Raises ProtocolError as `run` does.
+        """
+        self._ledger.charge(call.key, call.served.line, rows, call.size)
+        try:
+            work = partial(call.served.respond, tensors)
+            return await in_thread(work, call.deadline, self._writers)
+        except BaseException:
+            taken_back = Counts(requests=-1, rows=-rows)
+            self._ledger.add(call.key, call.served.line, taken_back)
+            raise
+
+    def answered(self, call: Call, verb: str, start: float, rows: int, size: int) -> None:
+        """Count an answer of `size` bytes; the request came at `start` of `time.perf_counter`."""
+        line, number = call.served.line, call.served.number
+        self._ledger.add(call.key, line, Counts(bytes_out=size))
+        metrics.answers(line, number, verb).add(time.perf_counter() - start, rows)
+
+
+async def in_thread(
+    work: Callable[[], T], deadline: float, limiter: anyio.CapacityLimiter | None = None
+) -> T:
+    """Work that is not computing a network, beside the event loop; ProtocolError 504 past it.
+
+    What runs then runs to its end, unheard.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+    except TimeoutError:
+        raise ProtocolError(504, "the deadline passed before the answer", "deadline") from None

@@ -1,0 +1,70 @@
+"""TLS of the server, and what a browser is told: certificates that are replaced count at once."""
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from deployments.serving.folder import stamp
+
+LOOK_SECONDS = 1.0
+HEADERS = [
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+]
+"""Sent with every answer."""
+TLS_HEADERS = [("strict-transport-security", "max-age=31536000")]
+EXPOSED = ("modelmint-model", "modelmint-version", "modelmint-digest", "x-request-id")
+_log = logging.getLogger("modelmint.serving")
+
+
+def check(certificate: str, private_key: str) -> None:
+    """Raises OSError, of which ssl.SSLError is one, unless the two can be read and fit together."""
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key)
+
+
+def context(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """The context of a worker, whose certificate is loaded again when its files change."""
+    made = default()
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    files = str(config.ssl_certfile), str(config.ssl_keyfile)
+    threading.Thread(target=_follow, args=(made, *files), name="tls", daemon=True).start()
+    return made
+
+
+def _follow(made: ssl.SSLContext, certificate: str, private_key: str) -> None:
+    seen = [stamp(Path(one)) for one in (certificate, private_key)]
+    while True:
+        time.sleep(LOOK_SECONDS)
+        now = [stamp(Path(one)) for one in (certificate, private_key)]
+        if now == seen:
+            continue
+        try:
+            # Elsewhere first: half of a pair in the context would let nobody in.
+            check(certificate, private_key)
+            made.load_cert_chain(certificate, private_key)
+            _log.warning("the certificate was loaded again")
+        except OSError as error:
+            _log.error("the new certificate cannot be used, the one before still is: %s", error)
+        seen = now
+
+
+def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """The application, usable by pages of these origins; `*` is every origin, none is none."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-request-id"],
+        expose_headers=EXPOSED,
+        max_age=600,
+    )

@@ -1,0 +1,238 @@
+"""Which version answers a request, and what is learned of a version that is being tried.
+
+A canary answers a share of the requests that name no version, or a tenant's. A shadow computes
+requests again after they were answered; its answers are compared and go to nobody. What either
+does is counted over all workers.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.serving.counters import Counters
+from deployments.serving.http import request_id
+from deployments.serving.journal import Journal
+from deployments.serving.keys import ApiKey
+from deployments.serving.protocol import Tensors
+from deployments.serving.repository import Repository
+from deployments.serving.session import Served
+from deployments.serving.state import Canary, Shadow
+
+ROLES = ("production", "canary")
+COUNTED = ("requests", "refused", "failed", "nanoseconds", "slowest_nanoseconds")
+CANARY = tuple(f"{role}_{name}" for role in ROLES for name in COUNTED)
+SHADOW = (
+    "requests", "failed", "dropped", "rows", "different_rows", "largest_difference_millionths",
+    "nanoseconds",
+)  # fmt: skip
+WAITING = 64
+"""Requests that may wait for the shadow; the next ones are dropped, and counted."""
+WAITING_BYTES = 64_000_000
+SAME = 0.01
+"""Largest difference of two numbers, relative to the larger one, that counts as none."""
+Message = MutableMapping[str, Any]
+_log = logging.getLogger("modelmint.serving")
+
+
+class Traffic:
+    """Routes requests to versions and counts what became of them; one a worker."""
+
+    def __init__(self, repository: Repository, journal: Journal, folder: Path) -> None:
+        self._repository, self._journal, self._folder = repository, journal, folder
+        self._one_wake = anyio.CapacityLimiter(1)
+        self._open: dict[str, tuple[str, Counters]] = {}
+        self._opening = threading.Lock()
+        self._waiting: queue.Queue[tuple[Served, Served, Shadow, Tensors]] = queue.Queue(WAITING)
+        self._bytes = 0
+        threading.Thread(target=self._keep_shadowing, name="shadow", daemon=True).start()
+
+    async def choose(self, request: Request) -> Served:
+        """The version that answers; raises ProtocolError 404 or 503.
+
+        The same one for the same request id, or the same key, for as long as the canary lasts.
+        """
+        name, number = request.path_params["name"], request.path_params.get("version")
+        if number is None:
+            line = self._repository.line(name)
+            if line.canary is not None:
+                key: ApiKey = request.state.key
+                unit = key.id if line.canary.by == "key" else request_id(request)
+                request.state.trial = line.canary
+                if line.canary.takes(key.tenant, unit) and line.canary.version in line.versions:
+                    return line.versions[line.canary.version]
+        elif number in self._repository.line(name).idle:
+            # Opening takes a while, and nobody else is to wait for it.
+            wake = partial(self._repository.wake, name, number)
+            return await anyio.to_thread.run_sync(wake, limiter=self._one_wake)
+        return self._repository.get(name, number)
+
+    def watch(self, app: ASGIApp) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """The application, its answers noted in the journal and counted for the canary."""
+
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                return await app(scope, receive, send)
+            start = time.perf_counter_ns()
+
+            async def noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    state = scope.get("state", {})
+                    if "headers" in state:  # a version was to answer
+                        self._note(state, message["status"], time.perf_counter_ns() - start)
+                await send(message)
+
+            return await app(scope, receive, noted)
+
+        return watched
+
+    def _note(self, state: dict[str, Any], status: int, spent: int) -> None:
+        headers = state["headers"]
+        self._journal.add(
+            at=time.time(),
+            request=state.get("request_id", ""),
+            key=state["key"].id,
+            line=headers["modelmint-model"],
+            version=headers["modelmint-version"],
+            digest=headers["modelmint-digest"],
+            status=status,
+            ms=spent / 1e6,
+        )
+        if "trial" in state:
+            self._count(headers, state["trial"], status, spent)
+
+    def mirror(self, served: Served, tensors: Tensors) -> BackgroundTask | None:
+        """What has the line's shadow compute a request too, once that was answered."""
+        line = self._repository.lines.get(served.line)
+        if line is None or line.shadow is None or served.number != line.default:
+            return None
+        other = line.versions.get(line.shadow.version)
+        if other is None:
+            return None
+        # What only an objective reads, such as how to sample, is no input of a network.
+        inputs = {spec.name: tensors[spec.name] for spec in served.inputs}
+        return BackgroundTask(self._enqueue, served, other, line.shadow, inputs)
+
+    def compared(self, line: str, trial: Canary | Shadow) -> dict[str, Any]:
+        """What was counted of a trial."""
+        found = self._counters(line, trial).read()
+        return _canary(found) if isinstance(trial, Canary) else _shadow(found)
+
+    def forget(self, line: str, kind: str, but: Canary | Shadow | None) -> None:
+        """Drop what was counted of trials that have ended."""
+        kept = self._path(line, but) if but else None
+        for path in self._folder.glob(f"{line}-{kind}-*.counters"):
+            if path != kept:
+                path.unlink(missing_ok=True)
+
+    def _count(self, headers: dict[str, str], trial: Canary, status: int, spent: int) -> None:
+        line = headers["modelmint-model"]
+        role = "canary" if headers["modelmint-version"] == trial.version else "production"
+        counters = self._counters(line, trial)
+        changes = {"requests": 1, "nanoseconds": spent}
+        if status >= 400:
+            changes["failed" if status >= 500 else "refused"] = 1
+        counters.add(**{f"{role}_{name}": change for name, change in changes.items()})
+        counters.top(f"{role}_slowest_nanoseconds", spent)
+
+    async def _enqueue(
+        self, served: Served, other: Served, trial: Shadow, tensors: Tensors
+    ) -> None:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        try:
+            if self._bytes + size > WAITING_BYTES:
+                raise queue.Full
+            self._waiting.put_nowait((served, other, trial, tensors))
+            self._bytes += size
+        except queue.Full:
+            self._counters(served.line, trial).add(dropped=1)
+
+    def _keep_shadowing(self) -> None:
+        # Whoever waits for an answer goes first.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        while True:
+            served, other, trial, tensors = self._waiting.get()
+            self._bytes -= sum(tensor.nbytes for tensor in tensors.values())
+            counters = self._counters(served.line, trial)
+            try:
+                start = time.perf_counter_ns()
+                theirs = other.run({spec.name: tensors[spec.name] for spec in other.inputs})
+                spent = time.perf_counter_ns() - start
+                rows, different, distance = _difference(served, other, served.run(tensors), theirs)
+            except Exception as error:  # whatever the shadow cannot do concerns no caller
+                _log.info("shadow %s/%s: %s", other.line, other.number, error)
+                counters.add(requests=1, failed=1)
+                continue
+            counters.add(
+                requests=1, rows=rows, different_rows=different, nanoseconds=spent,
+            )  # fmt: skip
+            counters.top("largest_difference_millionths", int(min(distance, 1e6) * 1e6))
+
+    def _counters(self, line: str, trial: Canary | Shadow) -> Counters:
+        name = f"{line}-{trial.kind}"
+        found = self._open.get(name)
+        if found is None or found[0] != trial.id:
+            with self._opening:
+                names = CANARY if isinstance(trial, Canary) else SHADOW
+                found = trial.id, Counters(self._path(line, trial), names)
+                self._open[name] = found
+        return found[1]
+
+    def _path(self, line: str, trial: Canary | Shadow) -> Path:
+        return self._folder / f"{line}-{trial.kind}-{trial.id}.counters"
+
+
+def _difference(
+    served: Served, other: Served, ours: Tensors, theirs: Tensors
+) -> tuple[int, int, float]:
+    """Rows, rows answered differently, and the largest distance relative to our spread."""
+    first, second = ours[served.outputs[0].name], theirs[other.outputs[0].name]
+    answers = [
+        [next(iter(answer.values())) for answer in one.signature.objective.answer(output)]
+        for one, output in ((served, first), (other, second))
+    ]
+    different = sum(not _same(a, b) for a, b in zip(*answers, strict=True))
+    if first.shape != second.shape or not np.isfinite(second).all():
+        return len(first), different, float("inf")
+    return len(first), different, served.signature.closeness(second, first)
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= SAME * max(abs(one), abs(other))
+    return one == other
+
+
+def _canary(found: dict[str, int]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for role in ROLES:
+        requests = found[f"{role}_requests"]
+        told[role] = {
+            "requests": requests,
+            "refused": found[f"{role}_refused"],
+            "failed": found[f"{role}_failed"],
+            "mean_ms": round(found[f"{role}_nanoseconds"] / max(1, requests) / 1e6, 3),
+            "slowest_ms": round(found[f"{role}_slowest_nanoseconds"] / 1e6, 3),
+        }
+    return told
+
+
+def _shadow(found: dict[str, int]) -> dict[str, Any]:
+    computed = found["requests"] - found["failed"]
+    return {
+        **{n: found[n] for n in ("requests", "failed", "dropped", "rows", "different_rows")},
+        "largest_difference": found["largest_difference_millionths"] / 1e6,
+        "mean_ms": round(found["nanoseconds"] / max(1, computed) / 1e6, 3),
+    }

@@ -1,0 +1,100 @@
+"""One worker process of the model server: the application over the repository it follows."""
+
+import atexit
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from pydantic import BaseModel
+from starlette.types import ASGIApp
+
+DRAIN_SECONDS = 8
+"""Under the 10 s after which `deployments.local` and Docker kill."""
+SETTING = "MODELMINT_SERVER"
+"""The variable that hands the options to the workers."""
+
+
+class Options(BaseModel):
+    """What `python -m deployments.serving` was told."""
+
+    repository: Path
+    private: Path
+    max_body: int
+    body_seconds: float
+    log_level: str
+    allow_origin: list[str]
+    memory_mb: float | None
+    workers: int
+    timeout_seconds: float
+    cache_bytes: int
+    no_cache: list[str]
+
+
+def application() -> ASGIApp:
+    """The application of this process, restored and following; what uvicorn calls in each worker.
+
+    Raises OSError and ValueError when the repository cannot be used.
+    """
+    options = Options.model_validate_json(os.environ[SETTING])
+    _end_with_parent()
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    from deployments.serving.access import Access
+    from deployments.serving.app import create
+    from deployments.serving.capture import SETTING as CAPTURE
+    from deployments.serving.capture import Capture, rates
+    from deployments.serving.inference import Settings
+    from deployments.serving.recorder import Recorder
+    from deployments.serving.repository import Repository
+    from deployments.serving.tls import cross_origin
+    from deployments.serving.traffic import Traffic
+    from models.trust import trust
+
+    memory = None if options.memory_mb is None else int(options.memory_mb * 1e6)
+    repository = Repository(options.repository, trust(), memory)
+    access = Access(options.private)
+    recorder = Recorder(repository)
+    repository.restore()
+    repository.follow()
+    recorder.start()
+    settings = Settings(
+        slots=max(1, len(os.sched_getaffinity(0)) // options.workers),
+        seconds=options.timeout_seconds,
+        cache_bytes=options.cache_bytes,
+        uncached=frozenset(options.no_cache),
+    )
+    shares = rates(os.environ.get(CAPTURE, ""))
+    capture = Capture(options.private / "captured", shares) if shares else None
+    if capture is not None:
+        atexit.register(capture.close)
+    made = create(
+        repository,
+        access,
+        recorder,
+        Traffic(repository, access.journal, options.private / "trials"),
+        max_body=options.max_body,
+        body_seconds=options.body_seconds,
+        settings=settings,
+        capture=capture,
+    )
+    return cross_origin(made, options.allow_origin)
+
+
+def _end_with_parent() -> None:
+    """Drain and end when the process that started this worker is gone, even killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(DRAIN_SECONDS + 2)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

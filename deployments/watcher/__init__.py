@@ -1,0 +1,1 @@
+"""New data starts runs by itself, and runs whose process died go on."""

@@ -1,0 +1,133 @@
+"""Hints that something changed: a store's webhook, and S3 notifications in an SQS queue.
+
+A hint only hastens the look at one prefix. It may be lost, doubled, late, out of order, or about
+what is long gone: the listing tells.
+"""
+
+import json
+import logging
+import threading
+import time
+from typing import Any
+from urllib.parse import unquote_plus
+
+log = logging.getLogger("modelmint.watcher")
+RAW = "raw/"
+EVERYTHING = ""
+LONG_POLL = 20
+MOST = 1000
+
+
+class Hints:
+    """The prefixes below `raw/` to look at, collected from any thread."""
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
+        self._heard: set[str] = set()
+        self._lock = threading.Lock()
+        self._news = threading.Event()
+
+    def tell(self, key: str) -> None:
+        """An object of the bucket changed; what is not below `raw/` is of no interest."""
+        folder, slash, _ = key.removeprefix(RAW).partition("/")
+        if key.startswith(RAW) and slash:
+            self._add(f"{folder}/")
+
+    def tell_all(self) -> None:
+        """Something changed, and nobody knows where."""
+        self._add(EVERYTHING)
+
+    def _add(self, prefix: str) -> None:
+        with self._lock:
+            # Ten thousand made-up prefixes are one look at everything.
+            self._heard.add(prefix if len(self._heard) < MOST else EVERYTHING)
+        self._news.set()
+
+    def wait(self, seconds: float) -> set[str]:
+        """The prefixes heard of since the last call, at once or after at most `seconds`."""
+        self._news.wait(max(0.0, seconds))
+        with self._lock:
+            self._news.clear()
+            heard, self._heard = self._heard, set()
+        return heard
+
+
+def from_webhook(hints: Hints, body: bytes) -> None:
+    """Take a SeaweedFS filer event: `key` is /buckets/<bucket>/<key of the object>."""
+    try:
+        path = json.loads(body)["key"]
+        hints.tell(str(path).removeprefix(f"/buckets/{hints.bucket}/"))
+    except (ValueError, KeyError, TypeError):
+        log.warning("a webhook told something unknown, all lines are looked at: %.200r", body)
+        hints.tell_all()
+
+
+def from_message(hints: Hints, body: str) -> None:
+    """Take an S3 notification as SQS delivers it, also through SNS or EventBridge."""
+    try:
+        told = json.loads(body)
+        if "Message" in told and "TopicArn" in told:
+            told = json.loads(told["Message"])
+        if told.get("Event") == "s3:TestEvent":
+            return
+        for one in [told["detail"]] if "detail" in told else [r["s3"] for r in told["Records"]]:
+            if one["bucket"]["name"] == hints.bucket:
+                key = one["object"]["key"]
+                # EventBridge sends keys as they are, S3 as a form would.
+                hints.tell(key if "detail" in told else unquote_plus(key))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        log.warning("a queue told something unknown, all lines are looked at: %.200r", body)
+        hints.tell_all()
+
+
+def follow_queue(hints: Hints, url: str, client: Any, ended: threading.Event) -> None:
+    """Take messages until told to end; a queue that fails is asked again, ever more rarely."""
+    pause = 1.0
+    while not ended.is_set():
+        try:
+            answer = client.receive_message(
+                QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=LONG_POLL
+            )
+            messages = answer.get("Messages", [])
+            for message in messages:
+                from_message(hints, message["Body"])
+            if messages:
+                entries = [
+                    {"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]}
+                    for n, message in enumerate(messages)
+                ]
+                # What is not deleted comes again, and does no harm.
+                client.delete_message_batch(QueueUrl=url, Entries=entries)
+            pause = 1.0
+        except Exception as error:  # whatever it is, the sweep goes on and so must this
+            log.warning("the queue %s fails, the sweep goes on: %s", url, error)
+            ended.wait(pause)
+            pause = min(60.0, 2 * pause)
+
+
+def queue_thread(hints: Hints, url: str) -> threading.Thread:
+    """A thread that follows the queue for as long as the process lives."""
+    import boto3.session
+
+    client = boto3.session.Session().client("sqs")
+    arguments = (hints, url, client, threading.Event())
+    thread = threading.Thread(target=follow_queue, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+class Pulse:
+    """When the watcher's loop last came round."""
+
+    def __init__(self, longest: float) -> None:
+        self.longest = longest
+        self.last = time.monotonic()
+
+    def beat(self) -> None:
+        """It came round."""
+        self.last = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it came round of late."""
+        return time.monotonic() - self.last < self.longest

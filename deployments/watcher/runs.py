@@ -1,0 +1,98 @@
+"""Prefect as the watcher needs it: telling an event, finding runs, starting one again."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Crashed, Scheduled
+
+FLOW = "produce"
+GOING = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+ENDED = (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
+RESUMED = "Resumed"
+SOON = timedelta(seconds=60)
+"""A run that is due so soon will list what is there now."""
+MOST = 200
+"""The most the API gives at once."""
+
+
+class Runs:
+    """The runs at PREFECT_API_URL; every method raises httpx.HTTPError."""
+
+    def __init__(self) -> None:
+        self.client: SyncPrefectClient = get_client(sync_client=True)
+
+    def tell(self, event: dict[str, object]) -> None:
+        """Hand over an event; the server takes one id once."""
+        body = [{**event, "occurred": datetime.now(UTC).isoformat()}]
+        self.client._client.post("/events", json=body).raise_for_status()
+
+    def alive(self) -> dict[str, FlowRun]:
+        """By line, a production that runs or is due."""
+        due = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC) + SOON)
+        waiting = self._find((StateType.SCHEDULED,), due)
+        return {line_of(run): run for run in (*waiting, *self._find(GOING))}
+
+    def ended_since(self, line: str, moment: float) -> list[FlowRun]:
+        """The line's productions begun after the moment (1970 UTC seconds) that came to no end.
+
+        Were the clocks of two machines to differ, one would be overlooked, and tried once more.
+        """
+        after = FlowRunFilterExpectedStartTime(after_=datetime.fromtimestamp(moment, UTC))
+        return [run for run in self._find(ENDED, after) if line_of(run) == line]
+
+    def unfinished(self) -> list[FlowRun]:
+        """Runs of every flow that are pending, running, or crashed within the last day."""
+        day = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - timedelta(days=1))
+        return [
+            *self._find((StateType.PENDING, StateType.RUNNING), flow=None),
+            *self._find((StateType.CRASHED,), day, flow=None),
+        ]
+
+    def resumed(self, run: UUID) -> int:
+        """How often the run was started again."""
+        states = self.client.read_flow_run_states(run)
+        return sum(state.name == RESUMED for state in states)
+
+    def resume(self, run: FlowRun, reason: str, number: int) -> None:
+        """Have a worker start the run again; what it had finished is in the cache."""
+        self.crash(run, reason)
+        again: State[Any] = Scheduled(message=f"{reason}; start {number} after it", name=RESUMED)
+        self.client.set_flow_run_state(run.id, again, force=True)
+
+    def crash(self, run: FlowRun, reason: str) -> None:
+        """Write down that the run's process is no more, and give its slots back."""
+        if run.state is None or run.state.type != StateType.CRASHED:
+            self.client.set_flow_run_state(run.id, Crashed(message=reason))
+
+    def _find(
+        self,
+        states: Sequence[StateType],
+        expected: FlowRunFilterExpectedStartTime | None = None,
+        flow: str | None = FLOW,
+    ) -> list[FlowRun]:
+        of = FlowFilter(name=FlowFilterName(any_=[flow])) if flow else None
+        kinds = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))
+        return self.client.read_flow_runs(
+            flow_filter=of,
+            flow_run_filter=FlowRunFilter(state=kinds, expected_start_time=expected),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=MOST,
+        )
+
+
+def line_of(run: FlowRun) -> str:
+    """The line a production is of."""
+    return str(run.parameters.get("line", ""))

@@ -1,0 +1,102 @@
+"""Runs whose process died are started again, and go on from their last finished stage.
+
+A production shows that it lives by the beat of its line's turn (tasks.turn). One that is running
+in Prefect's books while nobody's beat is seen is dead: would it wait, it would have its turn by
+now. A worker that lives reports a flow's crash by itself. What was submitted and never ran is
+noticed by its age. All ages are what this process saw with its own monotonic clock.
+"""
+
+import logging
+import time
+from contextlib import suppress
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun, StateType
+
+from deployments.watcher.runs import FLOW, Runs, line_of
+from deployments.watcher.settings import Settings
+from tasks.store import StoreError
+from tasks.turn import end, whose
+
+log = logging.getLogger("modelmint.watcher")
+
+
+class Watchdog:
+    """What this process has seen of unfinished runs; nothing is lost when it starts anew."""
+
+    def __init__(self, settings: Settings, runs: Runs) -> None:
+        self.settings, self.runs = settings, runs
+        # Run -> its state and since when; line -> the last sign of life and since when.
+        self._states: dict[UUID, tuple[UUID | None, float]] = {}
+        self._beats: dict[str, tuple[str, float]] = {}
+        self._given_up: set[UUID] = set()
+        self._flows: dict[UUID, str] = {}
+
+    def look(self) -> None:
+        """Look at every unfinished run and start the dead again; raises httpx.HTTPError."""
+        now = time.monotonic()
+        found = self.runs.unfinished()
+        self._states = {
+            run.id: self._states[run.id]
+            if run.id in self._states and self._states[run.id][0] == run.state_id
+            else (run.state_id, now)
+            for run in found
+        }
+        productions = [run for run in found if self._produces(run)]
+        self._listen({line_of(run) for run in productions}, now)
+        for run in found:
+            reason = self._dead(run, now)
+            if reason:
+                self._mend(run, reason)
+
+    def _produces(self, run: FlowRun) -> bool:
+        if run.flow_id not in self._flows:
+            self._flows[run.flow_id] = self.runs.client.read_flow(run.flow_id).name
+        return self._flows[run.flow_id] == FLOW and run.state_type == StateType.RUNNING
+
+    def _listen(self, lines: set[str], now: float) -> None:
+        """Note whose beat changed; a line whose beat cannot be read begins anew."""
+        heard: dict[str, tuple[str, float]] = {}
+        for line in lines:
+            try:
+                change = whose(line).change
+            except StoreError:
+                continue
+            known = self._beats.get(line)
+            heard[line] = known if known is not None and known[0] == change else (change, now)
+        self._beats = heard
+
+    def _dead(self, run: FlowRun, now: float) -> str:
+        """Why the run cannot be alive; empty when it may be."""
+        if run.state_type == StateType.CRASHED:
+            # Only a worker can start it again; a command was told by whoever typed it.
+            return "its process died" if run.deployment_id else ""
+        age = now - self._states[run.id][1]
+        if run.state_type == StateType.PENDING:
+            late = age > self.settings.pending
+            return f"submitted {age:.0f} s ago and does not run" if late else ""
+        line = line_of(run)
+        if not self._produces(run) or line not in self._beats:
+            return ""
+        silent = min(age, now - self._beats[line][1])
+        return f"no sign of life for {silent:.0f} s" if silent > self.settings.silent else ""
+
+    def _mend(self, run: FlowRun, reason: str) -> None:
+        if run.id in self._given_up:
+            return
+        if run.deployment_id is None:
+            log.warning("run %s: %s; it was no deployment's: run it again", run.name, reason)
+            self.runs.crash(run, reason)
+            return
+        tried = self.runs.resumed(run.id)
+        if tried >= self.settings.tries:
+            log.error(
+                "run %s: %s, and was started again %d times: given up", run.name, reason, tried
+            )
+            self.runs.crash(run, f"{reason}; started again {tried} times, given up")
+            self._given_up.add(run.id)
+            return
+        log.warning("run %s: %s; it is started again (%d)", run.name, reason, tried + 1)
+        with suppress(StoreError):
+            end(line_of(run), str(run.id))
+        self.runs.resume(run, reason, tried + 1)

@@ -1,0 +1,64 @@
+"""Monitor champions: does what arrives still look like what they were trained on?
+
+modelmint monitor flights
+"""
+
+import datetime
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from models import catalog
+from tasks.captured import list_captured
+from tasks.drift import Drift, Search, drift
+from tasks.fresh import clean_fresh
+from tasks.promotion import promotions
+from tasks.publish_drift import announce, show_drift, verdict
+from tasks.recorded import recorded_line, recorded_output
+from tasks.refs import Dataset
+from tasks.served import served
+from tasks.snapshot import list_objects, raw_prefix, take_snapshot
+
+
+@flow(name="monitor", flow_run_name="monitor {line}", persist_result=False)
+def monitor(line: str, search: Search | None = None) -> Drift:
+    """Compare fresh objects and captured inputs with the champion's training rows.
+
+    Where they drifted the event `data.drifted` is emitted, once for the same evidence.
+
+    Args:
+        line: Name of the model line.
+        search: How to look: rate of false alarms, margin, numbers of rows.
+    """
+    how = search or Search()
+    champion, found = served(line)
+    spec = recorded_line(found.recipe)
+    dataset = recorded_output(Dataset, found.recipe.stages["clean"])
+    prefix = raw_prefix(spec.data)
+    snapshot = take_snapshot(prefix, list_objects(spec.data))
+    fresh = clean_fresh(spec.data, spec.objective, prefix, snapshot, found.recipe.snapshot)
+    since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=how.days)
+    captured = list_captured(line, champion.digest, since)
+    drifted = drift(how, champion, dataset, fresh, captured)
+    announce(drifted, found)
+    show_drift(drifted)
+    return drifted
+
+
+@flow(name="monitor-lines", persist_result=False)
+def monitor_lines(
+    lines: list[str] | None = None, search: Search | None = None
+) -> list[dict[str, Any]]:
+    """Monitor every line that has a champion.
+
+    Args:
+        lines: Names of the model lines, instead of all there are.
+        search: How to look: rate of false alarms, margin, numbers of rows.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in lines or catalog.lines():
+        if promotions(line).champion is not None:
+            rows.append({"line": line, "verdict": verdict(monitor(line, search))})
+    create_table_artifact(key="drift", table=rows or [{"line": "no line has a champion"}])
+    return rows

@@ -1,0 +1,76 @@
+"""From the probabilities of a CTC network to text: the likeliest path, or a search over texts.
+
+A network trained with CTC (Graves et al. 2006) gives, for every frame, the probability of each
+letter and of *blank*, symbol 0. A text is a path less its repetitions and then its blanks, so many
+paths are one text. A frame of zeros lies behind the end and is passed over.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLANK = 0
+RAREST = 1e-4
+"""A symbol less likely than that at a frame is not followed by the search."""
+
+
+class Decoded(NamedTuple):
+    """Symbols of a text without blanks, and the natural logarithm of its probability."""
+
+    symbols: tuple[int, ...]
+    log_probability: float
+
+
+def decode(frames: NDArray[np.floating[Any]], beam: int) -> Decoded:
+    """The text of one row's probabilities [T, symbols]; a beam of 1 follows the likeliest path."""
+    kept: NDArray[np.float64] = frames[frames.sum(axis=1) > 0.5].astype(np.float64)
+    return _greedy(kept) if beam == 1 else _search(kept, beam)
+
+
+def _greedy(frames: NDArray[np.float64]) -> Decoded:
+    best = frames.argmax(axis=1) if len(frames) else np.zeros(0, np.int64)
+    changes = np.diff(best, prepend=BLANK) != 0
+    symbols = best[changes & (best != BLANK)]
+    return Decoded(tuple(int(s) for s in symbols), float(np.log(frames.max(axis=1)).sum()))
+
+
+def _search(frames: NDArray[np.float64], beam: int) -> Decoded:
+    """Prefix beam search (Hannun et al. 2014): all paths of one text count together.
+
+    Of every text the probability of its paths that end in a blank, and of those that do not; scaled
+    at every frame, so that long clips do not underflow.
+    """
+    texts: dict[tuple[int, ...], tuple[float, float]] = {(): (1.0, 0.0)}
+    scale = 0.0
+    for frame in frames:
+        followed = [(int(s), float(frame[s])) for s in np.flatnonzero(frame > RAREST)]
+        found: dict[tuple[int, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for text, (blank, letter) in texts.items():
+            for symbol, share in followed:
+                if symbol == BLANK:
+                    found[text][0] += (blank + letter) * share
+                elif text and symbol == text[-1]:
+                    # Two equal letters without a blank between them are one.
+                    found[text][1] += letter * share
+                    found[(*text, symbol)][1] += blank * share
+                else:
+                    found[(*text, symbol)][1] += (blank + letter) * share
+        ranked = sorted(found.items(), key=lambda item: (-sum(item[1]), item[0]))[:beam]
+        total = sum(blank + letter for _, (blank, letter) in ranked)
+        texts = {text: (blank / total, letter / total) for text, (blank, letter) in ranked}
+        scale += math.log(total)
+    best, (blank, letter) = next(iter(texts.items()))
+    return Decoded(best, scale + math.log(blank + letter))
+
+
+def one_hot(symbols: Sequence[int], width: int) -> NDArray[np.float32]:
+    """Probabilities [T, width] that are sure of a text."""
+    path: list[int] = []
+    for symbol in symbols:
+        # A blank keeps equal letters apart.
+        path += [BLANK, symbol]
+    return np.eye(width, dtype=np.float32)[path or [BLANK]]

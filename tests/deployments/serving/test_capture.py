@@ -1,0 +1,164 @@
+"""Captured inputs: from requests to a real server into a real store; and without a store."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from deployments.local.store import environment, store
+from deployments.serving import capture as capturing
+from deployments.serving.capture import Capture, rates
+from deployments.serving.session import Served
+
+RECORD = {"distance": 100.0, "hour": 3.0}
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A client of a store with an empty bucket `modelmint`, and the server's environment."""
+    home = tmp_path_factory.mktemp("store")
+    with store(home).use() as running:
+        found = environment(home, running)
+        client = boto3.client(
+            "s3",
+            endpoint_url=found["AWS_ENDPOINT_URL"],
+            aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
+            region_name=found["AWS_REGION"],
+        )
+        client.create_bucket(Bucket="modelmint")
+        yield client, found
+        client.close()
+
+
+def keys(client: Any) -> list[str]:
+    listed = client.list_objects_v2(Bucket="modelmint", Prefix="captured/")
+    return [item["Key"] for item in listed.get("Contents", [])]
+
+
+def eventually(found: Callable[[], Any]) -> Any:
+    """The first answer that is true; fails after a long while."""
+    for _ in range(600):
+        if answer := found():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError("it never came")
+
+
+def ready(start: Any, root: Path, version: Any, **settings: str) -> Any:
+    server = start(root, environment=settings)
+    assert server.load(version, "1").status == 200
+    assert server.promote(version.line, "1").status == 200
+    return server
+
+
+def test_rows_reach_the_bucket_as_the_network_took_them(
+    remote: Any, start: Any, table: Any, tmp_path: Path
+) -> None:
+    client, found = remote
+    version = table()
+    root = tmp_path / "repository"
+    version.place(root, "1")
+    server = ready(start, root, version, MODELMINT_CAPTURE="air-time=1", **found)
+    for _ in range(3):
+        assert server.ask("POST", "/v1/lines/air-time/predict", RECORD).status == 200
+    tensor = {"name": "numbers", "shape": [700, 2], "datatype": "FP32", "data": [7.0] * 1400}
+    for _ in range(2):
+        answer = server.ask("POST", "/v2/models/air-time/infer", {"inputs": [tensor]})
+        assert answer.status == 200
+    bad = server.ask("POST", "/v1/lines/air-time/predict", {"distance": 1.0})
+    assert bad.status == 400
+
+    # 1,403 rows are over what is written at once; the rest is when the server ends.
+    eventually(lambda: keys(client))
+    assert server.stop() == 0
+    sent = keys(client)
+    left = list((root / ".server" / "captured").glob("*/*/*.safetensors"))
+    assert all(key.startswith(f"captured/air-time/{version.digest}/") for key in sent)
+    contents = [client.get_object(Bucket="modelmint", Key=key)["Body"].read() for key in sent]
+    contents += [path.read_bytes() for path in left]
+    parts = [safetensors.numpy.load(content) for content in contents]
+    rows = np.concatenate([part["numbers"] for part in parts])
+    assert rows.dtype == np.float32
+    assert rows.shape == (1403, 2)
+    assert sorted(map(tuple, rows))[-1] == (100.0, 3.0)
+    assert (rows == 7).all(axis=1).sum() == 1400
+    names = [key.rpartition("/")[2] for key in sent] + [path.name for path in left]
+    assert sum(int(name.split("-")[1]) for name in names) == 1403
+
+
+def test_without_a_store_predictions_go_on_and_files_wait_for_the_next_start(
+    remote: Any, start: Any, table: Any, tmp_path: Path
+) -> None:
+    client, found = remote
+    version = table(5.0)
+    root = tmp_path / "repository"
+    version.place(root, "1")
+    away = found | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    server = ready(start, root, version, MODELMINT_CAPTURE="air-time=1", **away)
+    assert server.ask("POST", "/v1/lines/air-time/predict", RECORD).status == 200
+    assert server.stop() == 0
+    [path] = (root / ".server" / "captured").glob("*/*/*.safetensors")
+    start(root, environment={"MODELMINT_CAPTURE": "air-time=1"} | found)
+    eventually(lambda: not path.exists())
+    assert f"captured/air-time/{version.digest}/{path.name}" in keys(client)
+
+
+def test_a_setting_that_says_nothing_clear_stops_the_server(start: Any, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="'digits' is not LINE=SHARE"):
+        start(tmp_path / "repository", environment={"MODELMINT_CAPTURE": "digits"})
+
+
+def served(line: str) -> Served:
+    return SimpleNamespace(line=line, digest="d" * 64)  # type: ignore[return-value]
+
+
+def batch(rows: int) -> dict[str, Any]:
+    return {"numbers": np.arange(rows, dtype=np.float32).reshape(-1, 1)}
+
+
+def test_a_share_of_the_rows_of_the_named_lines_is_kept(tmp_path: Path) -> None:
+    with closing(Capture(tmp_path, {"some": 0.2}, seconds=600)) as capture:
+        for _ in range(20):
+            capture.take(served("some"), batch(400))
+            capture.take(served("others"), batch(400))
+    files = list(tmp_path.glob("*/*/*.safetensors"))
+    assert {path.parts[-3] for path in files} == {"some"}
+    count = sum(int(path.name.split("-")[1]) for path in files)
+    # Of 8,000 rows; six standard deviations.
+    assert abs(count - 1600) < 6 * (8000 * 0.2 * 0.8) ** 0.5
+
+
+def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    with closing(Capture(tmp_path / "captured", {})) as capture:
+        capture.take(served("some"), batch(400))
+    assert not (tmp_path / "captured").exists()
+
+
+def test_a_spool_that_grows_too_large_loses_its_oldest_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capturing, "LARGEST_SPOOL", 5000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    folder = tmp_path / "line" / ("d" * 64)
+    folder.mkdir(parents=True)
+    for number in range(10):
+        (folder / f"{number}-1-a.safetensors").write_bytes(bytes(1000))
+    with closing(Capture(tmp_path, {"line": 1.0}, seconds=600)):
+        eventually(lambda: len(list(folder.iterdir())) == 5)
+    assert sorted(path.name[0] for path in folder.iterdir()) == list("56789")
+
+
+@pytest.mark.parametrize("text", ["digits", "digits=2", "digits=x", "=0.5", "Digits=0.5"])
+def test_a_share_is_a_number_from_0_to_1_of_a_line(text: str) -> None:
+    assert rates("digits=0.05,flights=1,") == {"digits": 0.05, "flights": 1.0}
+    assert rates("") == {}
+    with pytest.raises(ValueError, match="is not LINE=SHARE"):
+        rates(text)

@@ -1,0 +1,180 @@
+"""Hostile requests over HTTP: each is refused in its own words, and the server goes on."""
+
+import gzip
+import io
+import socket
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import tritonclient.http as triton
+from PIL import Image
+
+INFER = "/v2/models/air-time/infer"
+GOOD = {"inputs": [{"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}]}
+PREDICT = "/v1/lines/clothes/predict"
+
+
+@pytest.fixture(autouse=True)
+def healthy(shared: Any) -> Any:
+    """Whatever a test sends, the next caller is answered and the log shows no failure of ours."""
+    yield
+    assert shared.ask("POST", INFER, GOOD).status == 200
+    assert "Traceback" not in shared.log
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_compressed_body_is_unpacked(shared: Any, encoding: str) -> None:
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    answer = shared.ask("POST", INFER, pack(orjson.dumps(GOOD)), content_encoding=encoding)
+    assert answer.json["outputs"][0]["data"] == [11.0]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_triton_client_compresses(shared: Any, encoding: str) -> None:
+    with triton.InferenceServerClient(f"127.0.0.1:{shared.port}") as client:
+        given = triton.InferInput("numbers", [1, 2], "FP32")
+        given.set_data_from_numpy(np.array([[3, 4]], np.float32))
+        found = client.infer(
+            "air-time", [given], headers=shared.bearer, request_compression_algorithm=encoding
+        )
+        assert found.as_numpy("prediction").tolist() == [11.0]
+
+
+def test_a_compression_bomb_is_refused_before_it_is_unpacked(shared: Any) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    assert len(bomb) < 100_000
+    answer = shared.ask("POST", INFER, bomb, content_encoding="gzip")
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("end", [b"", b"\0"])
+def test_a_stream_that_is_cut_or_goes_on_is_refused(shared: Any, end: bytes) -> None:
+    packed = gzip.compress(orjson.dumps(GOOD))
+    packed = packed + end if end else packed[:-9]
+    answer = shared.ask("POST", INFER, packed, content_encoding="gzip")
+    assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zip", "x" * 5000])
+def test_another_encoding_is_refused(shared: Any, encoding: str) -> None:
+    answer = shared.ask("POST", INFER, GOOD, content_encoding=encoding)
+    assert (answer.status, answer.json["code"]) == (415, "media_type")
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def test_a_small_image_of_ten_gigabytes_is_refused_by_its_header(shared: Any) -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    body += chunk(b"IDAT", zlib.compress(b"\0" * 50_000)) + chunk(b"IEND", b"")
+    assert len(body) < 1000
+    answer = shared.ask("POST", PREDICT, body, content_type="image/png")
+    assert (answer.status, answer.json["code"]) == (400, "refused_request")
+    assert "pixels" in answer.json["error"]
+
+
+def test_an_image_with_a_bomb_beside_its_pixels_is_refused(shared: Any) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (28, 28)).save(stream, "PNG")
+    whole = stream.getvalue()
+    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b" " * 90_000_000))
+    assert len(bomb) < 100_000
+    answer = shared.ask("POST", PREDICT, whole[:33] + bomb + whole[33:], content_type="image/png")
+    assert answer.status == 400
+
+
+@pytest.mark.parametrize("shape", [[-1, 2], [2**62, 2], [2**63, 2], [-(2**63), 2], [10**30, 2]])
+def test_a_dimension_sizes_no_allocation(shared: Any, shape: list[int]) -> None:
+    one = f'"name":"numbers","datatype":"FP32","shape":{shape}'
+    for rest, raw in (('"data":[1,2]', b""), ('"parameters":{"binary_data_size":8}', b"\0" * 8)):
+        text = f'{{"inputs":[{{{one},{rest}}}]}}'.encode()
+        length = {"inference_header_content_length": str(len(text))}
+        answer = shared.ask("POST", INFER, text + raw, **length)
+        assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "600001", "9" * 50, "x", "²"])
+def test_a_wrong_deadline_is_refused(shared: Any, value: str) -> None:
+    header = {"modelmint_timeout_ms": value.encode().decode("latin-1")}
+    answer = shared.ask("POST", INFER, GOOD, **header)
+    assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+
+
+def raw(server: Any, head: str, *parts: bytes) -> bytes:
+    """The first bytes of what the server sends for hand-made parts of a request."""
+    lines = f"{head}\r\nhost: x\r\nauthorization: Bearer {server.key}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
+        connection.sendall(lines.encode())
+        for part in parts:
+            connection.sendall(part)
+        return connection.recv(65_536)
+
+
+POST = f"POST {INFER} HTTP/1.1"
+BODY = orjson.dumps(GOOD)
+
+
+def test_a_flood_of_tiny_chunks_is_one_body(shared: Any) -> None:
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 20_000)
+    answer = raw(shared, POST, b"transfer-encoding: chunked\r\n\r\n", chunks, b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: -5\r\n\r\n",
+        b"content-length: 99999999999999999999999\r\n\r\n",
+        b"content-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"no colon\r\n\r\n",
+        b"x-long: " + b"x" * 200_000 + b"\r\n\r\n",
+    ],
+)
+def test_a_request_that_is_no_http_is_refused(shared: Any, head: bytes) -> None:
+    answer = raw(shared, POST, head)
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 413", b"HTTP/1.1 431"))
+    assert b"/" not in answer.partition(b"\r\n\r\n")[2].replace(b"application/json", b"")
+
+
+def test_a_websocket_is_refused(shared: Any) -> None:
+    upgrade = (
+        b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    answer = raw(shared, "GET /v2/models/air-time/stream HTTP/1.1", upgrade)
+    assert answer.startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/models/../../etc/passwd",
+        "/v2/models/..%2f..%2fetc%2fpasswd/infer",
+        "/v2/models/air-time/versions/1%00/infer",
+        "/v2/models/air-time%0d%0ax:%20y/infer",
+        "//v2/models/air-time/infer",
+        "/v2/models/" + "a" * 8000 + "/infer",
+        "/v2/models/%c0%ae%c0%ae/infer",
+    ],
+)
+def test_a_path_names_models_only(shared: Any, path: str) -> None:
+    answer = shared.ask("POST", path, GOOD)
+    assert answer.status in (404, 405)
+    assert b"root:" not in answer.body
+    assert len(answer.body) < 400
+    assert "x" not in answer.headers
+
+
+def test_a_megabyte_of_nesting_is_refused(shared: Any) -> None:
+    for body in (b"[" * 90_000, b'{"a":' * 15_000, b'{"inputs":' + b"[" * 80_000):
+        answer = shared.ask("POST", INFER, body)
+        assert (answer.status, answer.json["code"]) == (400, "invalid_request")

@@ -1,0 +1,57 @@
+"""How a version is opened: whether its rows may be computed beside others', and whether it pays."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from deployments.serving import session
+from deployments.serving.session import Served, open_version
+
+
+def opened(version: Any) -> Served:
+    return open_version(version.line, "1", version.digest, version.files)
+
+
+def test_a_quick_network_stays_on_the_event_loop(table: Any) -> None:
+    served = opened(table())
+    assert served.batch_rows == 1
+    assert served.inline_rows > 0
+
+
+def test_a_network_that_gains_is_batched(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "GAIN_SECONDS", -1.0)
+    served = opened(table())
+    assert (served.batch_rows, served.inline_rows) == (session.MOST_ROWS, 0)
+    assert served.row_seconds > 0
+
+
+@pytest.mark.parametrize("kind", ["centred", "quantized"])
+def test_rows_that_depend_on_each_other_are_never_batched(
+    own: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(session, "GAIN_SECONDS", -1.0)
+    numbers = np.array([[1, 2], [3, 400], [5, 6]], np.float32)
+    if kind == "centred":
+        first = [
+            helper.make_node("ReduceMean", ["numbers"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["numbers", "mean"], ["x"]),
+        ]
+    else:
+        # As a dynamically quantized network does it: the range is the whole batch's.
+        first = [
+            helper.make_node("DynamicQuantizeLinear", ["numbers"], ["q", "scale", "zero"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
+        ]
+    served = opened(own([*first, helper.make_node("MatMul", ["x", "w"], ["y"])], numbers))
+    assert served.batch_rows == 1
+
+
+def test_rows_that_do_not_depend_on_each_other_are(
+    own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "GAIN_SECONDS", -1.0)
+    nodes = [helper.make_node("MatMul", ["numbers", "w"], ["y"])]
+    served = opened(own(nodes, np.array([[1, 2], [3, 400]], np.float32)))
+    assert served.batch_rows > 1

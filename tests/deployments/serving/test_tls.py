@@ -1,0 +1,90 @@
+"""TLS with certificates that are replaced while it serves, and what browsers are told."""
+
+import http.client
+import shutil
+import ssl
+from pathlib import Path
+from typing import Any
+
+from tests.deployments.serving.test_control import eventually
+from tests.deployments.serving.test_main import run
+from tests.production.certificates import write_certificates
+
+ORIGIN = "https://app.example"
+
+
+def secure(server: Any, authority: Path, method: str = "GET", **headers: str) -> tuple[int, Any]:
+    trusting = ssl.create_default_context(cafile=str(authority))
+    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=30, context=trusting)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, "/v2", headers=named)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def test_a_replaced_certificate_counts_without_a_restart(start: Any, tmp_path: Path) -> None:
+    old = write_certificates(tmp_path / "old", "127.0.0.1")
+    new = write_certificates(tmp_path / "new", "127.0.0.1")
+    used = [tmp_path / name for name in ("cert", "key")]
+
+    def put(files: dict[str, Path]) -> None:
+        for path, name in zip(used, ("cert", "key"), strict=True):
+            shutil.copy(files[name], path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+
+    put(old)
+    options = ("--certificate", str(used[0]), "--private-key", str(used[1]))
+    server = start(tmp_path / "repository", *options)
+    status, headers = secure(server, old["ca"], **server.bearer)
+    assert status == 200
+    assert headers["strict-transport-security"].startswith("max-age=")
+    assert headers["x-content-type-options"] == "nosniff"
+
+    def trusted(authority: Path) -> bool:
+        try:
+            return secure(server, authority, **server.bearer)[0] == 200
+        except ssl.SSLCertVerificationError:
+            return False
+
+    assert not trusted(new["ca"])
+    used[0].write_text("no certificate")
+    assert eventually(lambda: "the one before still is" in server.log)
+    assert trusted(old["ca"])
+    put(new)
+    assert eventually(lambda: trusted(new["ca"]))
+    assert not trusted(old["ca"])
+
+
+def test_wrong_certificates_are_one_line_and_no_start(tmp_path: Path) -> None:
+    one = write_certificates(tmp_path / "one", "127.0.0.1")
+    two = write_certificates(tmp_path / "two", "127.0.0.1")
+    base = ("--repository", str(tmp_path / "repository"), "--port", "0")
+    for key in (two["key"], tmp_path / "absent"):
+        ended = run(*base, "--certificate", str(one["cert"]), "--private-key", str(key))
+        assert ended.returncode == 1
+        assert "are no pair" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    alone = run(*base, "--certificate", str(one["cert"]))
+    assert alone.returncode == 2
+    assert "belong together" in alone.stderr
+
+
+def test_pages_of_named_origins_may_ask(start: Any, tmp_path: Path) -> None:
+    server = start(tmp_path / "repository", "--allow-origin", ORIGIN)
+    wanted = {"access_control_request_method": "POST"}
+    asked = {**wanted, "access_control_request_headers": "authorization", "authorization": ""}
+    allowed = server.ask("OPTIONS", "/v1/lines/x/predict", origin=ORIGIN, **asked)
+    assert allowed.status == 200
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    other = server.ask("OPTIONS", "/v1/lines/x/predict", origin="https://other.example", **asked)
+    assert other.status == 400
+    answer = server.ask("GET", "/v2", origin=ORIGIN)
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert "modelmint-digest" in answer.headers["access-control-expose-headers"]
+    # No key, no answer, whatever the origin.
+    assert server.ask("GET", "/v2", origin=ORIGIN, authorization="").status == 401
+    assert "access-control-allow-origin" not in server.ask("GET", "/v2").headers

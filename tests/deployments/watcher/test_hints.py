@@ -1,0 +1,185 @@
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote_plus
+
+import boto3
+import httpx
+import pytest
+from moto.server import ThreadedMotoServer
+from starlette.applications import Starlette
+
+from deployments.watcher.hints import Hints, Pulse, follow_queue, from_message, from_webhook
+from deployments.watcher.webhook import application
+
+BUCKET = "modelmint"
+
+
+@pytest.fixture
+def hints() -> Hints:
+    return Hints(BUCKET)
+
+
+def filer(key: str) -> bytes:
+    """What SeaweedFS posts, cut to what matters."""
+    told = {"event_type": "create", "key": f"/buckets/{key}", "message": {"delete_chunks": True}}
+    return json.dumps(told).encode()
+
+
+def notification(*keys: str, bucket: str = BUCKET) -> str:
+    """What S3 sends to a queue, cut to what matters."""
+    s3 = [{"bucket": {"name": bucket}, "object": {"key": quote_plus(key)}} for key in keys]
+    return json.dumps({"Records": [{"eventName": "ObjectCreated:Put", "s3": one} for one in s3]})
+
+
+def test_a_hint_names_the_folder_below_raw(hints: Hints) -> None:
+    for key in ("modelmint/raw/digits/a b%.csv", "modelmint/raw/digits/x/y", "modelmint/raw/own/z"):
+        from_webhook(hints, filer(key))
+    assert hints.wait(0) == {"digits/", "own/"}
+    assert hints.wait(0) == set()
+
+
+@pytest.mark.parametrize(
+    "key", ["modelmint/raw/digits", "modelmint/raw/", "modelmint/stages/x", "other/raw/digits/x"]
+)
+def test_folders_other_prefixes_and_other_buckets_are_no_news(hints: Hints, key: str) -> None:
+    from_webhook(hints, filer(key))
+    assert hints.wait(0) == set()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff", b"null", b'{"key": {}}'])
+def test_what_cannot_be_read_has_everything_looked_at(hints: Hints, body: bytes) -> None:
+    from_webhook(hints, body)
+    from_message(hints, body.decode(errors="replace"))
+    # A key that is no text is none below raw.
+    assert hints.wait(0) == {""}
+
+
+def test_notifications_come_directly_through_sns_and_through_eventbridge(hints: Hints) -> None:
+    from_message(hints, notification("raw/one/a b+c.csv", "elsewhere/x"))
+    envelope = {"TopicArn": "arn:aws:sns:x", "Message": notification("raw/two/x")}
+    from_message(hints, json.dumps(envelope))
+    detail = {"bucket": {"name": BUCKET}, "object": {"key": "raw/three%/x+y"}}
+    from_message(hints, json.dumps({"detail-type": "Object Created", "detail": detail}))
+    from_message(hints, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent"}))
+    from_message(hints, notification("raw/four/x", bucket="other"))
+    assert hints.wait(0) == {"one/", "two/", "three%/"}
+
+
+def test_many_made_up_prefixes_are_one_look_at_everything(hints: Hints) -> None:
+    for number in range(10_000):
+        hints.tell(f"raw/{number}/x")
+    heard = hints.wait(0)
+    assert len(heard) == 1001
+    assert "" in heard
+
+
+def status(app: Starlette, method: str, path: str, body: bytes = b"", shown: str = "") -> int:
+    """The status the application answers with."""
+
+    async def ask() -> int:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://watcher") as client:
+            headers = {"authorization": shown}
+            return (await client.request(method, path, content=body, headers=headers)).status_code
+
+    return asyncio.run(ask())
+
+
+def test_the_webhook_takes_who_shows_its_token(hints: Hints) -> None:
+    app, body = application(hints, Pulse(10.0), "secret"), filer("modelmint/raw/digits/x")
+    for shown in ("", "Bearer other", "secret"):
+        assert status(app, "POST", "/hints", body, shown) == 401
+    assert hints.wait(0) == set()
+    assert status(app, "POST", "/hints", body, "Bearer secret") == 204
+    assert hints.wait(0) == {"digits/"}
+    assert status(app, "POST", "/hints", b"x" * (2 << 20), "Bearer secret") == 204
+    assert hints.wait(0) == {""}
+    # Without a token of its own it is closed, not open.
+    assert status(application(hints, Pulse(10.0), ""), "POST", "/hints", body, "Bearer ") == 401
+
+
+def test_a_loop_that_is_stuck_is_not_well(hints: Hints) -> None:
+    pulse = Pulse(10.0)
+    app = application(hints, pulse, "secret")
+    assert status(app, "GET", "/health") == 200
+    pulse.last -= 11.0
+    assert status(app, "GET", "/health") == 503
+    pulse.beat()
+    assert status(app, "GET", "/health") == 200
+
+
+@pytest.fixture(scope="module")
+def amazon() -> Iterator[dict[str, Any]]:
+    """S3 and SQS of moto's server, with a bucket that notifies a queue."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    access = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+    session = boto3.session.Session(**access)
+    clients: dict[str, Any] = {n: session.client(n, endpoint_url=url) for n in ("s3", "sqs")}
+    s3, sqs = clients["s3"], clients["sqs"]
+    s3.create_bucket(Bucket=BUCKET)
+    queue = sqs.create_queue(QueueName="landed", Attributes={"VisibilityTimeout": "1"})["QueueUrl"]
+    name = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+    to = {"QueueArn": name["Attributes"]["QueueArn"], "Events": ["s3:ObjectCreated:*"]}
+    configuration = {"QueueConfigurations": [to]}
+    s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration=configuration)
+    yield {**clients, "queue": queue, "url": url}
+    server.stop()
+
+
+def followed(hints: Hints, queue: str, client: Any, wanted: set[str]) -> None:
+    """Follow the queue until all that is wanted was heard."""
+    ended, heard = threading.Event(), set[str]()
+    thread = threading.Thread(target=follow_queue, args=(hints, queue, client, ended))
+    thread.start()
+    for _ in range(200):
+        heard |= hints.wait(0.1)
+        if heard >= wanted:
+            break
+    ended.set()
+    # Wakes the long poll.
+    client.send_message(QueueUrl=queue, MessageBody=notification("raw/end/x"))
+    thread.join()
+    # The message that wakes it may be another test's.
+    assert heard - {"end/"} == wanted
+
+
+def test_a_queue_is_followed_and_emptied(amazon: dict[str, Any], hints: Hints) -> None:
+    s3, sqs, queue = amazon["s3"], amazon["sqs"], amazon["queue"]
+    s3.put_object(Bucket=BUCKET, Key="raw/digits/sub folder/ü+%2F.csv", Body=b"1")
+    s3.put_object(Bucket=BUCKET, Key="stages/x", Body=b"1")
+    upload = s3.create_multipart_upload(Bucket=BUCKET, Key="raw/large/x")["UploadId"]
+    where = {"Bucket": BUCKET, "Key": "raw/large/x", "UploadId": upload}
+    part = s3.upload_part(**where, PartNumber=1, Body=b"1")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    s3.complete_multipart_upload(**where, MultipartUpload=parts)
+    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps({"Event": "s3:TestEvent"}))
+    sqs.send_message(QueueUrl=queue, MessageBody=notification("raw/twice/x"))
+    sqs.send_message(QueueUrl=queue, MessageBody=notification("raw/twice/x"))
+    followed(hints, queue, sqs, {"digits/", "large/", "twice/"})
+    # What was not deleted would be there again.
+    time.sleep(1.5)
+    left = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
+    assert all("raw%2Fend" in message["Body"] for message in left)
+
+
+def test_a_queue_that_fails_is_asked_again(amazon: dict[str, Any], hints: Hints) -> None:
+    sqs, queue = amazon["sqs"], amazon["queue"]
+
+    class Failing:
+        def __init__(self) -> None:
+            self.fails = 1
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "receive_message" and self.fails:
+                self.fails -= 1
+                raise httpx.ConnectError("away")
+            return getattr(sqs, name)
+
+    sqs.send_message(QueueUrl=queue, MessageBody=notification("raw/digits/x"))
+    followed(hints, queue, Failing(), {"digits/"})

@@ -1,0 +1,222 @@
+"""The watchdog and what it asks of Prefect: a real server and store, a clock that is set."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitStrategy,
+    ConcurrencyOptions,
+    FlowRun,
+    StateType,
+)
+from prefect.states import Completed, Crashed, Failed, Pending, Running, State
+
+from deployments.watcher.runs import RESUMED, Runs
+from deployments.watcher.settings import Settings
+from deployments.watcher.watchdog import Watchdog
+from tasks import lease as leases
+from tasks.lease import lease
+from tasks.store import store
+from tasks.turn import key
+from tests.deployments.watcher.conftest import Clock
+
+SETTINGS = Settings(silent=30.0, pending=90.0, tries=2)
+
+
+@pytest.fixture(scope="module")
+def runs(prefect_service: str) -> Iterator[Runs]:
+    del prefect_service
+    runs = Runs()
+    yield runs
+    runs.client._client.close()
+
+
+@pytest.fixture
+def line() -> str:
+    """A name that no other test's runs have."""
+    return f"line-{uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def started(runs: Runs, line: str) -> Iterator[Callable[..., FlowRun]]:
+    """A production of the line in the given state; its deployment runs one at a time."""
+    client = runs.client
+    deployment = client.create_deployment(
+        flow_id=client.create_flow_from_name("produce"),
+        name=line,
+        enforce_parameter_schema=False,
+        concurrency_limit=1,
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+    )
+    made: list[UUID] = []
+
+    def start(*states: State[Any]) -> FlowRun:
+        run = client.create_flow_run_from_deployment(deployment, parameters={"line": line})
+        made.append(run.id)
+        for state in states:
+            client.set_flow_run_state(run.id, state)
+        return run
+
+    yield start
+    for run in made:
+        client.set_flow_run_state(run, Completed(), force=True)
+
+
+@pytest.fixture
+def watchdog(runs: Runs, bucket: str, clock: Clock) -> Watchdog:
+    return Watchdog(SETTINGS, runs)
+
+
+def state(runs: Runs, run: FlowRun) -> tuple[StateType | None, str | None]:
+    now = runs.client.read_flow_run(run.id)
+    return now.state_type, now.state_name
+
+
+def test_a_silent_run_is_started_again_and_has_its_slot_back(
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock, line: str
+) -> None:
+    run = started(Pending(), Running())
+    terms = {"owner": "dead", "purpose": str(run.id), "beat": 9}
+    store().put(key(line), json.dumps(terms).encode())
+    for _ in range(4):
+        watchdog.look()
+        assert state(runs, run) == (StateType.RUNNING, "Running")
+        clock.advance(9)
+    watchdog.look()
+    assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+    assert runs.resumed(run.id) == 1
+    # Nobody waits for the turn the dead run had.
+    assert leases.holder(key(line)).owner == ""
+    # Its deployment runs one at a time, and the dead run has left the place.
+    runs.client.set_flow_run_state(run.id, Pending())
+    runs.client.set_flow_run_state(run.id, Running())
+    assert state(runs, run)[0] == StateType.RUNNING
+
+
+def test_a_run_whose_turn_beats_lives_and_so_does_who_waits_for_it(
+    runs: Runs,
+    started: Callable[..., FlowRun],
+    watchdog: Watchdog,
+    clock: Clock,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    run = started(Pending(), Running())
+    waits = runs.client.create_flow_run_from_deployment(
+        run.deployment_id, parameters={"line": line}
+    )
+    runs.client.set_flow_run_state(waits.id, Running(), force=True)
+    with lease(key(line), str(run.id)):
+        for _ in range(8):
+            seen = leases.holder(key(line)).change
+            while leases.holder(key(line)).change == seen:
+                time.sleep(0.02)
+            watchdog.look()
+            clock.advance(20)
+    assert state(runs, run) == state(runs, waits) == (StateType.RUNNING, "Running")
+    # Nobody's beat is heard any more.
+    for _ in range(3):
+        watchdog.look()
+        clock.advance(20)
+    assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+    assert state(runs, waits) == (StateType.SCHEDULED, RESUMED)
+    runs.client.set_flow_run_state(waits.id, Completed(), force=True)
+
+
+def test_a_crashed_run_is_started_again_and_given_up_at_last(
+    runs: Runs,
+    started: Callable[..., FlowRun],
+    watchdog: Watchdog,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = started(Pending(), Running(), Crashed())
+    for number in range(SETTINGS.tries):
+        watchdog.look()
+        assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+        assert runs.resumed(run.id) == number + 1
+        runs.client.set_flow_run_state(run.id, Crashed(), force=True)
+    watchdog.look()
+    assert state(runs, run)[0] == StateType.CRASHED
+    assert "started again 2 times: given up" in caplog.text
+    # Also for a watchdog that has only now begun.
+    Watchdog(SETTINGS, runs).look()
+    assert state(runs, run)[0] == StateType.CRASHED
+
+
+def test_what_was_submitted_and_never_runs_is_submitted_again(
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
+) -> None:
+    run = started(Pending())
+    watchdog.look()
+    clock.advance(89)
+    watchdog.look()
+    assert state(runs, run)[0] == StateType.PENDING
+    clock.advance(2)
+    watchdog.look()
+    assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+
+
+def test_a_command_that_died_is_written_down_and_not_started_again(
+    runs: Runs, watchdog: Watchdog, clock: Clock, line: str
+) -> None:
+    from prefect import flow
+
+    def produce(line: str) -> None:
+        del line
+
+    run = runs.client.create_flow_run(flow(produce), parameters={"line": line})
+    runs.client.set_flow_run_state(run.id, Running())
+    watchdog.look()
+    clock.advance(31)
+    watchdog.look()
+    assert state(runs, run)[0] == StateType.CRASHED
+    watchdog.look()
+    assert state(runs, run)[0] == StateType.CRASHED
+
+
+def test_alive_is_what_is_due_or_going(
+    runs: Runs, started: Callable[..., FlowRun], line: str
+) -> None:
+    assert line not in runs.alive()
+    run = started()
+    assert runs.alive()[line].id == run.id
+    for now in (Pending(), Running()):
+        runs.client.set_flow_run_state(run.id, now)
+        assert runs.alive()[line].id == run.id
+    runs.client.set_flow_run_state(run.id, Completed())
+    assert line not in runs.alive()
+
+
+def test_runs_that_came_to_no_end_are_found_from_a_moment_on(
+    runs: Runs, started: Callable[..., FlowRun], line: str
+) -> None:
+    moment = time.time()
+    run = started(Pending(), Running(), Failed())
+    started(Pending(), Running(), Completed())
+    assert [found.id for found in runs.ended_since(line, moment)] == [run.id]
+    assert runs.ended_since(line, time.time() + 1) == []
+
+
+def test_an_event_told_twice_is_one(runs: Runs, line: str) -> None:
+    for number in (1, 1, 2):
+        runs.tell(
+            {
+                "id": str(UUID(int=number)),
+                "event": "data.arrived",
+                "resource": {"prefect.resource.id": f"modelmint.line.{line}"},
+                "payload": {},
+            }
+        )
+    wanted = {"filter": {"resource": {"id": [f"modelmint.line.{line}"]}}}
+    for _ in range(100):
+        # The server writes events down some at a time.
+        found = runs.client._client.post("/events/filter", json=wanted).json()["events"]
+        if len({event["id"] for event in found}) == 2:
+            break
+        time.sleep(0.2)
+    assert sorted(event["id"] for event in found) == [str(UUID(int=n)) for n in (1, 2)]
