@@ -26,7 +26,7 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training compression digests determinism score replays kills; \
+	for name in startup orchestration cleaning training training_memory compression digests determinism score replays kills; \
 	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 BASE ?= python:3.11-slim
