@@ -26,8 +26,8 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training compression digests products determinism \
-	  score replays kills events sweep; \
+	for name in startup orchestration cleaning training training_memory compression digests products \
+	  determinism score replays kills events sweep; \
 	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 BASE ?= python:3.11-slim
