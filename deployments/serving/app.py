@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -28,6 +28,7 @@ from deployments.serving.capture import Capture
 from deployments.serving.control import Control
 from deployments.serving.explain import question
 from deployments.serving.http import (
+    Address,
     as_json,
     as_object,
     deadline,
@@ -55,15 +56,6 @@ INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
 
 
-class Grpc(NamedTuple):
-    """Where gRPC is spoken; with a certificate and its key over TLS."""
-
-    address: str
-    """host:port"""
-    certificate: str | None = None
-    private_key: str | None = None
-
-
 def create(
     repository: Repository,
     access: Access,
@@ -74,12 +66,12 @@ def create(
     body_seconds: float = BODY_SECONDS,
     settings: Settings = DEFAULTS,
     capture: Capture | None = None,
-    grpc: Grpc | None = None,
+    grpc: Address | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
     `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
-    given what was answered. While it runs, the protocol is also spoken over gRPC where `grpc` says.
+    given what was answered. While it runs, the protocol is also spoken over gRPC at `grpc`.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = Inference(access.ledger, settings)
@@ -87,9 +79,13 @@ def create(
     control = Control(repository, access, recorder, server.body)
     accounts = Accounts(access, server.body)
     trials = Trials(repository, access, traffic, server.body)
-    pages = Pages(repository)
-    parts = server, control, trials, accounts, pages
-    routes = [route for part in parts for route in part.routes()]
+    routes = [
+        *server.routes(),
+        *Pages(repository).routes(),
+        *control.routes(),
+        *trials.routes(),
+        *accounts.routes(),
+    ]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -99,8 +95,8 @@ def create(
                 return
             from deployments.serving.grpc_server import GrpcServer
 
-            serving = GrpcServer(repository, access, inference, traffic, max_body)
-            async with serving.running(grpc):
+            spoken = GrpcServer(repository, access, inference, traffic, capture)
+            async with spoken.running(grpc, max_body):
                 yield
         finally:
             if capture is not None:

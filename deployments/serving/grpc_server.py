@@ -11,28 +11,28 @@ with a protoc no newer than the oldest protobuf that is to run it.
 
 import asyncio
 import logging
+import math
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import grpc
 import grpc.aio
+from starlette.requests import Request
 
-from deployments.serving import metrics
+from deployments.serving import metrics, tls
 from deployments.serving import open_inference_grpc_pb2 as pb
-from deployments.serving.access import Access
-from deployments.serving.app import Grpc
+from deployments.serving.access import Access, allow
+from deployments.serving.capture import Capture
 from deployments.serving.elements import check_shape, from_binary, from_json, pack
-from deployments.serving.http import REQUEST_ID, release
+from deployments.serving.folder import stamp
+from deployments.serving.http import Address, header, release, request_id
 from deployments.serving.inference import Call, Inference
-from deployments.serving.keys import ApiKey, Verb
 from deployments.serving.protocol import ProtocolError, Tensors, Wanted, complete, declared
 from deployments.serving.repository import Repository
-from deployments.serving.session import Served
-from deployments.serving.state import Canary
 from deployments.serving.traffic import Traffic
 from models.tensors import TensorSpec
 
@@ -64,16 +64,19 @@ class GrpcServer:
         access: Access,
         inference: Inference,
         traffic: Traffic,
-        largest: int,
+        capture: Capture | None,
     ) -> None:
         self._repository, self._access, self._inference = repository, access, inference
-        self._traffic, self._largest = traffic, largest
+        self._traffic, self._capture = traffic, capture
 
     @asynccontextmanager
-    async def running(self, where: Grpc) -> AsyncIterator[None]:
-        """Serve there; the workers of one server share the port. OSError when it cannot."""
+    async def running(self, address: Address, largest: int) -> AsyncIterator[None]:
+        """Serve at an address the workers of one server share, messages up to `largest` bytes.
+
+        Raises OSError when it cannot listen there.
+        """
         options = [
-            ("grpc.max_receive_message_length", self._largest),
+            ("grpc.max_receive_message_length", largest),
             ("grpc.max_metadata_size", 16_384),
             ("grpc.so_reuseport", 1),
             # Only plain messages: what a compressed one unpacks to is not bounded here.
@@ -81,13 +84,15 @@ class GrpcServer:
         ]
         server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers((self._handlers(),))
+        place = f"{address.host}:{address.port}"
         try:
-            if where.certificate and where.private_key:
-                server.add_secure_port(where.address, _tls(where.certificate, where.private_key))
+            if address.certificate and address.private_key:
+                files = Path(address.private_key), Path(address.certificate)
+                server.add_secure_port(place, _credentials(*files))
             else:
-                server.add_insecure_port(where.address)
+                server.add_insecure_port(place)
         except RuntimeError:
-            raise OSError(f"gRPC cannot listen at {where.address}: another process may") from None
+            raise OSError(f"gRPC cannot listen at {place}: another process may") from None
         await server.start()
         try:
             yield
@@ -114,34 +119,32 @@ class GrpcServer:
     def _guarded(
         self, name: str, method: Callable[["_Asked"], Awaitable[Any]]
     ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def answer(request: Any, context: Any) -> Any:
-            asked, start = _Asked(request, context), time.perf_counter_ns()
+        async def answer(message: Any, context: Any) -> Any:
+            start, asked = time.perf_counter_ns(), _Asked(message, context)
+            request, refusal = asked.request, None
             try:
                 if name not in OPEN:
-                    asked.key = self._access.keys.authenticate(asked.fields.get("authorization"))
-                    self._access.ledger.admit(asked.key)
+                    shown = header(request, b"authorization")
+                    request.state.key = self._access.keys.authenticate(shown)
+                    self._access.ledger.admit(request.state.key)
                 found = await method(asked)
             except ProtocolError as error:
                 refusal = error
             except Exception as error:  # whatever it is, nothing of our inside is told
                 _log.exception("request %s failed: %s", asked.id, type(error).__name__)
                 refusal = ProtocolError(500, "internal error: see the server's log", "internal")
-            else:
-                self._noted(asked, 200, start)
+            if hasattr(request.state, "headers"):  # a version was to answer
+                status = refusal.status if refusal else 200
+                spent = time.perf_counter_ns() - start
+                self._traffic.note(request.scope["state"], status, spent)
+            if refusal is None:
                 context.set_trailing_metadata(asked.trailers())
                 return found
-            self._noted(asked, refusal.status, start)
             metrics.refused(refusal.status, refusal.code)
-            status = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
-            return await context.abort(status, refusal.message, asked.trailers(refusal))
+            code = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
+            return await context.abort(code, refusal.message, asked.trailers(refusal))
 
         return answer
-
-    def _noted(self, asked: "_Asked", status: int, start: int) -> None:
-        if asked.served is not None:
-            headers, trial = asked.served.headers, {"trial": asked.trial} if asked.trial else {}
-            state = {"headers": headers, "request_id": asked.id, "key": asked.key, **trial}
-            self._traffic.note(state, status, time.perf_counter_ns() - start)
 
     async def live(self, _: "_Asked") -> Any:
         return pb.ServerLiveResponse(live=True)
@@ -151,24 +154,25 @@ class GrpcServer:
 
     async def model_ready(self, asked: "_Asked") -> Any:
         name, number = asked.message.name, asked.message.version
-        asked.allow("read", name)
+        allow(asked.request, "read", name)
         try:
             line = self._repository.line(name)
         except ProtocolError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=number in line.versions if number else line.ready)
+        return pb.ModelReadyResponse(ready=line.answers(number) if number else line.ready)
 
     async def server_metadata(self, _: "_Asked") -> Any:
         return pb.ServerMetadataResponse(name="modelmint", version=release())
 
     async def model_metadata(self, asked: "_Asked") -> Any:
         name, number = asked.message.name, asked.message.version
-        asked.allow("read", name)
-        served = asked.served = self._repository.get(name, number or None)
+        allow(asked.request, "read", name)
+        served = await anyio.to_thread.run_sync(self._repository.wake, name, number or None)
+        line = self._repository.line(name)
         described = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=served.line,
-            versions=sorted(self._repository.line(name).versions, key=int),
+            versions=sorted((n for n in line.digests if line.answers(n)), key=int),
             platform="onnxruntime_onnx",
             inputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
                     for s in served.inputs],
@@ -178,18 +182,19 @@ class GrpcServer:
         )  # fmt: skip
 
     async def infer(self, asked: "_Asked") -> Any:
-        start, message = time.perf_counter(), asked.message
-        asked.allow("predict", message.model_name)
-        name, number = message.model_name, message.model_version or None
-        served, asked.trial = await self._traffic.pick(name, number, asked.key, asked.id)
-        asked.served = served
+        start, message, request = time.perf_counter(), asked.message, asked.request
+        allow(request, "predict", message.model_name)
+        request.path_params["name"] = message.model_name
+        request.path_params["version"] = message.model_version or None
+        served = await self._traffic.choose(request)
+        request.state.headers = served.headers
         try:
             tensors, wanted = _inputs(message, served.inputs), _outputs(message, served.outputs)
         except ValueError as error:
             raise ProtocolError(400, str(error)) from None
-        store = "no-store" not in asked.fields.get("cache-control", "")
+        store = "no-store" not in (header(request, b"cache-control") or "")
         due = asked.deadline(self._inference.seconds)
-        call = Call(asked.key, served, message.ByteSize(), due, store)
+        call = Call(request.state.key, served, message.ByteSize(), due, store)
         found = await self._inference.run(call, tensors)
         asked.hit = found.hit
         answer = pb.ModelInferResponse(
@@ -201,31 +206,29 @@ class GrpcServer:
             answer.raw_output_contents.append(pack(array))
         rows = len(next(iter(tensors.values())))
         self._inference.answered(call, "infer", start, rows, answer.ByteSize())
-        if (mirrored := self._traffic.mirror(served, tensors)) is not None:
-            await mirrored()
+        if self._capture is not None:
+            self._capture.take(served, tensors)
+        if mirrored := self._traffic.mirror(served, tensors):
+            await mirrored()  # puts it into a queue, or drops it
         return answer
 
 
 class _Asked:
-    """A request, who asks, and what its answer's metadata says."""
+    """A message, and the request it would be over HTTP: its headers are the metadata."""
 
     def __init__(self, message: Any, context: Any) -> None:
         self.message, self._context = message, context
         metadata: Sequence[tuple[str, Any]] = context.invocation_metadata() or ()
-        self.fields: dict[str, str] = {n: v for n, v in metadata if isinstance(v, str)}
-        given = str(self.fields.get("x-request-id") or getattr(message, "id", ""))
-        self.id: str = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        self.key: ApiKey = None  # type: ignore[assignment]
-        """Set before any method but the open ones is called."""
-        self.served: Served | None = None
-        self.trial: Canary | None = None
+        fields = [
+            (name.encode(), value.encode("latin-1"))
+            for name, value in metadata
+            if isinstance(value, str)
+        ]
+        if not any(name == b"x-request-id" for name, _ in fields):
+            fields.append((b"x-request-id", str(getattr(message, "id", "")).encode()))
+        self.request = Request({"type": "http", "headers": fields, "path_params": {}, "state": {}})
+        self.id = request_id(self.request)
         self.hit: bool | None = None
-
-    def allow(self, verb: Verb, line: str) -> None:
-        """Raise ProtocolError 403 when the key may not do this to the line."""
-        if not self.key.allows(verb, line):
-            message = f"key {self.key.id} lacks the scope {verb}:{line[:41]}"
-            raise ProtocolError(403, message, "forbidden")
 
     def deadline(self, seconds: float) -> float:
         """When the answer is due, in the loop's time: the caller's deadline, at most `seconds`."""
@@ -235,25 +238,37 @@ class _Asked:
     def trailers(self, refusal: ProtocolError | None = None) -> tuple[tuple[str, str], ...]:
         """What HTTP says in headers."""
         found: dict[str, str] = {"x-request-id": self.id}
-        if self.served:
-            found |= self.served.headers
+        found |= getattr(self.request.state, "headers", {})
         if self.hit is not None:
             found["modelmint-cache"] = "hit" if self.hit else "miss"
         if refusal:
             found["modelmint-code"] = refusal.code
             if refusal.retry_after is not None:
-                found["retry-after"] = str(max(1, round(refusal.retry_after)))
+                found["retry-after"] = str(max(1, math.ceil(refusal.retry_after)))
         return tuple(found.items())
 
 
-def _tls(certificate: str, private_key: str) -> Any:
-    """Credentials that are read anew for every connection, so files that are replaced count."""
+def _credentials(private_key: Path, certificate: Path) -> Any:
+    """TLS with a pair of files that are read again when they changed."""
 
     def read() -> Any:
-        pair = Path(private_key).read_bytes(), Path(certificate).read_bytes()
+        pair = private_key.read_bytes(), certificate.read_bytes()
         return grpc.ssl_server_certificate_configuration([pair])
 
-    return grpc.dynamic_ssl_server_credentials(read(), read)
+    seen = [stamp(private_key), stamp(certificate)]
+
+    def changed() -> Any:
+        now = [stamp(private_key), stamp(certificate)]
+        if now == seen:
+            return None
+        try:
+            tls.check(str(certificate), str(private_key))
+            seen[:] = now
+            return read()
+        except OSError:  # it is told by the HTTP side, and the one before still counts
+            return None
+
+    return grpc.dynamic_ssl_server_credentials(read(), changed)
 
 
 def _inputs(message: Any, specs: Sequence[TensorSpec]) -> Tensors:

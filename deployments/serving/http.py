@@ -4,11 +4,11 @@ import asyncio
 import importlib.metadata
 import logging
 import math
+import os
 import re
-import uuid
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import orjson
@@ -27,6 +27,15 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger("modelmint.serving")
 
 
+class Address(NamedTuple):
+    """Where to listen; with files of a certificate chain and its private key, over TLS."""
+
+    host: str
+    port: int
+    certificate: str | None = None
+    private_key: str | None = None
+
+
 def header(request: Request, name: bytes) -> str | None:
     """A header's value by its lower-case name: a search of the list each time would add up."""
     fields: dict[bytes, bytes] | None = request.scope.get("modelmint.headers")
@@ -42,7 +51,7 @@ def request_id(request: Request) -> str:
     if found is None:
         found = header(request, b"x-request-id") or ""
         if not REQUEST_ID.fullmatch(found):
-            found = uuid.uuid4().hex
+            found = os.urandom(16).hex()
         request.state.request_id = found
     return str(found)
 

@@ -105,20 +105,6 @@ class Inference:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
 
-    async def respond(self, call: Call, tensors: Tensors, rows: int) -> list[dict[str, Any]]:
-        """Charge for answers that take several runs of the network, and compute them in a thread.
-
-        They are neither batched nor cached. Raises ProtocolError as `run` does.
-        """
-        self._ledger.charge(call.key, call.served.line, rows, call.size)
-        try:
-            work = partial(call.served.respond, tensors)
-            return await in_thread(work, call.deadline, self._writers)
-        except BaseException:
-            taken_back = Counts(requests=-1, rows=-rows)
-            self._ledger.add(call.key, call.served.line, taken_back)
-            raise
-
     async def run_chunks(self, call: Call, chunks: Iterator[Tensors], rows: int) -> Tensors:
         """Charge for so many rows and compute them chunk by chunk, others in between.
 
@@ -135,6 +121,20 @@ class Inference:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+    async def respond(self, call: Call, tensors: Tensors, rows: int) -> list[dict[str, Any]]:
+        """Charge for answers that take several runs of the network, and compute them in a thread.
+
+        They are neither batched nor cached. Raises ProtocolError as `run` does.
+        """
+        self._ledger.charge(call.key, call.served.line, rows, call.size)
+        try:
+            work = partial(call.served.respond, tensors)
+            return await in_thread(work, call.deadline, self._writers)
+        except BaseException:
+            taken_back = Counts(requests=-1, rows=-rows)
+            self._ledger.add(call.key, call.served.line, taken_back)
+            raise
 
     def answered(self, call: Call, verb: str, start: float, rows: int, size: int) -> None:
         """Count an answer of `size` bytes; the request came at `start` of `time.perf_counter`."""

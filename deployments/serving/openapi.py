@@ -75,8 +75,10 @@ def _schema(name: str) -> Json:
 
 
 _PAYLOAD: Json = {
-    "application/json": {"schema": {"description": "A record, or a list of records."}},
+    "application/json": {"schema": {"description": "A record or a list of them, or a prompt."}},
     "text/csv": {"schema": _TEXT},
+    "text/plain": {"schema": _TEXT},
+    "audio/wav": {"schema": {"type": "string", "format": "binary"}},
     "image/png": {"schema": {"type": "string", "format": "binary"}},
     "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
 }
@@ -92,6 +94,15 @@ _KEY = _object(
     expires={"type": "string", "format": "date-time"},
     limits={"type": "object"},
 )
+_REASON = _object(version=_NUMBER, reason=_TEXT)
+_CANARY = _object(
+    ("version",),
+    version=_NUMBER,
+    percent={"type": "number", "exclusiveMinimum": 0, "maximum": 100},
+    tenant=_TEXT,
+    by={"enum": ["request", "key"]},
+)
+_SHADOW = _object(("version",), version=_NUMBER)
 _ROTATE = _object(grace={"type": "number", "minimum": 0}, expires=_KEY["properties"]["expires"])
 
 # Summary, request content, response schema. A version in the path changes none of them.
@@ -118,8 +129,26 @@ KNOWN: dict[tuple[str, str], tuple[str, Json | None, Json]] = {
     ),
     ("POST", "/v1/lines/{name}/promote"): (
         "Let a loaded version answer by default",
-        {_JSON: {"schema": _object(("version",), version=_NUMBER)}}, {"type": "object"},
+        {_JSON: {"schema": _REASON | {"required": ["version"]}}}, {"type": "object"},
     ),
+    ("POST", "/v1/lines/{name}/rollback"): (
+        "Let an earlier version answer again", {_JSON: {"schema": _REASON}}, {"type": "object"}
+    ),
+    ("POST", "/v1/lines/{name}/record"): (
+        "Write promotions into the store's record", None, {"type": "object"}
+    ),
+    ("GET", "/v1/lines/{name}/canary"): ("What a canary did", None, {"type": "object"}),
+    ("POST", "/v1/lines/{name}/canary"): (
+        "Let a version answer a share of the requests", {_JSON: {"schema": _CANARY}},
+        {"type": "object"},
+    ),
+    ("POST", "/v1/lines/{name}/canary/end"): ("End the canary", None, {"type": "object"}),
+    ("GET", "/v1/lines/{name}/shadow"): ("How a shadow compares", None, {"type": "object"}),
+    ("POST", "/v1/lines/{name}/shadow"): (
+        "Have a version compute requests again", {_JSON: {"schema": _SHADOW}}, {"type": "object"}
+    ),
+    ("POST", "/v1/lines/{name}/shadow/end"): ("End the shadow", None, {"type": "object"}),
+    ("GET", "/v1/requests/{id}"): ("Which version answered a request", None, {"type": "object"}),
     ("POST", "/v2/repository/index"): (
         "Versions and their states",
         {_JSON: {"schema": _object(ready={"type": "boolean"})}}, _array({"type": "object"}),

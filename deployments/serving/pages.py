@@ -25,6 +25,7 @@ from deployments.serving.openapi import document
 from deployments.serving.protocol import JSON, ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served
+from models.audio import AudioFeatures
 from models.images import ImageFeatures
 from models.objectives import Classification, Regression
 from models.signature import PROVENANCE_FILE
@@ -49,14 +50,14 @@ class Pages:
 
     async def line(self, request: Request) -> Response:
         """What a person sends for a prediction, and what comes back."""
-        served = self._served(request)
+        served = await self._served(request)
         answer: dict[str, Any] = {"line": served.line, "version": served.number}
         answer |= {"digest": served.digest, "takes": _takes(served), "gives": _gives(served)}
         return as_json(answer, headers=self._headers(request, served))
 
     async def provenance(self, request: Request) -> Response:
         """The version's signed in-toto statement, as it was verified."""
-        served = self._served(request)
+        served = await self._served(request)
         path = self._repository.root / served.line / served.number / PROVENANCE_FILE
         try:
             content = await anyio.to_thread.run_sync(path.read_bytes)
@@ -64,10 +65,10 @@ class Pages:
             raise ProtocolError(404, "its provenance is not here any more", "no_folder") from None
         return Response(content, headers=self._headers(request, served), media_type=JSON)
 
-    def _served(self, request: Request) -> Served:
+    async def _served(self, request: Request) -> Served:
         name, number = request.path_params["name"], request.path_params.get("version")
         allow(request, "read", name)
-        return self._repository.get(name, number)
+        return await anyio.to_thread.run_sync(self._repository.wake, name, number)
 
     @staticmethod
     def _headers(request: Request, served: Served) -> dict[str, str]:
@@ -101,8 +102,8 @@ def _protection(html: str) -> dict[str, str]:
 
     policy = (
         f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')};"
-        " img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none';"
-        " frame-ancestors 'none'"
+        " img-src data: blob:; media-src blob:; connect-src 'self'; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none'"
     )
     return {
         "content-security-policy": policy,
@@ -123,7 +124,9 @@ def _takes(served: Served) -> dict[str, Any]:
         texts = [{"name": c.name, "values": list(c.vocabulary)} for c in features.categories]
         kinds = ["application/json", "text/csv"]
         return {"kind": "record", "media_types": kinds, "numbers": numbers, "categories": texts}
-    return {"kind": type(features).__name__, "media_types": []}
+    if isinstance(features, AudioFeatures):
+        return {"kind": "audio", "media_types": ["audio/wav"]}
+    return {"kind": "text", "media_types": ["text/plain", "application/json"]}
 
 
 def _gives(served: Served) -> dict[str, Any]:

@@ -28,13 +28,13 @@ class Options(BaseModel):
     allow_origin: list[str]
     memory_mb: float | None
     workers: int
+    timeout_seconds: float
+    cache_bytes: int
+    no_cache: list[str]
     host: str
     grpc_port: int | None
     certificate: str | None
     private_key: str | None
-    timeout_seconds: float
-    cache_bytes: int
-    no_cache: list[str]
 
 
 def application() -> ASGIApp:
@@ -48,9 +48,10 @@ def application() -> ASGIApp:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     from deployments.serving.access import Access
-    from deployments.serving.app import Grpc, create
+    from deployments.serving.app import create
     from deployments.serving.capture import SETTING as CAPTURE
     from deployments.serving.capture import Capture, rates
+    from deployments.serving.http import Address
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
@@ -73,10 +74,8 @@ def application() -> ASGIApp:
     )
     shares = rates(os.environ.get(CAPTURE, ""))
     capture = Capture(options.private / "captured", shares) if shares else None
-    grpc = None
-    if options.grpc_port:
-        address = f"{options.host}:{options.grpc_port}"
-        grpc = Grpc(address, options.certificate, options.private_key)
+    tls = options.certificate, options.private_key
+    address = Address(options.host, options.grpc_port, *tls) if options.grpc_port else None
     made = create(
         repository,
         access,
@@ -86,7 +85,7 @@ def application() -> ASGIApp:
         body_seconds=options.body_seconds,
         settings=settings,
         capture=capture,
-        grpc=grpc,
+        grpc=address,
     )
     return cross_origin(made, options.allow_origin)
 

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deployments.serving.elements import pack
 from tests.deployments.serving.datatypes import EveryDatatype
+from tests.production.certificates import write_certificates
 
 
 class Spoken:
@@ -242,3 +244,68 @@ def test_a_port_that_is_taken_stops_the_start(spoken: Spoken, tmp_path: Any, ser
         port = str(taken.getsockname()[1])
         with pytest.raises(RuntimeError, match="gRPC cannot listen"):
             serve(tmp_path / "repository", "--grpc-port", port)
+
+
+def test_a_canary_takes_its_share_and_requests_are_in_the_journal(spoken: Spoken) -> None:
+    server, path = spoken.server, "/v1/lines/air-time/canary"
+    assert server.ask("POST", path, {"version": "2", "percent": 100}).status == 200
+    try:
+        metadata = tuple({**server.bearer, "x-request-id": "over-grpc"}.items())
+        assert spoken.stub.ModelInfer(message(), metadata=metadata).model_version == "2"
+        assert spoken.stub.ModelInfer(message(model_version="1"), metadata=metadata)
+        counted = server.ask("GET", path).json
+        assert counted["canary"]["comparison"]["canary"]["requests"] == 1
+    finally:
+        server.ask("POST", f"{path}/end", {})
+    found = server.ask("GET", "/v1/requests/over-grpc").json["requests"]
+    assert [one["version"] for one in found] == ["2", "1"]
+
+
+def test_it_is_spoken_over_tls_and_a_replaced_certificate_counts(
+    start: Any, tmp_path: Path
+) -> None:
+    old = write_certificates(tmp_path / "old", "127.0.0.1")
+    new = write_certificates(tmp_path / "new", "127.0.0.1")
+    used = [tmp_path / name for name in ("cert", "key")]
+
+    def put(files: dict[str, Path]) -> None:
+        for path, name in zip(used, ("cert", "key"), strict=True):
+            path.write_bytes(files[name].read_bytes())
+
+    def spoken_to(authority: Path) -> bool:
+        trusted = grpc.ssl_channel_credentials(authority.read_bytes())
+        with grpc.secure_channel(f"127.0.0.1:{port}", trusted) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                return bool(stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5).live)
+            except grpc.RpcError:
+                return False
+
+    put(old)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    pair = ("--certificate", str(used[0]), "--private-key", str(used[1]))
+    start(tmp_path / "repository", "--grpc-port", str(port), *pair)
+    assert spoken_to(old["ca"])
+    assert not spoken_to(new["ca"])
+    put(new)
+    assert spoken_to(new["ca"])
+    assert not spoken_to(old["ca"])
+
+
+def test_workers_share_the_port(start: Any, table: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    version = table()
+    version.place(tmp_path / "repository", "1")
+    server = start(tmp_path / "repository", "--grpc-port", str(port), "--workers", "2")
+    assert server.load(version, "1").status == 200
+    assert server.promote("air-time", "1").status == 200
+    metadata = tuple(server.bearer.items())
+    for _ in range(12):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ModelInfer(message(), metadata=metadata).model_name == "air-time"
+    text = server.ask("GET", "/metrics").body.decode()
+    assert 'modelmint_rows_total{line="air-time",verb="infer",version="1"} 12.0' in text
