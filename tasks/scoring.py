@@ -67,12 +67,12 @@ def scoring(served: Served, found: Verified, output: str | None = None) -> Scori
                 f"{name} has changed since {served.line} version {served.number} was made: produce"
                 " a new version, or score from the checkout that made it"
             )
-    prefix = raw_prefix(line.data)
+    prefix, default = raw_prefix(line.data), f"scored/{served.line}/{served.digest[:16]}"
     return Scoring(
         served=served,
         data=line.data,
         references={name: _found(prefix + at) for name, at in line.data.joined.items()},
-        output=output or f"scored/{served.line}/{served.digest[:16]}/",
+        output=f"{(output or default).rstrip('/')}/",
     )
 
 

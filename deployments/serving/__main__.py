@@ -84,7 +84,7 @@ def main() -> None:
         loop="uvloop",
         http="httptools",
         ws="none",
-        lifespan="off",
+        lifespan="on",
         access_log=False,
         server_header=False,
         log_config=None,
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
+    parser.add_argument("--grpc-port", type=int, help="port of gRPC; without one there is none")
     parser.add_argument("--workers", type=_count, default=1, help="processes that serve it")
     parser.add_argument(
         "--certificate",

@@ -1,6 +1,7 @@
 """What every route shares: bounded bodies, checked parameters, request ids, answers and errors."""
 
 import asyncio
+import importlib.metadata
 import logging
 import math
 import re
@@ -21,7 +22,7 @@ from deployments.serving.protocol import JSON, ProtocolError
 TIMEOUT = "modelmint-timeout-ms"
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
 """Content encodings, and the window by which zlib knows them."""
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger("modelmint.serving")
 
@@ -40,7 +41,7 @@ def request_id(request: Request) -> str:
     found = getattr(request.state, "request_id", None)
     if found is None:
         found = header(request, b"x-request-id") or ""
-        if not _REQUEST_ID.fullmatch(found):
+        if not REQUEST_ID.fullmatch(found):
             found = uuid.uuid4().hex
         request.state.request_id = found
     return str(found)
@@ -143,6 +144,14 @@ def as_json(
 ) -> Response:
     """A JSON answer."""
     return Response(orjson.dumps(content), status, headers, JSON)
+
+
+def release() -> str:
+    """The version of this server's own code."""
+    try:
+        return importlib.metadata.version("modelmint")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -64,20 +64,31 @@ class Traffic:
 
         The same one for the same request id, or the same key, for as long as the canary lasts.
         """
-        name, number = request.path_params["name"], request.path_params.get("version")
+        path = request.path_params
+        served, trial = await self.pick(
+            path["name"], path.get("version"), request.state.key, request_id(request)
+        )
+        if trial is not None:
+            request.state.trial = trial
+        return served
+
+    async def pick(
+        self, name: str, number: str | None, key: ApiKey, request: str
+    ) -> tuple[Served, Canary | None]:
+        """The same for a caller and a request id, with the canary that the request counts for."""
         if number is None:
             line = self._repository.line(name)
             if line.canary is not None:
-                key: ApiKey = request.state.key
-                unit = key.id if line.canary.by == "key" else request_id(request)
-                request.state.trial = line.canary
-                if line.canary.takes(key.tenant, unit) and line.canary.version in line.versions:
-                    return line.versions[line.canary.version]
+                unit = key.id if line.canary.by == "key" else request
+                chosen = line.versions.get(line.canary.version)
+                if chosen is None or not line.canary.takes(key.tenant, unit):
+                    chosen = self._repository.get(name, None)
+                return chosen, line.canary
         elif number in self._repository.line(name).idle:
             # Opening takes a while, and nobody else is to wait for it.
             wake = partial(self._repository.wake, name, number)
-            return await anyio.to_thread.run_sync(wake, limiter=self._one_wake)
-        return self._repository.get(name, number)
+            return await anyio.to_thread.run_sync(wake, limiter=self._one_wake), None
+        return self._repository.get(name, number), None
 
     def watch(self, app: ASGIApp) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """The application, its answers noted in the journal and counted for the canary."""
@@ -91,14 +102,15 @@ class Traffic:
                 if message["type"] == "http.response.start":
                     state = scope.get("state", {})
                     if "headers" in state:  # a version was to answer
-                        self._note(state, message["status"], time.perf_counter_ns() - start)
+                        self.note(state, message["status"], time.perf_counter_ns() - start)
                 await send(message)
 
             return await app(scope, receive, noted)
 
         return watched
 
-    def _note(self, state: dict[str, Any], status: int, spent: int) -> None:
+    def note(self, state: dict[str, Any], status: int, spent: int) -> None:
+        """Write an answer down: of whom it is, what it was, and the nanoseconds it took."""
         headers = state["headers"]
         self._journal.add(
             at=time.time(),

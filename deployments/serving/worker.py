@@ -1,6 +1,5 @@
 """One worker process of the model server: the application over the repository it follows."""
 
-import atexit
 import logging
 import multiprocessing
 import os
@@ -29,6 +28,10 @@ class Options(BaseModel):
     allow_origin: list[str]
     memory_mb: float | None
     workers: int
+    host: str
+    grpc_port: int | None
+    certificate: str | None
+    private_key: str | None
     timeout_seconds: float
     cache_bytes: int
     no_cache: list[str]
@@ -45,7 +48,7 @@ def application() -> ASGIApp:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     from deployments.serving.access import Access
-    from deployments.serving.app import create
+    from deployments.serving.app import Grpc, create
     from deployments.serving.capture import SETTING as CAPTURE
     from deployments.serving.capture import Capture, rates
     from deployments.serving.inference import Settings
@@ -70,8 +73,10 @@ def application() -> ASGIApp:
     )
     shares = rates(os.environ.get(CAPTURE, ""))
     capture = Capture(options.private / "captured", shares) if shares else None
-    if capture is not None:
-        atexit.register(capture.close)
+    grpc = None
+    if options.grpc_port:
+        address = f"{options.host}:{options.grpc_port}"
+        grpc = Grpc(address, options.certificate, options.private_key)
     made = create(
         repository,
         access,
@@ -81,6 +86,7 @@ def application() -> ASGIApp:
         body_seconds=options.body_seconds,
         settings=settings,
         capture=capture,
+        grpc=grpc,
     )
     return cross_origin(made, options.allow_origin)
 
