@@ -1,6 +1,6 @@
 """Speech: WAV clips beside a list of their transcripts, as rows of sound and text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -140,18 +140,36 @@ class Audio(Data):
         return read_transcripts(name, payload)
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
+        texts = dict(references[TRANSCRIPTS].iter_rows())
+
+        def said(path: str) -> str:
+            text = texts.get(str(PurePosixPath(path).with_suffix("")))
+            if text is None:
+                raise ValueError("no transcript has its name")
+            return spoken(text)
+
+        return self._parsed(name, payload, said)
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`; transcripts are not looked for."""
+        del references, target
+        return self._parsed(name, payload, lambda _: "")
+
+    @property
+    def joined(self) -> Mapping[str, str]:
+        """None: the reference holds the transcripts."""
+        return {}
+
+    def _parsed(self, name: str, payload: bytes, said: Callable[[str], str]) -> Parsed:
         if not payload:
             raise RefusedObject("the object is empty")
-        texts = dict(references[TRANSCRIPTS].iter_rows())
         kept, refused = [], []
         row = -1
         for row, (path, content) in enumerate(members(name, payload)):
             try:
-                samples = self.clip.decode(content)
-                said = texts.get(str(PurePosixPath(path).with_suffix("")))
-                if said is None:
-                    raise ValueError("no transcript has its name")
-                kept.append((row, samples, spoken(said)))
+                kept.append((row, self.clip.decode(content), said(path)))
             except ValueError as error:
                 refused.append({"row": row, "field": path, "reason": str(error)})
         if row < 0:

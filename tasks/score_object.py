@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models import catalog
 from models.data import REFUSED, RefusedObject, Tensors
 from models.digests import Digest
+from models.padding import computed
 from tasks.clean import WHOLE_OBJECT, checked
 from tasks.refs import Refusal
 from tasks.scoring import ScoredObject, Scoring, Source
@@ -42,7 +43,7 @@ class _Prepared:
             name: data.reference(name, store().get(one.key, etag=one.etag).content)
             for name, one in self.how.references.items()
         }
-        self.checks = data.checks()
+        self.checks = [check for check in data.checks() if check.field != objective.target]
         self.answers = objective.table(
             np.zeros([max(1, length) for length in objective.output.shape], np.float32)
         ).clear()
@@ -127,7 +128,15 @@ def _write(
             arrow = found.to_arrow(compat_level=pl.CompatLevel.oldest())
             if writer is None:
                 schema = arrow.schema.with_metadata(about)
-                writer = pq.ParquetWriter(table, schema, compression="zstd")
+                # A number, or what tells a row from every other, hardly comes twice.
+                repeated = [
+                    column.name
+                    for column in found.iter_columns()
+                    if column.dtype == pl.String and column.name not in how.data.identity
+                ]
+                writer = pq.ParquetWriter(
+                    table, schema, compression="zstd", use_dictionary=repeated
+                )
             writer.write_table(arrow.cast(writer.schema))
     finally:
         if writer is not None:
@@ -137,12 +146,9 @@ def _write(
 
 def predict(session: Any, inputs: Tensors) -> NDArray[Any]:
     """The first output for all rows, [n, ...]."""
-    count = len(next(iter(inputs.values())))
-    parts = [
-        session.run(None, {name: t[start : start + BATCH] for name, t in inputs.items()})[0]
-        for start in range(0, count, BATCH)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    if not len(next(iter(inputs.values()))):
+        return np.zeros((0, 1), np.float32)
+    return computed(lambda rows: session.run(None, rows)[0], inputs, BATCH)
 
 
 def _not_finite(rows: pl.DataFrame) -> pl.DataFrame:
