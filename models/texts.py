@@ -126,15 +126,25 @@ class Texts(Data):
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
         del references
+        if not (name.endswith(".csv") or PurePosixPath(name).parent.name or not payload):
+            raise RefusedObject(f"{name} is in no folder named by its class")
+        return self._parsed(name, payload, {TEXT: pl.String, self.label: pl.String})
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`; neither a column nor a folder has to name the class."""
+        del references, target
+        return self._parsed(name, payload, {TEXT: pl.String})
+
+    def _parsed(self, name: str, payload: bytes, types: dict[str, type[pl.DataType]]) -> Parsed:
         if not payload:
             raise RefusedObject("the object is empty")
         if name.endswith(".csv"):
-            found = read_records(name, payload, {TEXT: pl.String, self.label: pl.String})
+            found = read_records(name, payload, types)
             rows, refused = found.rows, found.refused
         else:
             label = PurePosixPath(name).parent.name
-            if not label:
-                raise RefusedObject(f"{name} is in no folder named by its class")
             try:
                 texts = plain(payload).removesuffix("\n").split("\n")
             except ValueError as error:

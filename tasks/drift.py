@@ -163,6 +163,10 @@ def _chosen(found: Iterable[pl.DataFrame], count: int, most: int) -> pl.DataFram
 
 
 def _described(signature: Signature, session: Any, features: Tensors, asked: Tensors) -> Described:
+    described = signature.features.describe(features)
+    if signature.objective.steps:
+        # What such a line writes depends on more than its row.
+        return Described(described, pl.DataFrame())
     table = signature.objective.table(predict(session, asked))
     # A struct or a list of numbers says the same as the columns beside it, in more tests.
     answers = table.select(
@@ -172,7 +176,7 @@ def _described(signature: Signature, session: Any, features: Tensors, asked: Ten
         for c in table.iter_columns()
         if c.dtype.is_numeric() or c.dtype == pl.String
     )
-    return Described(signature.features.describe(features), answers)
+    return Described(described, answers)
 
 
 def _plots(

@@ -43,7 +43,7 @@ class _Prepared:
             name: data.reference(name, store().get(one.key, etag=one.etag).content)
             for name, one in self.how.references.items()
         }
-        self.checks = data.checks()
+        self.checks = [check for check in data.checks() if check.field != objective.target]
         self.answers = objective.table(
             np.zeros([max(1, length) for length in objective.output.shape], np.float32)
         ).clear()
@@ -128,7 +128,15 @@ def _write(
             arrow = found.to_arrow(compat_level=pl.CompatLevel.oldest())
             if writer is None:
                 schema = arrow.schema.with_metadata(about)
-                writer = pq.ParquetWriter(table, schema, compression="zstd")
+                # A number, or what tells a row from every other, hardly comes twice.
+                repeated = [
+                    column.name
+                    for column in found.iter_columns()
+                    if column.dtype == pl.String and column.name not in how.data.identity
+                ]
+                writer = pq.ParquetWriter(
+                    table, schema, compression="zstd", use_dictionary=repeated
+                )
             writer.write_table(arrow.cast(writer.schema))
     finally:
         if writer is not None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.digests import IntegrityError, Manifest, bytes_digest
 from models.images import Images, ImageSize
+from models.objectives import Regression
 from models.signature import MODEL_FILE, SIGNATURE_FILE
 from models.splits import ByHash
 from tasks import score_object as worker
@@ -303,6 +304,14 @@ def test_of_very_many_reasons_the_first_are_counted_one_by_one(
         "'b' is no number": 1,
         worker.OTHER: 1,
     }
+
+
+def test_a_line_that_generates_is_not_scored(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Regression, "steps", True)
+    with pytest.raises(ValueError, match="ask it through the model server"):
+        scoring(*served(LINE, version.number))
 
 
 def test_outputs_are_never_inputs(how: Scoring, prefix: str) -> None:
