@@ -16,6 +16,7 @@ from models.data import (
     Data,
     Features,
     Parsed,
+    Piece,
     RefusedObject,
     RefusedRequest,
     Tensors,
@@ -24,7 +25,7 @@ from models.digests import bytes_digest
 from models.mel import LogMel
 from models.open import Frozen
 from models.padding import LENGTH, joined
-from models.pieces import Piece, tar_pieces, whole
+from models.pieces import tar_pieces, whole
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 from models.transcripts import read_transcripts, spoken

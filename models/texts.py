@@ -154,16 +154,6 @@ class Texts(Data):
             refused = pl.DataFrame(schema=REFUSED)
         return Parsed(_tidied(rows), refused)
 
-    def parse_unlabelled(
-        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
-    ) -> Parsed:
-        """As `parse`, from a file in any folder or a CSV with texts alone."""
-        if name.endswith(".csv"):
-            found = read_records(name, payload, {TEXT: pl.String})
-            rows = found.rows.with_columns(pl.lit(None, pl.String).alias(target))
-            return Parsed(_tidied(rows), found.refused)
-        return super().parse_unlabelled(f"unknown/{name}", payload, references, target)
-
     def checks(self) -> Sequence[Check]:
         text = pl.col(TEXT)
         reason = f"over {LONGEST:,} characters"
