@@ -21,6 +21,10 @@ from tasks.served import served
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 
 
+class MonitorError(RuntimeError):
+    """A line could not be monitored; the others were."""
+
+
 @flow(name="monitor", flow_run_name="monitor {line}", persist_result=False)
 def monitor(line: str, search: Search | None = None) -> Drift:
     """Compare fresh objects and captured inputs with the champion's training rows.
@@ -50,15 +54,24 @@ def monitor(line: str, search: Search | None = None) -> Drift:
 def monitor_lines(
     lines: list[str] | None = None, search: Search | None = None
 ) -> list[dict[str, Any]]:
-    """Monitor every line that has a champion.
+    """Monitor every line that has a champion; raises MonitorError, after all, for one that fails.
 
     Args:
         lines: Names of the model lines, instead of all there are.
         search: How to look: rate of false alarms, margin, numbers of rows.
     """
     rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     for line in lines or catalog.lines():
-        if promotions(line).champion is not None:
-            rows.append({"line": line, "verdict": verdict(monitor(line, search))})
+        if promotions(line).champion is None:
+            continue
+        try:
+            outcome = verdict(monitor(line, search))
+        except Exception as error:  # one line must never stop the others
+            outcome = f"not monitored: {type(error).__name__}: {error}"
+            failed.append(f"{line}: {outcome}")
+        rows.append({"line": line, "verdict": outcome})
     create_table_artifact(key="drift", table=rows or [{"line": "no line has a champion"}])
+    if failed:
+        raise MonitorError("; ".join(failed))
     return rows

@@ -1,5 +1,6 @@
 """Production changed by hand: promote a registered version, roll back, and what follows from it."""
 
+from contextlib import suppress
 from typing import Any
 
 from models.digests import Digest
@@ -7,7 +8,7 @@ from models.promotions import Promotions
 from tasks.promotion import mirror, promote, promotions, version_folder
 from tasks.refs import Verdict
 from tasks.register import digest_of
-from tasks.server import connected, load, post, serving, settle
+from tasks.server import DeploymentError, connected, load, post, serving, settle
 from tasks.store import store
 
 
@@ -64,7 +65,8 @@ def reconsidered(line: str, digest: Digest, verdict: Verdict) -> Verdict:
     """
     if verdict.decision != "promote":
         return verdict
-    with connected() as client:
+    # What the server still keeps is looked for again by deploy, which needs it to answer.
+    with suppress(DeploymentError), connected() as client:
         settle(client, line)
     back = promotions(line).rolled_back(digest)
     if back is None:

@@ -89,14 +89,18 @@ def create(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        if grpc is None:
-            yield
-            return
-        from deployments.serving.grpc_server import GrpcServer
+        try:
+            if grpc is None:
+                yield
+                return
+            from deployments.serving.grpc_server import GrpcServer
 
-        spoken = GrpcServer(repository, access, inference, traffic, capture)
-        async with spoken.running(grpc, max_body):
-            yield
+            spoken = GrpcServer(repository, access, inference, traffic, capture)
+            async with spoken.running(grpc, max_body):
+                yield
+        finally:
+            if capture is not None:
+                await anyio.to_thread.run_sync(capture.close)
 
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False

@@ -1,6 +1,5 @@
 """One worker process of the model server: the application over the repository it follows."""
 
-import atexit
 import logging
 import multiprocessing
 import os
@@ -75,8 +74,6 @@ def application() -> ASGIApp:
     )
     shares = rates(os.environ.get(CAPTURE, ""))
     capture = Capture(options.private / "captured", shares) if shares else None
-    if capture is not None:
-        atexit.register(capture.close)
     tls = options.certificate, options.private_key
     address = Address(options.host, options.grpc_port, *tls) if options.grpc_port else None
     made = create(

@@ -30,9 +30,17 @@ class Workers:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        for lock in folder.glob("*.lock"):
+            self._forget(lock)
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._lock = (folder / f"{self._name}.lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        lock = folder / f"{self._name}.lock"
+        while True:
+            self._lock = lock.open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # Another one that looked around between these two may have taken it for a dead one's.
+            if lock.exists() and lock.stat().st_ino == os.fstat(self._lock.fileno()).st_ino:
+                break
+            self._lock.close()
 
     def leave(self) -> None:
         """No longer be waited for."""
@@ -67,10 +75,7 @@ class Workers:
     def _living(self) -> list[tuple[int, Any]]:
         found = []
         for path in self._folder.glob("*.json"):
-            lock = path.with_suffix(".lock")
-            if path.stem != self._name and _free(lock):
-                path.unlink(missing_ok=True)
-                lock.unlink(missing_ok=True)
+            if path.stem != self._name and self._forget(path.with_suffix(".lock")):
                 continue
             try:
                 told = orjson.loads(path.read_bytes())
@@ -79,14 +84,15 @@ class Workers:
             found.append((int(path.stem.partition("-")[0]), told))
         return found
 
-
-def _free(lock: Path) -> bool:
-    """Whether nobody holds the lock: its worker has ended."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    def _forget(self, lock: Path) -> bool:
+        """Whether nobody holds the lock, so that its worker has ended; then its files go."""
+        try:
+            with lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        lock.with_suffix(".json").unlink(missing_ok=True)
         return True
-    except OSError:
-        return False
-    return True

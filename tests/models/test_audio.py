@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -146,6 +148,38 @@ def test_slices_are_by_how_long_clips_last() -> None:
     }
 
 
+def test_clips_to_be_heard_need_no_transcript(tmp_path: Path) -> None:
+    clips = talk(NUMBERS)
+    found = TALK.parse_unlabelled("new.tar", clips, {}, "transcript").rows
+    assert found["transcript"].null_count() == len(NUMBERS)
+    assert found.drop("transcript").equals(ROWS.drop("transcript"))
+    assert found.filter(*(check.holds for check in TALK.checks())).height == len(NUMBERS)
+    path = tmp_path / "new.tar"
+    path.write_bytes(clips)
+    pieces = list(TALK.pieces("new.tar", path, 20_000))
+    assert len(pieces) > 2
+    parts = [TALK.parse_unlabelled("new.tar", p.payload, {}, "transcript").rows for p in pieces]
+    rows = [r.with_columns(pl.col("row") + p.first) for r, p in zip(parts, pieces, strict=True)]
+    assert pl.concat(rows).cast(found.schema).equals(found)
+    assert [p.payload for p in TALK.pieces("new.wav", path, 10)] == [clips]
+
+
+def test_drift_is_looked_for_in_how_clips_sound() -> None:
+    def described(samples: np.ndarray) -> dict[str, float]:
+        sent = FEATURES.read(write_wave(samples, RATE), "audio/wav")
+        return FEATURES.describe(FEATURES.encode(sent)).row(0, named=True)
+
+    low, high, quiet = (described(tone(f, 1.0, loud)) for f, loud in
+                        ((300, 0.3), (3000, 0.3), (300, 0.1)))  # fmt: skip
+    assert low["seconds"] == pytest.approx(0.98)
+    assert low["brightness"] < high["brightness"]
+    assert quiet["loudness"] < low["loudness"]
+    whole = FEATURES.describe(FEATURES.encode(ROWS))
+    alone = described(say(text(3), 3))
+    assert whole.row(3, named=True) == pytest.approx(alone), "padding counts"
+    assert FEATURES.describe(FEATURES.encode(ROWS.clear())).height == 0
+
+
 def test_no_row_has_tensors_too() -> None:
     found = FEATURES.encode(ROWS.clear())
     assert found["spectrogram"].shape == (0, 0, 16)
@@ -160,3 +194,9 @@ def test_without_a_list_of_transcripts_there_is_no_such_data() -> None:
 def test_the_settings_survive_as_text() -> None:
     assert Audio.model_validate_json(TALK.model_dump_json()) == TALK
     assert Clip.model_validate_json(FEATURES.clip.model_dump_json()) == TALK.clip
+
+
+def test_a_clip_needs_no_transcript_where_it_is_scored() -> None:
+    found = TALK.parse_unlabelled("0.tar", talk(NUMBERS), {}, "transcript")
+    assert dict(TALK.joined) == {}
+    assert found.rows.drop("transcript").equals(ROWS.drop("transcript"))

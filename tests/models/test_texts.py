@@ -30,6 +30,13 @@ def test_a_csv_brings_its_labels() -> None:
     assert found.rows.filter(*(c.holds for c in DATA.checks())).height == 1
 
 
+def test_texts_to_score_need_no_label() -> None:
+    lines = DATA.parse_unlabelled("x.txt", b"fine\nbad\n", {}, "label")
+    assert lines.rows["text"].to_list() == ["fine", "bad"]
+    records = DATA.parse_unlabelled("x.csv", b"text\n fine\nbad\n", {}, "label")
+    assert records.rows.select("text", "label").rows() == [("fine", None), ("bad", None)]
+
+
 @pytest.mark.parametrize(
     ("name", "payload", "reason"),
     [
@@ -96,7 +103,21 @@ def test_a_request_that_holds_no_text_is_refused(
         fitted().read(payload, media_type)
 
 
+def test_drift_is_looked_for_in_length_and_unknown_tokens() -> None:
+    features = fitted()
+    rows = DATA.parse("a/x.txt", "很好\n很xy很\n".encode(), {}).rows
+    found = features.describe(features.encode(rows))
+    assert found.rows() == [(2.0, 0.0), (4.0, 0.5)]
+
+
 def test_short_and_cut_texts_are_judged_apart() -> None:
     rows = DATA.parse("a/x.txt", b"a\nabcde\nabcdefgh", {}).rows
     found = {name: chosen.tolist() for name, chosen in fitted().slices(rows)}
     assert found == {"length=to 1": [True, False, False], "length=over 6": [False, False, True]}
+
+
+def test_a_text_needs_no_class_where_it_is_scored() -> None:
+    for name, payload in (("x.txt", b"fine\nbad\n"), ("x.csv", b"text\nfine\nbad\n")):
+        found = DATA.parse_unlabelled(name, payload, {}, "label")
+        assert found.rows.get_column("text").to_list() == ["fine", "bad"]
+        assert not found.refused.height

@@ -7,10 +7,14 @@ from deployments.local.model_server import environment, model_server
 from deployments.local.service import Running
 
 
-def test_its_command_names_the_repository_and_stays_on_loopback(tmp_path: Path) -> None:
+def test_its_command_names_the_repository_and_stays_on_loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELMINT_WORKERS", "3")
     assert model_server(tmp_path).command({"http": 4321}) == [
         *(sys.executable, "-m", "deployments.serving"),
         *("--host", "127.0.0.1", "--port", "4321"),
+        *("--workers", "3"),
         *("--repository", str(tmp_path / "serving")),
         *("--first-key", str(tmp_path / "api-key")),
     ]

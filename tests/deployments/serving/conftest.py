@@ -106,6 +106,24 @@ def assemble(
     return seal(line, files, **body)
 
 
+def made(recipe: Recipe) -> dict[str, Any]:
+    """How it came to be, as far as provenance must tell."""
+    return {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "internalParameters": {
+                "recipe": recipe.model_dump(mode="json"),
+                "located": "0" * 64,
+            },
+            "resolvedDependencies": [],
+        },
+        "runDetails": {
+            "metadata": {"invocationId": "", "finishedOn": "2026-01-01T00:00:00+00:00"},
+            "modelmint_machine": {"processor": "of a test"},
+        },
+    }
+
+
 def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
     """A signed version of whatever files these are."""
     manifest = Manifest.of(files)
@@ -116,18 +134,7 @@ def seal(line: str, files: dict[str, bytes], **body: Any) -> Version:
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
     files[VERSION_FILE] = canonical_json(record(recipe))
     subjects = tuple(described(name, content) for name, content in files.items())
-    predicate = {
-        "buildDefinition": {
-            "buildType": BUILD_TYPE,
-            "internalParameters": {"recipe": recipe.model_dump(mode="json"), "located": "0" * 64},
-            "resolvedDependencies": [],
-        },
-        "runDetails": {
-            "metadata": {"invocationId": "none", "finishedOn": "2026-01-01T00:00:00Z"},
-            "modelmint_machine": {"processor": "none"},
-        },
-    }
-    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate=predicate)
+    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate=made(recipe))
     files[PROVENANCE_FILE] = signed(statement, [SIGNER])
     return Version(line, recipe.digest, files)
 
