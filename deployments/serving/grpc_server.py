@@ -21,6 +21,7 @@ from typing import Any
 import anyio.to_thread
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from starlette.requests import Request
 
 from deployments.serving import metrics, tls
@@ -109,29 +110,33 @@ class GrpcServer:
             "ModelInfer": (self.infer, pb.ModelInferRequest),
         }
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, method), request.FromString, lambda m: m.SerializeToString()
-            )
-            for name, (method, request) in methods.items()
+            # Bytes come and go: gRPC would log a caller's nonsense with a traceback.
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, kind))
+            for name, (method, kind) in methods.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _guarded(
-        self, name: str, method: Callable[["_Asked"], Awaitable[Any]]
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def answer(message: Any, context: Any) -> Any:
-            start, asked = time.perf_counter_ns(), _Asked(message, context)
-            request, refusal = asked.request, None
+        self, name: str, method: Callable[["_Asked"], Awaitable[Any]], kind: Any
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def answer(body: bytes, context: Any) -> Any:
+            start, message = time.perf_counter_ns(), kind()
+            asked, refusal = _Asked(message, context), None
+            request = asked.request
             try:
                 if name not in OPEN:
                     shown = header(request, b"authorization")
                     request.state.key = self._access.keys.authenticate(shown)
                     self._access.ledger.admit(request.state.key)
+                message.ParseFromString(body)
+                asked.name()
                 found = await method(asked)
             except ProtocolError as error:
                 refusal = error
+            except DecodeError:
+                refusal = ProtocolError(400, f"the request is no {kind.DESCRIPTOR.name}")
             except Exception as error:  # whatever it is, nothing of our inside is told
-                _log.exception("request %s failed: %s", asked.id, type(error).__name__)
+                _log.exception("request %s failed: %s", request_id(request), type(error).__name__)
                 refusal = ProtocolError(500, "internal error: see the server's log", "internal")
             if hasattr(request.state, "headers"):  # a version was to answer
                 status = refusal.status if refusal else 200
@@ -139,7 +144,7 @@ class GrpcServer:
                 self._traffic.note(request.scope["state"], status, spent)
             if refusal is None:
                 context.set_trailing_metadata(asked.trailers())
-                return found
+                return found.SerializeToString()
             metrics.refused(refusal.status, refusal.code)
             code = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
             return await context.abort(code, refusal.message, asked.trailers(refusal))
@@ -224,11 +229,16 @@ class _Asked:
             for name, value in metadata
             if isinstance(value, str)
         ]
-        if not any(name == b"x-request-id" for name, _ in fields):
-            fields.append((b"x-request-id", str(getattr(message, "id", "")).encode()))
         self.request = Request({"type": "http", "headers": fields, "path_params": {}, "state": {}})
-        self.id = request_id(self.request)
         self.hit: bool | None = None
+
+    def name(self) -> None:
+        """Let the message's id name the request where the metadata does not."""
+        headers, given = self.request.scope["headers"], str(getattr(self.message, "id", ""))
+        if given and not any(name == b"x-request-id" for name, _ in headers):
+            headers.append((b"x-request-id", given.encode()))
+            self.request.scope.pop("modelmint.headers", None)
+        request_id(self.request)
 
     def deadline(self, seconds: float) -> float:
         """When the answer is due, in the loop's time: the caller's deadline, at most `seconds`."""
@@ -237,7 +247,7 @@ class _Asked:
 
     def trailers(self, refusal: ProtocolError | None = None) -> tuple[tuple[str, str], ...]:
         """What HTTP says in headers."""
-        found: dict[str, str] = {"x-request-id": self.id}
+        found: dict[str, str] = {"x-request-id": request_id(self.request)}
         found |= getattr(self.request.state, "headers", {})
         if self.hit is not None:
             found["modelmint-cache"] = "hit" if self.hit else "miss"
