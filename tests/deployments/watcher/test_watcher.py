@@ -1,6 +1,9 @@
 """All lines together: what one part meets stops no other part."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +14,7 @@ from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watcher import Watcher
 from tasks.store import StoreError, store
+from tests.conftest import ROOT
 from tests.deployments.watcher.test_hints import filer
 
 SETTINGS = Settings(quiet=0.0, sweep=0.01, watchdog=1e9)
@@ -112,3 +116,14 @@ def test_a_bucket_that_is_not_there_yet_is_waited_for(
     store().put("raw/digits/1.tar", b"1")
     rounds(watcher)
     assert told.lines == ["digits"]
+
+
+def test_without_a_prefect_server_it_says_so(tmp_path: Path) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.watcher"],
+        cwd=ROOT, env=kept | {"PREFECT_HOME": str(tmp_path)}, capture_output=True, text=True,
+        check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "PREFECT_API_URL names no Prefect server" in done.stderr
