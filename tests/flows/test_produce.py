@@ -181,7 +181,7 @@ def test_a_version_that_was_rolled_back_waits_for_people(
     assert before is not None
     changed: dict[str, Any] = {
         "budget": Budget(exclude=(produce(LINE).artifact.chosen,), quality_loss=0.5, slowdown=20),
-        "gate": Gate(floors={"rmse": 1000}, margin=10.0),
+        "gate": Gate(floors={"rmse": 1000}, margin=0.9),
     }
     bad = produce(LINE, **changed)
     assert (bad.verdict.decision, bad.endpoint.serving) == ("promote", bad.version.number)
