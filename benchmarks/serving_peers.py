@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import orjson
 
 from benchmarks.served import Model, Served, free_port, wait
@@ -61,8 +62,12 @@ def serving(name: str, found: Model, folder: Path, venvs: Path, most: int) -> It
     url = f"http://127.0.0.1:{port}"
     try:
         wait(url + peer.ready, process)
-        yield Served(url, {"content-type": "application/json"}, process)
-    except RuntimeError as error:
+        path, body = request(name, found)
+        headers = {"content-type": "application/json"}
+        # A wrong answer is quickly given.
+        httpx.post(url + path, content=body, headers=headers, timeout=60).raise_for_status()
+        yield Served(url, headers, process)
+    except (RuntimeError, httpx.HTTPError) as error:
         said = (folder / f"{name}.log").read_text()[-3000:]
         raise RuntimeError(f"{name} does not serve: {error}\n{said}") from None
     finally:

@@ -22,7 +22,8 @@ class Network(litserve.LitAPI):  # type: ignore[misc]
         self.name, self.shape = given.name, given.shape[1:]
         self.dtype = np.uint8 if "uint8" in given.type else np.float32
 
-    def decode_request(self, request: Any) -> Any:
+    # LitServe has FastAPI read an annotated request from the query.
+    def decode_request(self, request):  # type: ignore[no-untyped-def]
         """A row [...]."""
         return np.array(request["data"], self.dtype).reshape(self.shape)
 
@@ -41,4 +42,9 @@ if __name__ == "__main__":
     most = int(os.environ["MOST_ROWS"])
     api = Network(max_batch_size=most, batch_timeout=0.005 if most > 1 else 0.0)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=2)
-    server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False)
+    server.run(
+        host="127.0.0.1",
+        port=int(os.environ["PORT"]),
+        log_level="warning",
+        generate_client_file=False,
+    )
