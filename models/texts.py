@@ -23,7 +23,7 @@ from models.data import (
 )
 from models.records import read_records
 from models.tensors import TensorSpec
-from models.vocabulary import Characters, Vocabulary
+from models.vocabulary import Characters, Vocabulary, described
 
 TEXT = "text"
 LONGEST = 100_000
@@ -93,6 +93,10 @@ class TextFeatures(Features):
         text: str = row.get_column(TEXT)[0]
         return text.encode(), "text/plain"
 
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """Length, and the share of unknown tokens."""
+        return described(tensors["tokens"])
+
     def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Short texts, and those that the network does not see the end of."""
         length = rows.get_column(TEXT).str.len_chars().to_numpy()
@@ -148,8 +152,7 @@ class Texts(Data):
             rows = pl.DataFrame({TEXT: texts}).with_row_index("row")
             rows = rows.with_columns(pl.lit(label).alias(self.label))
             refused = pl.DataFrame(schema=REFUSED)
-        tidied = [None if text is None else tidy(text) for text in rows.get_column(TEXT)]
-        return Parsed(rows.with_columns(pl.Series(TEXT, tidied, pl.String)), refused)
+        return Parsed(_tidied(rows), refused)
 
     def checks(self) -> Sequence[Check]:
         text = pl.col(TEXT)
@@ -165,3 +168,8 @@ class Texts(Data):
     def fit(self, summaries: Sequence[Mapping[str, Any]]) -> TextFeatures:
         vocabulary = self.vocabulary.fit([s["vocabulary"] for s in summaries])
         return TextFeatures(vocabulary=vocabulary, length=self.length)
+
+
+def _tidied(rows: pl.DataFrame) -> pl.DataFrame:
+    texts = [None if text is None else tidy(text) for text in rows.get_column(TEXT)]
+    return rows.with_columns(pl.Series(TEXT, texts, pl.String))

@@ -153,4 +153,15 @@ def versions(line: LineName, as_json: AsJson = False) -> None:
         from tasks.versions import versions as registered
 
         found = registered(line)
-    show(as_json, {"line": line, "versions": found}, lambda: table(found))
+    shown = [
+        {
+            "version": one["version"],
+            "digest": one["digest"][:12],
+            "verdict": one["verdict"],
+            "production": one["production"],
+            "replayed": f"{one['replayed']} {one['replayed_at'][:10]}".strip(),
+            "metrics": one["metrics"],
+        }
+        for one in found
+    ]
+    show(as_json, {"line": line, "versions": found}, lambda: table(shown))

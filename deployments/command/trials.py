@@ -1,5 +1,6 @@
 """Commands that try a version on real requests before it is promoted: canary, shadow."""
 
+import datetime
 from typing import Annotated, Any
 
 import typer
@@ -64,10 +65,15 @@ def _show(line: str, kind: str, found: dict[str, Any], as_json: bool) -> None:
         if trial is None:
             print(f"{line} has no {kind}")
             return
-        said = {n: v for n, v in trial.items() if n != "comparison" and v is not None}
-        table([said])
+        since = datetime.datetime.fromtimestamp(trial["since"], datetime.UTC)
+        share = trial.get("tenant") or f"{trial.get('percent')}% of {trial.get('by')}s"
+        takes = share if kind == "canary" else "every request, once it was answered"
+        print(f"{kind}: version {trial['version']}, {takes}")
+        print(f"since {since:%Y-%m-%d %H:%M} UTC, by {trial['who']}")
         compared = trial["comparison"]
-        roles = compared.items() if kind == "canary" else [(kind, compared)]
-        table([{"": role, **counts} for role, counts in roles])
+        if kind == "canary":
+            table([{"": role, **counts} for role, counts in compared.items()])
+        else:
+            table([{"": name.replace("_", " "), "counted": n} for name, n in compared.items()])
 
     show(as_json, found, text)

@@ -71,6 +71,13 @@ class Trials:
             raise refused(error) from None
 
         def change() -> None:
+            served = self._repository.wake(name, trial.version)
+            if kind == "shadow" and served.signature.objective.steps:
+                raise ProtocolError(
+                    409,
+                    f"{name} answers step by step: no shadow can follow",
+                    "conflict",
+                )
             self._access.record(request, f"start {kind}", name, **given)
             self._repository.try_out(name, kind, trial)
             self._traffic.forget(name, kind, trial)

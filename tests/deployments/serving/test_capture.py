@@ -138,6 +138,17 @@ def test_a_share_of_the_rows_of_the_named_lines_is_kept(tmp_path: Path) -> None:
     assert abs(count - 1600) < 6 * (8000 * 0.2 * 0.8) ** 0.5
 
 
+def test_rows_of_different_length_are_kept_in_one_file(tmp_path: Path) -> None:
+    with closing(Capture(tmp_path, {"some": 1.0}, seconds=600)) as capture:
+        for length in (3, 5):
+            rows = {"x": np.full((1, length), length, np.float32), "frames": np.array([length])}
+            capture.take(served("some"), rows)
+    [path] = tmp_path.glob("*/*/*.safetensors")
+    found = safetensors.numpy.load(path.read_bytes())
+    assert found["x"].tolist() == [[3, 3, 3, 0, 0], [5] * 5]
+    assert found["frames"].tolist() == [3, 5]
+
+
 def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path) -> None:
     with closing(Capture(tmp_path / "captured", {})) as capture:
         capture.take(served("some"), batch(400))
