@@ -11,11 +11,17 @@ from prefect.artifacts import create_table_artifact
 
 from models import catalog
 from tasks.captured import list_captured
+from tasks.clean import clean
 from tasks.drift import Drift, Search, drift
 from tasks.fresh import clean_fresh
 from tasks.promotion import promotions
 from tasks.publish_drift import announce, show_drift, verdict
-from tasks.recorded import recorded_line, recorded_output
+from tasks.recorded import (
+    CannotReplayError,
+    recorded_line,
+    recorded_output,
+    recorded_snapshot,
+)
 from tasks.refs import Dataset
 from tasks.served import served
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
@@ -38,8 +44,12 @@ def monitor(line: str, search: Search | None = None) -> Drift:
     how = search or Search()
     champion, found = served(line)
     spec = recorded_line(found.recipe)
-    dataset = recorded_output(Dataset, found.recipe.stages["clean"])
     prefix = raw_prefix(spec.data)
+    try:
+        dataset = recorded_output(Dataset, found.recipe.stages["clean"])
+    except CannotReplayError:
+        # A version that was imported: what it was trained on is cleaned here for the first time.
+        dataset = clean(spec.data, spec.objective, prefix, recorded_snapshot(spec, found))
     snapshot = take_snapshot(prefix, list_objects(spec.data))
     fresh = clean_fresh(spec.data, spec.objective, prefix, snapshot, found.recipe.snapshot)
     since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=how.days)

@@ -143,6 +143,8 @@ class Texts(Data):
         if name.endswith(".csv"):
             found = read_records(name, payload, types)
             rows, refused = found.rows, found.refused
+            if self.label not in types:
+                rows = rows.with_columns(pl.lit(None, pl.String).alias(self.label))
         else:
             label = PurePosixPath(name).parent.name
             try:

@@ -9,6 +9,9 @@ what can be set.
 
 import logging
 import os
+import sys
+
+from prefect.settings import PREFECT_API_URL
 
 from deployments.watcher import webhook
 from deployments.watcher.hints import Hints, queue_thread
@@ -22,6 +25,9 @@ def main() -> None:
     """Watch until stopped."""
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("modelmint.watcher").setLevel("INFO")
+    if not PREFECT_API_URL.value():
+        # Prefect would start a server that nobody else knows of.
+        sys.exit("PREFECT_API_URL names no Prefect server: set it to one, http://.../api")
     settings = Settings()
     hints = Hints(os.environ.get(BUCKET_SETTING, "modelmint"))
     watcher = Watcher(settings, hints, Runs())

@@ -194,9 +194,3 @@ def test_without_a_list_of_transcripts_there_is_no_such_data() -> None:
 def test_the_settings_survive_as_text() -> None:
     assert Audio.model_validate_json(TALK.model_dump_json()) == TALK
     assert Clip.model_validate_json(FEATURES.clip.model_dump_json()) == TALK.clip
-
-
-def test_a_clip_needs_no_transcript_where_it_is_scored() -> None:
-    found = TALK.parse_unlabelled("0.tar", talk(NUMBERS), {}, "transcript")
-    assert dict(TALK.joined) == {}
-    assert found.rows.drop("transcript").equals(ROWS.drop("transcript"))

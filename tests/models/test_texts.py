@@ -114,10 +114,3 @@ def test_short_and_cut_texts_are_judged_apart() -> None:
     rows = DATA.parse("a/x.txt", b"a\nabcde\nabcdefgh", {}).rows
     found = {name: chosen.tolist() for name, chosen in fitted().slices(rows)}
     assert found == {"length=to 1": [True, False, False], "length=over 6": [False, False, True]}
-
-
-def test_a_text_needs_no_class_where_it_is_scored() -> None:
-    for name, payload in (("x.txt", b"fine\nbad\n"), ("x.csv", b"text\nfine\nbad\n")):
-        found = DATA.parse_unlabelled(name, payload, {}, "label")
-        assert found.rows.get_column("text").to_list() == ["fine", "bad"]
-        assert not found.refused.height
