@@ -21,20 +21,21 @@ from typing import Any
 import anyio.to_thread
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from starlette.requests import Request
 
 from deployments.serving import metrics, tls
 from deployments.serving import open_inference_grpc_pb2 as pb
 from deployments.serving.access import Access, allow
 from deployments.serving.capture import Capture
-from deployments.serving.elements import check_shape, from_binary, from_json, pack
+from deployments.serving.elements import pack
 from deployments.serving.folder import stamp
+from deployments.serving.grpc_messages import inputs, outputs
 from deployments.serving.http import Address, header, release, request_id
 from deployments.serving.inference import Call, Inference
-from deployments.serving.protocol import ProtocolError, Tensors, Wanted, complete, declared
+from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.traffic import Traffic
-from models.tensors import TensorSpec
 
 SERVICE = "inference.GRPCInferenceService"
 GRACE_SECONDS = 5.0
@@ -45,13 +46,6 @@ STATUS = {
     422: grpc.StatusCode.FAILED_PRECONDITION, 429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
-CONTENTS = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents",
-    "INT32": "int_contents", "INT64": "int64_contents", "UINT8": "uint_contents",
-    "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
-    "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
-}  # fmt: skip
-"""The field that holds a datatype's values; FP16 has raw contents only."""
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -109,29 +103,33 @@ class GrpcServer:
             "ModelInfer": (self.infer, pb.ModelInferRequest),
         }
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, method), request.FromString, lambda m: m.SerializeToString()
-            )
-            for name, (method, request) in methods.items()
+            # Bytes come and go: gRPC would log a caller's nonsense with a traceback.
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, kind))
+            for name, (method, kind) in methods.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _guarded(
-        self, name: str, method: Callable[["_Asked"], Awaitable[Any]]
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def answer(message: Any, context: Any) -> Any:
-            start, asked = time.perf_counter_ns(), _Asked(message, context)
-            request, refusal = asked.request, None
+        self, name: str, method: Callable[["_Asked"], Awaitable[Any]], kind: Any
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def answer(body: bytes, context: Any) -> Any:
+            start, message = time.perf_counter_ns(), kind()
+            asked, refusal = _Asked(message, context), None
+            request = asked.request
             try:
                 if name not in OPEN:
                     shown = header(request, b"authorization")
                     request.state.key = self._access.keys.authenticate(shown)
                     self._access.ledger.admit(request.state.key)
+                message.ParseFromString(body)
+                asked.name()
                 found = await method(asked)
             except ProtocolError as error:
                 refusal = error
+            except DecodeError:
+                refusal = ProtocolError(400, f"the request is no {kind.DESCRIPTOR.name}")
             except Exception as error:  # whatever it is, nothing of our inside is told
-                _log.exception("request %s failed: %s", asked.id, type(error).__name__)
+                _log.exception("request %s failed: %s", request_id(request), type(error).__name__)
                 refusal = ProtocolError(500, "internal error: see the server's log", "internal")
             if hasattr(request.state, "headers"):  # a version was to answer
                 status = refusal.status if refusal else 200
@@ -139,7 +137,7 @@ class GrpcServer:
                 self._traffic.note(request.scope["state"], status, spent)
             if refusal is None:
                 context.set_trailing_metadata(asked.trailers())
-                return found
+                return found.SerializeToString()
             metrics.refused(refusal.status, refusal.code)
             code = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
             return await context.abort(code, refusal.message, asked.trailers(refusal))
@@ -189,7 +187,7 @@ class GrpcServer:
         served = await self._traffic.choose(request)
         request.state.headers = served.headers
         try:
-            tensors, wanted = _inputs(message, served.inputs), _outputs(message, served.outputs)
+            tensors, wanted = inputs(message, served.inputs), outputs(message, served.outputs)
         except ValueError as error:
             raise ProtocolError(400, str(error)) from None
         store = "no-store" not in (header(request, b"cache-control") or "")
@@ -224,11 +222,16 @@ class _Asked:
             for name, value in metadata
             if isinstance(value, str)
         ]
-        if not any(name == b"x-request-id" for name, _ in fields):
-            fields.append((b"x-request-id", str(getattr(message, "id", "")).encode()))
         self.request = Request({"type": "http", "headers": fields, "path_params": {}, "state": {}})
-        self.id = request_id(self.request)
         self.hit: bool | None = None
+
+    def name(self) -> None:
+        """Let the message's id name the request where the metadata does not."""
+        headers, given = self.request.scope["headers"], str(getattr(self.message, "id", ""))
+        if given and not any(name == b"x-request-id" for name, _ in headers):
+            headers.append((b"x-request-id", given.encode()))
+            self.request.scope.pop("modelmint.headers", None)
+        request_id(self.request)
 
     def deadline(self, seconds: float) -> float:
         """When the answer is due, in the loop's time: the caller's deadline, at most `seconds`."""
@@ -237,7 +240,7 @@ class _Asked:
 
     def trailers(self, refusal: ProtocolError | None = None) -> tuple[tuple[str, str], ...]:
         """What HTTP says in headers."""
-        found: dict[str, str] = {"x-request-id": self.id}
+        found: dict[str, str] = {"x-request-id": request_id(self.request)}
         found |= getattr(self.request.state, "headers", {})
         if self.hit is not None:
             found["modelmint-cache"] = "hit" if self.hit else "miss"
@@ -269,51 +272,3 @@ def _credentials(private_key: Path, certificate: Path) -> Any:
             return None
 
     return grpc.dynamic_ssl_server_credentials(read(), changed)
-
-
-def _inputs(message: Any, specs: Sequence[TensorSpec]) -> Tensors:
-    raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise ValueError(f"{len(raw)} raw contents for {len(message.inputs)} inputs")
-    found: Tensors = {}
-    for index, one in enumerate(message.inputs):
-        spec = declared(one.name, specs, found)
-        what = f"input {spec.name!r}"
-        if one.datatype != spec.datatype:
-            raise ValueError(f"{what} must have datatype {spec.datatype}")
-        shape = check_shape(list(one.shape), spec)
-        if raw:
-            if one.contents.ListFields():
-                raise ValueError(f"{what} has both contents and raw contents")
-            found[spec.name] = from_binary(raw[index], 0, len(raw[index]), shape, spec)
-            continue
-        field = CONTENTS.get(spec.datatype)
-        if field is None:
-            raise ValueError(f"{what}: {spec.datatype} takes raw contents")
-        values = list(getattr(one.contents, field))
-        if spec.datatype == "BYTES":
-            values = [_text(value, what) for value in values]
-        found[spec.name] = from_json(values, shape, spec)
-    return complete(found, specs)
-
-
-def _text(value: bytes, what: str) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise ValueError(f"{what}: a text is not UTF-8") from None
-
-
-def _outputs(message: Any, specs: Sequence[TensorSpec]) -> list[Wanted]:
-    if not message.outputs:
-        return [Wanted(spec, True) for spec in specs]
-    offered = {spec.name: spec for spec in specs}
-    names = [one.name for one in message.outputs]
-    if unknown := [name for name in names if name not in offered]:
-        known = ", ".join(offered)
-        raise ValueError(f"unknown output {unknown[0][:80]!r}: the model gives {known}")
-    if len(set(names)) != len(names):
-        raise ValueError("an output is asked for twice")
-    if any("classification" in one.parameters for one in message.outputs):
-        raise ValueError("the classification extension is not supported")
-    return [Wanted(offered[name], True) for name in names]

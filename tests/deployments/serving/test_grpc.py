@@ -160,6 +160,9 @@ def test_the_answer_names_the_version_and_the_request(spoken: Spoken) -> None:
         "POST", "/v1/lines/air-time/predict", {"distance": 3, "hour": 4}
     ).headers
     assert trailers["x-request-id"] == "caller:1"
+    metadata = tuple(spoken.server.bearer.items())
+    _, call = spoken.stub.ModelInfer.with_call(message(id="caller:2"), metadata=metadata)
+    assert ("x-request-id", "caller:2") in [(m.key, m.value) for m in call.trailing_metadata()]
     for name in ("modelmint-model", "modelmint-version", "modelmint-digest"):
         assert trailers[name] == over_http[name]
 
@@ -309,3 +312,20 @@ def test_workers_share_the_port(start: Any, table: Any, tmp_path: Path) -> None:
             assert stub.ModelInfer(message(), metadata=metadata).model_name == "air-time"
     text = server.ask("GET", "/metrics").body.decode()
     assert 'modelmint_rows_total{line="air-time",verb="infer",version="1"} 12.0' in text
+
+
+def test_damaged_messages_never_fail_the_server(spoken: Spoken) -> None:
+    random, whole = np.random.default_rng(5), message(id="x").SerializeToString()
+    call = spoken.channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer", lambda body: body, lambda body: body
+    )
+    metadata, codes = tuple(spoken.server.bearer.items()), set()
+    for _ in range(200):
+        body = bytearray(whole)
+        for at in random.integers(0, len(body), random.integers(1, 4)):
+            body[at] = random.integers(0, 256)
+        codes.add(call.future(bytes(body), metadata=metadata, timeout=20).code())
+    expected = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
+    assert codes == expected
+    assert spoken.stub.ModelInfer(message(), metadata=metadata).model_name == "air-time"
+    assert "Traceback" not in spoken.server.log
