@@ -215,7 +215,9 @@ def test_probes_ask_paths_the_model_server_has(tmp_path: Path) -> None:
     from starlette.testclient import TestClient
 
     from deployments.serving.access import Access
+    from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
+    from deployments.serving.traffic import Traffic
     from models.trust import Trust
 
     repository = Repository(tmp_path / "repository", Trust(tmp_path))
@@ -228,7 +230,9 @@ def test_probes_ask_paths_the_model_server_has(tmp_path: Path) -> None:
     }
     assert asked == {"/v2/health/live", "/v2/health/ready"}
     # A probe has no key to show.
-    client = TestClient(create(repository, Access(tmp_path / "private")))
+    access = Access(tmp_path / "private")
+    traffic = Traffic(repository, access.journal, tmp_path / "private" / "trials")
+    client = TestClient(create(repository, access, Recorder(repository), traffic))
     assert {client.get(path).status_code for path in asked} == {200}
     repository.close()
 
