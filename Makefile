@@ -2,6 +2,7 @@
 # make test    all tests, against real servers
 # make check   formatter, linter, types, import rule
 # make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...)
+# make faults       kills, outages and restarts of the whole stack: nothing missed, nothing twice
 # make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
 
 LINE ?= digits
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks images production clean
+.PHONY: run test check benchmarks images production faults clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -25,7 +26,8 @@ check: .venv/developer
 	$(BIN)/python -m pytest tests/test_imports.py
 
 benchmarks: .venv/developer
-	for name in startup orchestration cleaning training compression digests determinism score replays kills; \
+	for name in startup orchestration cleaning training training_memory compression digests products \
+	  determinism score replays kills events sweep; \
 	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 BASE ?= python:3.11-slim
@@ -42,6 +44,9 @@ images:
 production: .venv/developer
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[production]'
 	$(BIN)/python -m pytest -m slow tests/production
+
+faults: .venv/developer
+	$(BIN)/python -m pytest -m slow tests/deployments/watcher/test_faults.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,31 +1,39 @@
 """Compression: the chosen form of a line against every single form of ONNX Runtime's quantizers.
 
-    python -m benchmarks.compression [--json] [--lines digits,flights]
+    python -m benchmarks.compression [--json] [--lines digits,flights] [--forms int8-static,...]
 
-About three minutes on two cores. Each line is cleaned and trained as it is, then every form of
-`models.spec.Form` is built and measured: size, quality lost on the validation rows, and the least
-CPU time of a request of 1 and of 32 rows on one thread, all forms in turns. `smaller` and `faster`
-are ratios to the uncompressed model in ONNX Runtime. Goal: at least 4x smaller and 2x faster
-(batch 32) at 0.5 points lost, for flights 1% of RMSE; where it is missed the front is the answer.
+About ten minutes on two idle cores, most of it for training smaller networks. Each line is cleaned
+and trained as it is, then every form is built and measured: size, quality lost on the validation
+rows, the least CPU time of a request of 1 and of 32 rows on one thread, all forms in turns, and the
+memory a session adds to a process. `smaller` and `faster` are ratios to the uncompressed model in
+ONNX Runtime. Goal: at least 4x smaller and 2x faster (batch 32) at 0.5 points lost, for flights 1%
+of RMSE; where it is missed the front is the answer.
 """
 
-import typing
 from typing import Any
 
 from benchmarks import measuring
 from models import catalog
-from models.spec import Form, Line
+from models.forms import QUANTIZERS, UNCOMPRESSED
+from models.spec import Line
 from tasks.refs import Artifact
 
-PACKAGES = ("numpy", "onnx", "onnxruntime", "torch")
+PACKAGES = ("numpy", "onnx", "onnxruntime", "torch", "torch-pruning")
+NETWORKS = ("pruned-50", "student-small")
+FORMS = (
+    *QUANTIZERS,
+    *NETWORKS,
+    *(f"{network}+{quantizer}" for network in NETWORKS for quantizer in QUANTIZERS[:2]),
+)
 
 
 def main() -> None:
     """Measure, print, write the result."""
     parser = measuring.options(__doc__, turns=1)
     parser.add_argument("--lines", default="digits,flights", help="names, separated by commas")
+    parser.add_argument("--forms", default=",".join(FORMS), help="names, separated by commas")
     options = parser.parse_args()
-    figures = _measured(options.lines.split(","))
+    figures = _measured(options.lines.split(","), tuple(options.forms.split(",")))
     rows = [
         {
             "line": line,
@@ -33,6 +41,7 @@ def main() -> None:
             "smaller": f"{form['smaller']:.2f}x",
             "faster, batch 1": f"{form['faster, batch 1']:.2f}x",
             "faster, batch 32": f"{form['faster, batch 32']:.2f}x",
+            "memory, MB": f"{form['memory'] / 1e6:.1f}",
             "lost": f"{form['lost']:+.2%}",
             "chosen": "yes" if form["chosen"] else "",
             "front": "yes" if form["front"] else "",
@@ -43,18 +52,20 @@ def main() -> None:
     measuring.publish("compression", figures, rows, PACKAGES, options.json)
 
 
-def _measured(lines: list[str]) -> dict[str, Any]:
+def _measured(lines: list[str], forms: tuple[str, ...]) -> dict[str, Any]:
     from deployments.local.stack import STORE, stack
     from tasks import cluster
 
     with measuring.temporary_home(), stack(STORE):
         try:
-            return {name: _figures(_compressed(catalog.find(name).on("cpu"))) for name in lines}
+            return {
+                name: _figures(_compressed(catalog.find(name).on("cpu"), forms)) for name in lines
+            }
         finally:
             cluster.close()
 
 
-def _compressed(line: Line) -> Artifact:
+def _compressed(line: Line, forms: tuple[str, ...]) -> Artifact:
     from tasks.clean import clean
     from tasks.compress import compress
     from tasks.land import land
@@ -66,15 +77,15 @@ def _compressed(line: Line) -> Artifact:
     snapshot = take_snapshot.bare(prefix, list_objects(line.data))
     dataset = clean.bare(line.data, line.objective, prefix, snapshot)
     weights = train.bare(line.model, line.training, dataset)
-    budget = line.budget.model_copy(update={"candidates": typing.get_args(Form)})
+    budget = line.budget.model_copy(update={"candidates": forms, "exhaustive": True})
     return compress.bare(line.model, line.training, budget, dataset, weights)
 
 
 def _figures(found: Artifact) -> dict[str, Any]:
-    from tasks.compress import UNCOMPRESSED
     from tasks.plots import front_of
 
     cost: Any = found.observed["cpu_microseconds"]
+    memory: Any = found.observed["memory_bytes"]
     plain = next(c for c in found.candidates if c.name == UNCOMPRESSED)
     front = front_of([c for c in found.candidates if not c.collapsed])
     return {
@@ -85,6 +96,7 @@ def _figures(found: Artifact) -> dict[str, Any]:
                 f"faster, batch {batch}": cost[plain.name][batch] / cost[c.name][batch]
                 for batch in ("1", "32")
             },
+            "memory": memory[c.name],
             "lost": c.loss,
             "metrics": c.metrics,
             "chosen": c.name == found.chosen,

@@ -23,6 +23,7 @@ import polars as pl
 from benchmarks import measuring
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.digests import Manifest, bytes_digest, canonical_json
+from models.predicates import BUILD_TYPE
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -109,7 +110,20 @@ def _version(folder: Path, size: int) -> Path:
     statement = Statement(
         subject=tuple(described(name, content) for name, content in files.items()),
         predicate_type=PROVENANCE,
-        predicate={},
+        predicate={
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "internalParameters": {
+                    "recipe": recipe.model_dump(mode="json"),
+                    "located": recipe.snapshot,
+                },
+                "resolvedDependencies": [],
+            },
+            "runDetails": {
+                "metadata": {"finishedOn": ""},
+                "modelmint_machine": {"processor": ""},
+            },
+        },
     )
     folder.mkdir()
     for name, content in {**files, PROVENANCE_FILE: signed(statement, [signer()])}.items():

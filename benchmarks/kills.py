@@ -48,7 +48,8 @@ BEFORE_WORKERS = 1.0
 """Seconds that a run lists and hashes before it starts Dask workers."""
 EVEN = (5**0.5 - 1) / 2
 """Multiples of the golden ratio, modulo 1, are spread evenly however many there are."""
-GIVE_UP = 300.0
+GIVE_UP = 1200.0
+"""Seconds after which a run counts as one that hangs."""
 POLL = 0.03
 PACKAGES = ("prefect", "mlflow", "dask", "distributed", "torch")
 
@@ -95,16 +96,15 @@ def main() -> None:
     from deployments.local.stack import PREFECT, STORE, stack
 
     with measuring.temporary_home() as home:
-        os.environ[catalog.SETTING] = str(measuring.ROOT / "tests" / "lines")
+        measuring.add_test_lines()
         with stack(STORE, PREFECT):
             empty = _registry(home)
             with _unused(empty, "reference"):
                 timeline = _undisturbed(command)
             print(timeline, file=sys.stderr, flush=True)
-            start = chance.random()
-            deadline, late = time.monotonic() + 60 * options.minutes, 0
-            with suppress(KeyboardInterrupt):
-                while len(trials) < options.kills and time.monotonic() < deadline:
+            start, late = chance.random(), 0
+            with measuring.patience(options.minutes) as time_is_left:
+                while len(trials) < options.kills and time_is_left():
                     number = len(trials)
                     with _unused(empty, f"kill-{number}-{late}"):
                         share = (start + (number + late) * EVEN) % 1.0
@@ -240,7 +240,9 @@ def _trial(
         else:
             os.killpg(process.pid, signal.SIGKILL)
     with _started(command) as (process, output):
-        code = process.wait(GIVE_UP)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GIVE_UP)
+        code = process.poll()
         answer = _answer(output)
     computed = [stage["name"] for stage in answer.get("stages", ()) if not stage["cached"]]
     return Trial(
@@ -249,7 +251,7 @@ def _trial(
         met=computed[0] if computed else "nothing",
         digest=answer.get("digest", ""),
         version=answer.get("version", 0),
-        failed=f"exit code {code}: {answer}" if code else "",
+        failed=f"exit code {code}: {answer}" if code != 0 else "",
     )
 
 

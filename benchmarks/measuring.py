@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -143,6 +143,19 @@ def temporary_home() -> Iterator[Path]:
         finally:
             os.environ.clear()
             os.environ.update(before)
+
+
+def add_test_lines() -> None:
+    """Have the small lines of `tests/lines` count too, here and in processes started from here."""
+    os.environ["MODELMINT_LINES"] = str(ROOT / "tests" / "lines")
+
+
+@contextmanager
+def patience(minutes: float) -> Iterator[Callable[[], bool]]:
+    """Yields whether time is left; Ctrl-C ends the block, and what was found until then counts."""
+    deadline = time.monotonic() + 60 * minutes
+    with suppress(KeyboardInterrupt):
+        yield lambda: time.monotonic() < deadline
 
 
 def options(document: str | None, turns: int) -> argparse.ArgumentParser:

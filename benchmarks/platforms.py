@@ -3,8 +3,8 @@
     python -m benchmarks.platforms [--json] [--processors Haswell,EPYC-Rome] [--lines digits]
                                    [--profiles portable]
 
-About twenty minutes on two idle cores, most of it emulation. Needs `qemu-x86_64` (Debian, Ubuntu:
-`apt-get install qemu-user`; 7.2 or newer, the first that knows AVX2).
+About twenty minutes on two idle cores, most of it emulation; Ctrl-C cuts it short. Needs
+`qemu-x86_64` 7.2 or newer, the first that knows AVX2 (Debian, Ubuntu: `apt-get install qemu-user`).
 
 One native run of two small lines, `diabetes` (an MLP) and `digits` (a CNN), gives the reference.
 Then every stage runs in an isolated process as `tasks.isolated.run` starts it, with the variables
@@ -29,7 +29,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
@@ -106,18 +106,22 @@ def main() -> None:
 
     found: list[dict[str, Any]] = []
     with measuring.temporary_home(), ThreadPoolExecutor(options.jobs) as pool:
-        os.environ[catalog.SETTING] = str(measuring.ROOT / "tests" / "lines")
+        measuring.add_test_lines()
         with stack(STORE):
             names, profiles = options.lines.split(","), options.profiles.split(",")
             reference = [pair for name in names for pair in _steps(name, profiles)]
             steps = [step for step, _ in reference]
-            for name in (NATIVE, *options.processors.split(",")):
-                with _processor(name):
-                    print(f"{len(steps)} stages on {name}", file=sys.stderr, flush=True)
-                    outputs = list(pool.map(Step.run, steps))
-                for (step, first), output in zip(reference, outputs, strict=True):
-                    place = {"line": step.line, "profile": step.profile, "stage": step.stage}
-                    found.append({**place, "processor": name, **_compared(first, output)})
+            with suppress(KeyboardInterrupt):
+                for name in (NATIVE, *options.processors.split(",")):
+                    with _processor(name):
+                        print(f"{len(steps)} stages on {name}", file=sys.stderr, flush=True)
+                        for (step, first), output in zip(
+                            reference, pool.map(Step.run, steps), strict=True
+                        ):
+                            place = {"line": step.line, "profile": step.profile}
+                            place |= {"stage": step.stage, "processor": name}
+                            found.append({**place, **_compared(first, output)})
+                            print(found[-1], file=sys.stderr, flush=True)
     promised = [f for f in found if f["profile"] != "fast"]
     figures = {
         "qemu": _first_line(QEMU, "--version"),

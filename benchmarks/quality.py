@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import measuring
 from models import catalog
 
-LINES = ("digits", "fashion", "flights", "speech")
+LINES = ("digits", "fashion", "flights", "speech", "reviews", "verses")
 PACKAGES = ("onnxruntime", "polars", "torch")
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple, get_args
 
 from benchmarks import measuring
@@ -54,16 +54,15 @@ def main() -> None:
 
     found: list[dict[str, Any]] = []
     with measuring.temporary_home():
-        os.environ[catalog.SETTING] = str(measuring.ROOT / "tests" / "lines")
+        measuring.add_test_lines()
         with stack(STORE, PREFECT, SERVER):
             versions = _produced()
-            deadline = time.monotonic() + 60 * options.minutes
             sizes = [int(size) for size in options.workers.split(",")]
-            with suppress(KeyboardInterrupt):
+            with measuring.patience(options.minutes) as time_is_left:
                 for profile, load, workers in itertools.product(_passes(options), LOADS, sizes):
                     with _busy(load == "busy"), _dask(workers):
                         for line, number in versions[profile].items():
-                            if time.monotonic() < deadline:
+                            if time_is_left():
                                 place: dict[str, Any] = {"line": line, "profile": profile}
                                 place |= {"workers": workers, "cores": load}
                                 found.append({**place, **_replayed(line, number)})

@@ -29,6 +29,7 @@ from models.data import Features
 from models.digests import Manifest, canonical_json
 from models.images import ImageFeatures, ImageSize
 from models.objectives import Classification
+from models.predicates import BUILD_TYPE
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -166,9 +167,20 @@ def place(found: Model, root: Path, keys: Path) -> Version:
         line=found.name, snapshot="0" * 64, settings={}, stages={}, artifact=manifest.digest
     )
     files[MANIFEST_FILE] = canonical_json(manifest.model_dump(mode="json"))
-    files[VERSION_FILE] = orjson.dumps(record(recipe))
+    files[VERSION_FILE] = canonical_json(record(recipe))
     subjects = tuple(described(name, content) for name, content in files.items())
-    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate={})
+    predicate = {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "internalParameters": {"recipe": recipe.model_dump(mode="json"), "located": "0" * 64},
+            "resolvedDependencies": [],
+        },
+        "runDetails": {
+            "metadata": {"invocationId": "", "finishedOn": ""},
+            "modelmint_machine": {"processor": ""},
+        },
+    }
+    statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate=predicate)
     files[PROVENANCE_FILE] = signed(statement, [signer])
     folder = root / found.name / "1"
     folder.mkdir(parents=True)
@@ -207,11 +219,12 @@ def modelmint(
         key = (root / ".server" / "first-key").read_text()
         headers = {"authorization": f"Bearer {key}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+            promoted = {"version": "1", "recorded": "there is no store"}
             for line, digest in versions:
                 wanted = {"parameters": {"version": "1", "digest": digest}}
                 load = client.post(f"/v2/repository/models/{line}/load", json=wanted)
                 load.raise_for_status()
-                client.post(f"/v1/lines/{line}/promote", json={"version": "1"}).raise_for_status()
+                client.post(f"/v1/lines/{line}/promote", json=promoted).raise_for_status()
         yield Served(url, headers, process)
     finally:
         process.terminate()

@@ -20,6 +20,7 @@ import psutil
 
 from benchmarks.measuring import ROOT, cpu_seconds, options, publish
 from benchmarks.served import MODELS, Model, Served, model, modelmint
+from benchmarks.serving_peers import PACKAGES, request, serving
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 
@@ -101,28 +102,49 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="networks to serve")
     parser.add_argument("--forms", default="binary,json", help="forms of the request")
     parser.add_argument("--server-options", default="", help="more options of our server")
+    parser.add_argument("--workers", default="2", help="processes of our server")
+    parser.add_argument(
+        "--peers", default="", help=f"other servers to measure: {','.join(PACKAGES)}"
+    )
+    parser.add_argument(
+        "--venvs", type=Path, default=ROOT / ".venvs", help="folder of the peers' venvs"
+    )
     parser.add_argument("--code", type=Path, help="also measure the server of another checkout")
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: apt-get install wrk")
     models = [model(name) for name in given.models.split(",")]
     rows: list[dict[str, Any]] = []
+    numbers = [int(number) for number in given.connections.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         for found in models:
             for batch in (1, 32):
                 rate = limit(found, batch, given.seconds / 2)
                 rows.append(row(found, f"ONNX Runtime, batch {batch}, 1 core", "", "", rate))
         codes = {"modelmint": ROOT} | ({"other code": given.code} if given.code else {})
+        # An earlier server knows no workers.
+        workers = [] if given.code else ["--workers", given.workers]
         for name, code in codes.items():
             place = Path(folder) / name
             place.mkdir()
-            with modelmint(models, place, *given.server_options.split(), code=code) as server:
+            more = [*workers, *given.server_options.split()]
+            with modelmint(models, place, *more, code=code) as server:
                 for found in models:
                     for form in given.forms.split(","):
-                        for connections in map(int, given.connections.split(",")):
-                            load = ours(found, form, server.headers)
+                        load = ours(found, form, server.headers)
+                        for connections in numbers:
                             figures = measure(server, load, connections, given.seconds, place)
                             rows.append(row(found, name, form, connections, *figures))
+        for name in filter(None, given.peers.split(",")):
+            for found in models:
+                place = Path(folder) / f"{name}-{found.name}"
+                place.mkdir()
+                most = 32 if found.name == "wide" else 1
+                with serving(name, found, place, given.venvs, most) as server:
+                    load = Load(*request(name, found), server.headers, vary=False)
+                    for connections in numbers:
+                        figures = measure(server, load, connections, given.seconds, place)
+                        rows.append(row(found, name, "json", connections, *figures))
     publish("serving", {"rows": rows}, rows, ["onnxruntime", "starlette", "uvicorn"], given.json)
 
 

@@ -1,20 +1,20 @@
 """Signed statements about files: in-toto Statement v1 in a DSSE envelope, signed with ed25519.
 
 Sources: in-toto Attestation Framework v1, SLSA Provenance v1, in-toto Test Result v0.1, Dead Simple
-Signing Envelope v1. securesystemslib signs and verifies; nothing of a payload is parsed before one
-of its signatures is proven to be a trusted key's.
+Signing Envelope v1. securesystemslib signs; nothing of a payload is parsed before one of its
+signatures is proven to be a trusted key's.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-import orjson
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from models.digests import IntegrityError, bytes_digest, canonical_json
-from models.open import Frozen
-from models.trust import Trust
+from models.dsse import Envelope
+from models.open import Frozen, first
+from models.trust import PublicKey, Trust
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -82,11 +82,11 @@ def described(name: str, content: bytes) -> Resource:
 
 def signed(statement: Statement, signers: Iterable["Signer"]) -> bytes:
     """The DSSE envelope of the statement as JSON; the bytes repeat exactly for the same keys."""
-    from securesystemslib.dsse import Envelope
+    from securesystemslib.dsse import Envelope as Signing
 
     value = statement.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     payload = canonical_json({"_type": statement.kind, **value})
-    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    envelope = Signing(payload, PAYLOAD_TYPE, {})
     for signer in signers:
         envelope.sign(signer)
     return canonical_json(envelope.to_dict())
@@ -94,30 +94,23 @@ def signed(statement: Statement, signers: Iterable["Signer"]) -> bytes:
 
 def verified(envelope: bytes, trust: Trust, *, predicate: str) -> Statement:
     """The statement in an envelope that a trusted key signed; raises UntrustedError."""
-    from securesystemslib.dsse import Envelope
-    from securesystemslib.exceptions import VerificationError
-
     try:
-        found = Envelope.from_dict(orjson.loads(envelope))
-    except Exception as error:  # the envelope is anybody's word yet, and fails in many ways
-        raise UntrustedError(f"this is no DSSE envelope ({error}): it cannot be trusted") from None
+        found = Envelope.model_validate_json(envelope)
+    except ValidationError as error:
+        raise UntrustedError(
+            f"this is no DSSE envelope ({first(error)}): it cannot be trusted"
+        ) from None
     if found.payload_type != PAYLOAD_TYPE:
         raise UntrustedError(f"the envelope holds {found.payload_type[:60]!r}, not {PAYLOAD_TYPE}")
     if not found.signatures:
         raise UntrustedError("the envelope carries no signature: it was stripped or never signed")
-    keys = trust.keys(found.signatures)
-    try:
-        found.verify([key.verifier() for key in keys], 1)
-    except (VerificationError, ValueError):
-        raise UntrustedError(_why(keys, found.signatures, trust)) from None
+    keys = trust.keys(found.keyids)
+    if not found.signers(keys):
+        raise UntrustedError(_why(keys, found.keyids, trust))
     try:
         statement = Statement.model_validate_json(found.payload)
     except ValidationError as error:
-        one = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, one["loc"]))
-        raise UntrustedError(
-            f"what was signed is no in-toto statement: {where}: {one['msg']}"
-        ) from None
+        raise UntrustedError(f"what was signed is no in-toto statement: {first(error)}") from None
     if statement.predicate_type != predicate:
         raise UntrustedError(
             f"the statement is of type {statement.predicate_type[:80]!r}, wanted is {predicate}"
@@ -125,14 +118,14 @@ def verified(envelope: bytes, trust: Trust, *, predicate: str) -> Statement:
     return statement
 
 
-def _why(keys: Iterable[Any], signatures: Mapping[str, Any], trust: Trust) -> str:
-    named = ", ".join(keyid[:12] for keyid in signatures)
-    if any(True for _ in keys):
-        return f"the signature of key {named} does not fit: what was signed has been altered"
-    expired = trust.expired(signatures)
+def _why(keys: list[PublicKey], named: list[str], trust: Trust) -> str:
+    shown = ", ".join(keyid[:12] for keyid in named)
+    if keys:
+        return f"the signature of key {shown} does not fit: what was signed has been altered"
+    expired = trust.expired(named)
     if expired:
         return f"key {expired[0].keyid[:12]} expired on {expired[0].expires}: sign it again"
     return (
-        f"signed by key {named}, which is not trusted here: compare it with its owner's and add it"
+        f"signed by key {shown}, which is not trusted here: compare it with its owner's and add it"
         " with `modelmint trust add`"
     )

@@ -1,7 +1,7 @@
 """Speech: WAV clips beside a list of their transcripts, as rows of sound and text."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from models.data import (
     Data,
     Features,
     Parsed,
+    Piece,
     RefusedObject,
     RefusedRequest,
     Tensors,
@@ -24,6 +25,7 @@ from models.digests import bytes_digest
 from models.mel import LogMel
 from models.open import Frozen
 from models.padding import LENGTH, joined
+from models.pieces import tar_pieces, whole
 from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 from models.transcripts import read_transcripts, spoken
@@ -102,6 +104,28 @@ class AudioFeatures(Features):
         """A WAV file."""
         return write_wave(_samples(row.item(0, "audio")), self.clip.rate), "audio/wav"
 
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """How long and how loud each clip is, how much that varies, and how bright it sounds."""
+        energy, frames = tensors["spectrogram"].astype(np.float64), tensors[LENGTH]
+        inside = np.arange(energy.shape[1]) < frames[:, None]
+        count = np.maximum(frames, 1)
+
+        def mean(levels: NDArray[np.float64]) -> NDArray[np.float64]:
+            found: NDArray[np.float64] = np.sum(levels * inside, axis=1) / count
+            return found
+
+        level = energy.mean(axis=2)
+        low, _, high = (third.mean(axis=2) for third in np.array_split(energy, 3, axis=2))
+        loudness = mean(level)
+        return pl.DataFrame(
+            {
+                "seconds": frames * self.mel.hop,
+                "loudness": loudness,
+                "loudness deviation": np.sqrt(mean((level - loudness[:, None]) ** 2)),
+                "brightness": mean(high - low),
+            }
+        )
+
     def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """By how long the clips last."""
         seconds = rows.get_column("seconds").to_numpy()
@@ -140,25 +164,41 @@ class Audio(Data):
         return read_transcripts(name, payload)
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
+        return self._parsed(name, payload, dict(references[TRANSCRIPTS].iter_rows()))
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`; no transcript is looked for."""
+        del references, target
+        return self._parsed(name, payload, None)
+
+    def pieces(self, name: str, path: Path, size: int) -> Iterator[Piece]:
+        """Members of a tar archive; every other object is one piece."""
+        return tar_pieces(path, size) if name.endswith(".tar") else whole(path)
+
+    @property
+    def joined(self) -> Mapping[str, str]:
+        """None: the reference holds the transcripts."""
+        return {}
+
+    def _parsed(self, name: str, payload: bytes, texts: Mapping[str, str] | None) -> Parsed:
+        """Every clip of an object, with its transcript unless there are none to look in."""
         if not payload:
             raise RefusedObject("the object is empty")
-        texts = dict(references[TRANSCRIPTS].iter_rows())
         kept, refused = [], []
         row = -1
         for row, (path, content) in enumerate(members(name, payload)):
             try:
                 samples = self.clip.decode(content)
-                said = texts.get(str(PurePosixPath(path).with_suffix("")))
-                if said is None:
-                    raise ValueError("no transcript has its name")
-                kept.append((row, samples, spoken(said)))
+                kept.append((row, samples, None if texts is None else _said(path, texts)))
             except ValueError as error:
                 refused.append({"row": row, "field": path, "reason": str(error)})
         if row < 0:
             raise RefusedObject("the archive holds no file")
         return Parsed(self._rows(kept), pl.DataFrame(refused, schema=REFUSED))
 
-    def _rows(self, kept: Sequence[tuple[int, NDArray[np.int16], str]]) -> pl.DataFrame:
+    def _rows(self, kept: Sequence[tuple[int, NDArray[np.int16], str | None]]) -> pl.DataFrame:
         sounds = [samples.astype("<i2").tobytes() for _, samples, _ in kept]
         return pl.DataFrame(
             {
@@ -178,7 +218,8 @@ class Audio(Data):
             Check(
                 self.text,
                 f"over {self.fastest:g} characters a second: of another clip?",
-                speed <= self.fastest,
+                # A clip that is only to be heard has no transcript.
+                pl.col(self.text).is_null() | (speed <= self.fastest),
             )
         ]
 
@@ -198,6 +239,14 @@ class Audio(Data):
             mean=tuple(round(band.mean, 4) for band in bands),
             deviation=tuple(round(band.deviation, 4) or 1.0 for band in bands),
         )
+
+
+def _said(path: str, texts: Mapping[str, str]) -> str:
+    """What is said in a clip; raises ValueError."""
+    text = texts.get(str(PurePosixPath(path).with_suffix("")))
+    if text is None:
+        raise ValueError("no transcript has its name")
+    return spoken(text)
 
 
 def _samples(sound: bytes) -> NDArray[np.int16]:

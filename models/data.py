@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -14,9 +14,6 @@ from pydantic import Field, SerializeAsAny
 from models.open import Open
 from models.splits import Split
 from models.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from models.pieces import Piece
 
 REFUSED = {"row": pl.UInt32, "field": pl.String, "reason": pl.String}
 Tensors = dict[str, NDArray[Any]]
@@ -36,6 +33,13 @@ class Check(NamedTuple):
     field: str
     reason: str
     holds: pl.Expr
+
+
+class Piece(NamedTuple):
+    """A part of a raw object that is a raw object itself: its first record's number, its bytes."""
+
+    first: int
+    payload: bytes
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,13 @@ class Data(Open):
         del target
         return self.parse(name, payload, references)
 
-    def pieces(self, name: str, path: Path, size: int) -> "Iterator[Piece]":
+    def pieces(self, name: str, path: Path, size: int) -> Iterator[Piece]:
         """A raw object on disk as raw objects of about `size` bytes; one unless overridden.
 
         Raises RefusedObject when it cannot be divided because it is damaged.
         """
-        from models.pieces import whole
-
         del name, size
-        return whole(path)
+        yield Piece(0, path.read_bytes())
 
     @property
     def joined(self) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ paths are one text. A frame of zeros lies behind the end and is passed over.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +18,29 @@ RAREST = 1e-4
 """A symbol less likely than that at a frame is not followed by the search."""
 
 
+Prior = Callable[[tuple[int, ...], int], float]
+"""What a text gains, as a logarithm, by one more symbol, or by its end, which is BLANK."""
+
+
 class Decoded(NamedTuple):
-    """Symbols of a text without blanks, and the natural logarithm of its probability."""
+    """Symbols of a text without blanks, and the natural logarithm of what the network gives it."""
 
     symbols: tuple[int, ...]
     log_probability: float
 
 
-def decode(frames: NDArray[np.floating[Any]], beam: int) -> Decoded:
-    """The text of one row's probabilities [T, symbols]; a beam of 1 follows the likeliest path."""
+def decode(frames: NDArray[np.floating[Any]], beam: int, prior: Prior | None = None) -> Decoded:
+    """The text of one row's probabilities [T, symbols].
+
+    A beam of 1 follows the likeliest path, whatever is known of texts; a wider one searches.
+    """
     kept: NDArray[np.float64] = frames[frames.sum(axis=1) > 0.5].astype(np.float64)
-    return _greedy(kept) if beam == 1 else _search(kept, beam)
+    return _greedy(kept) if beam == 1 else _search(kept, beam, prior or _nothing)
+
+
+def _nothing(text: tuple[int, ...], symbol: int) -> float:
+    del text, symbol
+    return 0.0
 
 
 def _greedy(frames: NDArray[np.float64]) -> Decoded:
@@ -38,13 +50,17 @@ def _greedy(frames: NDArray[np.float64]) -> Decoded:
     return Decoded(tuple(int(s) for s in symbols), float(np.log(frames.max(axis=1)).sum()))
 
 
-def _search(frames: NDArray[np.float64], beam: int) -> Decoded:
+def _search(frames: NDArray[np.float64], beam: int, prior: Prior) -> Decoded:
     """Prefix beam search (Hannun et al. 2014): all paths of one text count together.
+
+    Texts are ranked by what the network gives them and by what is known of texts, which are
+    multiplied (shallow fusion).
 
     Of every text the probability of its paths that end in a blank, and of those that do not; scaled
     at every frame, so that long clips do not underflow.
     """
     texts: dict[tuple[int, ...], tuple[float, float]] = {(): (1.0, 0.0)}
+    gains: dict[tuple[int, ...], float] = {(): 0.0}
     scale = 0.0
     for frame in frames:
         followed = [(int(s), float(frame[s])) for s in np.flatnonzero(frame > RAREST)]
@@ -59,12 +75,20 @@ def _search(frames: NDArray[np.float64], beam: int) -> Decoded:
                     found[(*text, symbol)][1] += blank * share
                 else:
                     found[(*text, symbol)][1] += (blank + letter) * share
-        ranked = sorted(found.items(), key=lambda item: (-sum(item[1]), item[0]))[:beam]
-        total = sum(blank + letter for _, (blank, letter) in ranked)
-        texts = {text: (blank / total, letter / total) for text, (blank, letter) in ranked}
+        ranked = []
+        for text, both in found.items():
+            if text not in gains:
+                gains[text] = gains[text[:-1]] + prior(text[:-1], text[-1])
+            if sum(both):
+                ranked.append((-math.log(sum(both)) - gains[text], text, both))
+        ranked = sorted(ranked)[:beam]
+        total = sum(sum(both) for _, _, both in ranked)
+        texts = {text: (blank / total, letter / total) for _, text, (blank, letter) in ranked}
         scale += math.log(total)
-    best, (blank, letter) = next(iter(texts.items()))
-    return Decoded(best, scale + math.log(blank + letter))
+    best = max(
+        texts, key=lambda text: math.log(sum(texts[text])) + gains[text] + prior(text, BLANK)
+    )
+    return Decoded(best, scale + math.log(sum(texts[best])))
 
 
 def one_hot(symbols: Sequence[int], width: int) -> NDArray[np.float32]:

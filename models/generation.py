@@ -1,18 +1,19 @@
 """Writing with a language model: one token after the other, drawn with a seed. NumPy only."""
 
 import codecs
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from models.data import Tensors
+from models.objectives import NotFiniteError, Run
 from models.open import Frozen
 from models.vocabulary import PADDING, SPECIAL, Vocabulary
 
 SAMPLING = "sampling"
-Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 class Sampling(Frozen):
@@ -29,7 +30,7 @@ class Sampling(Frozen):
 
     @property
     def values(self) -> list[float]:
-        """The fields as numbers, exact in float32 but for the temperature."""
+        """The fields as numbers, exact in float32; of the temperature six digits are."""
         return [float(self.characters), self.temperature, float(self.top_k), float(self.seed)]
 
     @classmethod
@@ -37,7 +38,10 @@ class Sampling(Frozen):
         """The sampling of `values`."""
         characters, temperature, top_k, seed = (float(v) for v in values)
         return cls(
-            characters=int(characters), temperature=temperature, top_k=int(top_k), seed=int(seed)
+            characters=int(characters),
+            temperature=round(temperature, 6),
+            top_k=int(top_k),
+            seed=int(seed),
         )
 
 
@@ -61,13 +65,13 @@ def draw(
 
 
 def write(
-    run: Run, inputs: dict[str, NDArray[Any]], output: str, vocabulary: Vocabulary,
+    run: Run, inputs: Tensors, output: str, vocabulary: Vocabulary,
     sampling: Sampling,
 ) -> Iterator[str]:  # fmt: skip
     """What follows a prompt, a few characters at a time.
 
     `inputs` are one prompt's tokens [1, length] and state [1, values]; `run` answers with the
-    log-probabilities under the name `output`, and with `next_state`.
+    log-probabilities under the name `output`, and with `next_state`. Raises NotFiniteError.
     """
     random = np.random.default_rng(sampling.seed)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -76,7 +80,10 @@ def write(
     state, pieces, left = inputs["state"], vocabulary.pieces, sampling.characters
     while left:
         found = run({"tokens": tokens, "state": state})
-        token = draw(found[output][0, -1], sampling, random)
+        following = found[output][0, -1]
+        if not np.isfinite(following).all():
+            raise NotFiniteError("the model has no finite probabilities for what comes next")
+        token = draw(following, sampling, random)
         tokens, state = np.array([[token]], np.int64), found["next_state"]
         piece = decoder.decode(pieces[token - SPECIAL])[:left]
         left -= len(piece)

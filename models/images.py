@@ -19,6 +19,7 @@ from models.data import (
     Data,
     Features,
     Parsed,
+    Piece,
     RefusedObject,
     RefusedRequest,
     Tensors,
@@ -26,7 +27,7 @@ from models.data import (
 from models.digests import bytes_digest
 from models.idx import read_idx
 from models.open import Frozen
-from models.pieces import Piece, tar_pieces, whole
+from models.pieces import tar_pieces, whole
 from models.tensors import TensorSpec
 
 LARGEST = 16_000_000

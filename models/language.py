@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import SerializeAsAny
 
 from models.data import Check, Features, Tensors
-from models.generation import SAMPLING, Run, Sampling, write
-from models.objectives import Floats, Objective, Primary
+from models.generation import SAMPLING, Sampling, write
+from models.objectives import Floats, Objective, Primary, Run
 from models.passages import PassageFeatures
 from models.tensors import TensorSpec
 from models.vocabulary import PADDING, UNKNOWN, Characters, Vocabulary
@@ -95,7 +95,7 @@ class NextToken(Objective):
         ]
 
     def respond(self, run: Run, tensors: Tensors) -> list[dict[str, Any]]:
-        """What follows each prompt, and how it was drawn."""
+        """What follows each prompt, and how it was drawn; raises NotFiniteError."""
         inputs = {name: t for name, t in tensors.items() if name != SAMPLING}
         found = []
         for row, values in enumerate(tensors[SAMPLING]):

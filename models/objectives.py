@@ -21,6 +21,10 @@ from models.tensors import TensorSpec
 Floats = NDArray[np.floating[Any]]
 
 
+Run = Callable[[Tensors], Mapping[str, NDArray[Any]]]
+"""A served network: tensors to outputs, both by name."""
+
+
 class NotFiniteError(ValueError):
     """The network answers the given values with what is no number."""
 
@@ -114,12 +118,10 @@ class Objective(Open):
         """The same as columns, for files of many rows."""
         return pl.DataFrame(self.answer(output))
 
-    def respond(
-        self, run: Callable[[Tensors], Mapping[str, NDArray[Any]]], tensors: Tensors
-    ) -> list[dict[str, Any]]:
+    def respond(self, run: Run, tensors: Tensors) -> list[dict[str, Any]]:
         """The answers to what `Features.read` and `encode` made of a request, one a row.
 
-        `run` is the served network: tensors to outputs, both by name. Raises NotFiniteError.
+        `run` is the served network. Raises NotFiniteError.
         """
         output = run(tensors)[self.output.name]
         if not np.isfinite(output).all():

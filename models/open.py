@@ -17,6 +17,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PlainSerializer,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
@@ -80,3 +81,11 @@ class Open(Frozen):
         if isinstance(value, dict) and inspect.isabstract(cls):
             raise ValueError(f"it has no `type`, which says what {cls.__name__} it is")
         return handler(value)
+
+
+def first(error: Exception, within: str = "") -> str:
+    """The first fault in one line, with the path of its field."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    one = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, (*filter(None, [within]), *one['loc'])))}: {one['msg']}"

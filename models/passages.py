@@ -21,7 +21,7 @@ from models.data import (
 from models.generation import SAMPLING, Sampling
 from models.tensors import TensorSpec
 from models.texts import TEXT, plain
-from models.vocabulary import Characters, Vocabulary
+from models.vocabulary import Characters, Vocabulary, described
 
 BLOCK = "block"
 MOST_PROMPT = 10_000
@@ -100,6 +100,10 @@ class PassageFeatures(Features):
         """The passage, as a prompt."""
         text: str = row.get_column(TEXT)[0]
         return text.encode(), "text/plain"
+
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """Length, and the share of unknown tokens."""
+        return described(tensors["tokens"])
 
 
 class Passages(Data):

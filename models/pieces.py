@@ -9,22 +9,14 @@ import itertools
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data import RefusedObject
+from models.data import Piece, RefusedObject
 
 LONGEST = 8
 """Pieces that one CSV record may span before its quotes are taken to be broken."""
-
-
-class Piece(NamedTuple):
-    """The number of its first record in the whole object, and its content."""
-
-    first: int
-    payload: bytes
 
 
 def whole(path: Path) -> Iterator[Piece]:

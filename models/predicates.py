@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from models.attestation import Resource, Statement
 from models.digests import Digest, IntegrityError
-from models.open import Frozen
+from models.open import Frozen, first
 
 BUILD_TYPE = "urn:modelmint:produce:2"
 LOCKED = "pkg:pypi/"
@@ -116,11 +116,3 @@ def typed(statement: Statement, kind: type[P]) -> P:
         return kind.model_validate(statement.predicate)
     except ValidationError as error:
         raise IntegrityError(f"what was signed does not fit: {first(error, 'predicate')}") from None
-
-
-def first(error: Exception, within: str = "") -> str:
-    """The first fault in one line, with the path of its field."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    one = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, (*filter(None, [within]), *one['loc'])))}: {one['msg']}"

@@ -6,7 +6,7 @@ In words: `training.optimizer.lr=1e-4..1e-2`, `training.clip=1..50:linear`, `mod
 import json
 from collections.abc import Iterable
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from models.open import Frozen
 from models.spec import Line
@@ -82,7 +82,7 @@ def parsed(words: Iterable[str]) -> Space:
                 low=low, high=high, log=scale == "log" or (not scale and wide), whole=whole
             )
         except ValueError as error:
-            said = str(error).partition("\n")[0]
+            said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise ValueError(
                 f"--over {word}: expected section.field=low..high or section.field=a,b: {said}"
             ) from None

@@ -16,12 +16,13 @@ from models.data import (
     Data,
     Features,
     Parsed,
+    Piece,
     RefusedObject,
     RefusedRequest,
     Tensors,
 )
 from models.open import Frozen, Function, name_of
-from models.pieces import Piece, csv_pieces, parquet_pieces
+from models.pieces import csv_pieces, parquet_pieces
 from models.records import NULLS, TYPES, read_records
 from models.splits import ByTime
 from models.statistics import Moments, fold

@@ -23,7 +23,7 @@ from models.data import (
 )
 from models.records import read_records
 from models.tensors import TensorSpec
-from models.vocabulary import Characters, Vocabulary
+from models.vocabulary import Characters, Vocabulary, described
 
 TEXT = "text"
 LONGEST = 100_000
@@ -93,6 +93,10 @@ class TextFeatures(Features):
         text: str = row.get_column(TEXT)[0]
         return text.encode(), "text/plain"
 
+    def describe(self, tensors: Tensors) -> pl.DataFrame:
+        """Length, and the share of unknown tokens."""
+        return described(tensors["tokens"])
+
     def slices(self, rows: pl.DataFrame) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         """Short texts, and those that the network does not see the end of."""
         length = rows.get_column(TEXT).str.len_chars().to_numpy()
@@ -122,15 +126,27 @@ class Texts(Data):
 
     def parse(self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame]) -> Parsed:
         del references
+        if not (name.endswith(".csv") or PurePosixPath(name).parent.name or not payload):
+            raise RefusedObject(f"{name} is in no folder named by its class")
+        return self._parsed(name, payload, {TEXT: pl.String, self.label: pl.String})
+
+    def parse_unlabelled(
+        self, name: str, payload: bytes, references: Mapping[str, pl.DataFrame], target: str
+    ) -> Parsed:
+        """As `parse`; neither a column nor a folder has to name the class."""
+        del references, target
+        return self._parsed(name, payload, {TEXT: pl.String})
+
+    def _parsed(self, name: str, payload: bytes, types: dict[str, type[pl.DataType]]) -> Parsed:
         if not payload:
             raise RefusedObject("the object is empty")
         if name.endswith(".csv"):
-            found = read_records(name, payload, {TEXT: pl.String, self.label: pl.String})
+            found = read_records(name, payload, types)
             rows, refused = found.rows, found.refused
+            if self.label not in types:
+                rows = rows.with_columns(pl.lit(None, pl.String).alias(self.label))
         else:
             label = PurePosixPath(name).parent.name
-            if not label:
-                raise RefusedObject(f"{name} is in no folder named by its class")
             try:
                 texts = plain(payload).removesuffix("\n").split("\n")
             except ValueError as error:
@@ -138,8 +154,7 @@ class Texts(Data):
             rows = pl.DataFrame({TEXT: texts}).with_row_index("row")
             rows = rows.with_columns(pl.lit(label).alias(self.label))
             refused = pl.DataFrame(schema=REFUSED)
-        tidied = [None if text is None else tidy(text) for text in rows.get_column(TEXT)]
-        return Parsed(rows.with_columns(pl.Series(TEXT, tidied, pl.String)), refused)
+        return Parsed(_tidied(rows), refused)
 
     def checks(self) -> Sequence[Check]:
         text = pl.col(TEXT)
@@ -155,3 +170,8 @@ class Texts(Data):
     def fit(self, summaries: Sequence[Mapping[str, Any]]) -> TextFeatures:
         vocabulary = self.vocabulary.fit([s["vocabulary"] for s in summaries])
         return TextFeatures(vocabulary=vocabulary, length=self.length)
+
+
+def _tidied(rows: pl.DataFrame) -> pl.DataFrame:
+    texts = [None if text is None else tidy(text) for text in rows.get_column(TEXT)]
+    return rows.with_columns(pl.Series(TEXT, texts, pl.String))

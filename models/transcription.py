@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import Field
 from models.data import Check
 from models.decoding import BLANK, Decoded, decode, one_hot
 from models.objectives import Floats, Objective, Primary
+from models.spelling import EDGE, Spelling, count
 from models.tensors import TensorSpec
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -20,10 +22,18 @@ LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
 class Transcription(Objective):
     """One text per row, recognised frame by frame and trained with CTC (Graves et al. 2006)."""
 
-    alphabet: str = Field(LETTERS, min_length=2, max_length=4096)
+    alphabet: str = Field(LETTERS, min_length=2, max_length=4096, pattern=r"\A[^\n]*\z")
     """The letters there are, in the order of the model's output, which begins with the blank."""
     beam: int = Field(8, ge=1, le=128)
     """Texts that decoding follows; 1 takes the likeliest letter of every frame."""
+    order: int = Field(5, ge=1, le=8)
+    """Letters that the language model of the training transcripts knows in their order."""
+    language: float = Field(0.5, ge=0, le=4)
+    """What that model's logarithms count for in the search beside the network's; 0 is nothing."""
+    bonus: float = Field(1.0, ge=0, le=10)
+    """What a letter counts for in the search: a language model prefers short texts."""
+    counts: dict[str, int] = {}
+    """How often sequences of letters occur in the training transcripts (fitted)."""
     primary: Primary = Primary(name="cer", better="lower")
 
     def checks(self) -> Sequence[Check]:
@@ -35,16 +45,32 @@ class Transcription(Objective):
         ]
 
     def summarise(self, rows: pl.DataFrame) -> dict[str, Any]:
-        counts = Counter("".join(rows.get_column(self.target)))
-        return dict(sorted(counts.items()))
+        return dict(count(rows.get_column(self.target), self.order))
 
     def fit(self, summaries: Sequence[Mapping[str, Any]]) -> Self:
-        seen = set().union(*summaries)
-        absent = sorted(set(self.alphabet) - seen)
+        counts: Counter[str] = Counter()
+        for summary in summaries:
+            counts.update(summary)
+        absent = sorted(set(self.alphabet) - counts.keys())
         if absent:
             named = ", ".join(map(repr, absent))
             raise ValueError(f"no training transcript has {named}: land some, or take it out")
-        return self
+        return self.model_copy(update={"counts": dict(sorted(counts.items()))})
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.counts, self.order, len(self.alphabet))
+
+    def _prior(self, symbols: tuple[int, ...], symbol: int) -> float:
+        """What a text gains by one more letter, or by its end."""
+        before = "".join(self.alphabet[s - 1] for s in symbols[-self.order :])
+        if symbol == BLANK:
+            return self.language * self._spelling.log_probability(before, EDGE)
+        letter = self.alphabet[symbol - 1]
+        return self.language * self._spelling.log_probability(before, letter) + self.bonus
+
+    def _decoded(self, frames: Floats) -> Decoded:
+        return decode(frames, self.beam, self._prior if self.language and self.counts else None)
 
     @property
     def output(self) -> TensorSpec:
@@ -68,7 +94,7 @@ class Transcription(Objective):
 
         found: dict[str, list[int]] = {"edits": [], "letters": [], "word_edits": [], "words": []}
         for frames, symbols in zip(predicted, target, strict=True):
-            heard, said = self._text(decode(frames, self.beam).symbols), self._text(symbols)
+            heard, said = self._text(self._decoded(frames).symbols), self._text(symbols)
             found["edits"].append(Levenshtein.distance(heard, said))
             found["letters"].append(len(said))
             found["word_edits"].append(Levenshtein.distance(heard.split(), said.split()))
@@ -96,7 +122,7 @@ class Transcription(Objective):
 
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """The text, and the decoder's confidence: the mean probability of a letter of it."""
-        return [self._said(decode(frames, self.beam)) for frames in output]
+        return [self._said(self._decoded(frames)) for frames in output]
 
     def _said(self, found: Decoded) -> dict[str, Any]:
         letter = found.log_probability / max(1, len(found.symbols))

@@ -8,14 +8,11 @@ import datetime
 import os
 from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from models.open import Frozen
-
-if TYPE_CHECKING:
-    from securesystemslib.signer import SSlibKey
 
 KEYS_SETTING = "MODELMINT_KEYS"
 TRUSTED = "trusted"
@@ -37,12 +34,6 @@ class PublicKey(Frozen):
     expires: datetime.date | None = None
     """The first day, in UTC, on which nothing it signed counts any more."""
     scheme: Literal["ed25519"] = "ed25519"
-
-    def verifier(self) -> "SSlibKey":
-        """The key as securesystemslib verifies with it."""
-        from securesystemslib.signer import SSlibKey
-
-        return SSlibKey(self.keyid, self.scheme, self.scheme, {"public": self.public})
 
     @property
     def expired(self) -> bool:

@@ -13,8 +13,8 @@ from pydantic import JsonValue, StringConstraints, TypeAdapter, model_validator
 
 from models.attestation import PROVENANCE, Statement, verified
 from models.digests import Digest, FileName, IntegrityError, Manifest, canonical_json, json_digest
-from models.open import Frozen
-from models.predicates import Provenance, first, typed
+from models.open import Frozen, first
+from models.predicates import Provenance, typed
 from models.signature import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -86,9 +86,16 @@ class Verified(Frozen):
 
     recipe: Recipe
     manifest: Manifest
-    provenance: Provenance
     statement: Statement
     files: Mapping[str, bytes]
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the statement says, typed; raises IntegrityError naming the field that is wrong."""
+        try:
+            return typed(self.statement, Provenance)
+        except IntegrityError as error:
+            raise IntegrityError(f"{PROVENANCE_FILE}: {error}") from None
 
 
 class Record(Frozen):
@@ -115,7 +122,6 @@ def read_verified(
     try:
         statement = verified(envelope, trust, predicate=PROVENANCE)
         _check_names([subject.name for subject in statement.subject])
-        provenance = typed(statement, Provenance)
     except IntegrityError as error:
         raise type(error)(f"{PROVENANCE_FILE}: {error}") from None
     files = {PROVENANCE_FILE: envelope}
@@ -127,17 +133,13 @@ def read_verified(
         return files[name]
 
     recipe = _recipe(proven(VERSION_FILE, LARGEST_JSON), line, digest)
-    if provenance.recipe != recipe.model_dump(mode="json"):
-        raise IntegrityError(f"{PROVENANCE_FILE}: its recipe is not the one of {VERSION_FILE}")
     manifest = _manifest(proven(MANIFEST_FILE, LARGEST_JSON), recipe.artifact)
     for name in (MODEL_FILE, SIGNATURE_FILE, SAMPLE_FILE):
         if name not in manifest.files:
             raise IntegrityError(f"the manifest {recipe.artifact[:12]} names no {name}")
         content = proven(name, min(manifest.files[name].size, LARGEST_FILE))
         manifest.check(name, content)
-    return Verified(
-        recipe=recipe, manifest=manifest, provenance=provenance, statement=statement, files=files
-    )
+    return Verified(recipe=recipe, manifest=manifest, statement=statement, files=files)
 
 
 def _check_names(names: list[str]) -> None:

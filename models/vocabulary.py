@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -64,6 +65,13 @@ class Vocabulary(Open):
             tokens = [*first, *self.encode(text)][:length]
             row[: len(tokens)] = tokens
         return found
+
+
+def described(tokens: NDArray[np.int64]) -> pl.DataFrame:
+    """What drift is looked for in, of tokens [n, length]: how many, and the unknown share."""
+    present = np.count_nonzero(tokens != PADDING, axis=1)
+    unknown = np.count_nonzero(tokens == UNKNOWN, axis=1) / np.maximum(present, 1)
+    return pl.DataFrame({"tokens": present.astype(np.float64), "unknown": unknown})
 
 
 class Characters(Vocabulary):

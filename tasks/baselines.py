@@ -59,7 +59,7 @@ def of_text(
         signature.features, TextFeatures
     ):
         train, held_out = (rows(dataset, s).get_column(TEXT).to_list() for s in ("train", "test"))
-        yield "tf-idf, logistic", _tf_idf(train, target, held_out)
+        yield "tf-idf logistic", _tf_idf(train, target, held_out)
 
 
 def _tf_idf(train: list[str], target: NDArray[Any], test: list[str]) -> NDArray[np.float64]:

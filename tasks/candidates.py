@@ -71,9 +71,10 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
     proto = program.model_proto
     for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
         for axis, length in enumerate(spec.shape):
-            if axis and length == -1:
-                # The exporter records the example's length of a sequence that may have any.
-                value.type.tensor_type.shape.dim[axis].dim_param = f"{spec.name}_{axis}"
+            size = value.type.tensor_type.shape.dim[axis]
+            if axis and length == -1 and size.HasField("dim_value"):
+                # Of a recurrent layer the exporter records the example's length.
+                size.dim_param = f"{spec.name}_{axis}"
     return _clean(proto)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from models.data import Tensors
 from models.digests import Digest, IntegrityError
+from models.padding import joined
 from models.signature import Signature
 from tasks.refs import Ref
 from tasks.store import store, table_key
@@ -49,7 +50,7 @@ def tensors(captured: Captured, signature: Signature, most: int) -> Tensors:
     """
     specs = signature.features.inputs
     parts = list(_parts(captured, signature, most / max(1, captured.rows)))
-    return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs}
+    return {spec.name: joined([part[spec.name] for part in parts]) for spec in specs}
 
 
 def _parts(captured: Captured, signature: Signature, share: float) -> Iterator[Tensors]:

@@ -72,8 +72,7 @@ def close() -> None:
 def device() -> Literal["cpu", "cuda"]:
     """Where training will run: CUDA if a worker offers the resource GPU, or this machine has it."""
     if os.environ.get(ADDRESS_SETTING):
-        workers = client().scheduler_info(n_workers=-1)["workers"].values()
-        return "cuda" if any("GPU" in w.get("resources", {}) for w in workers) else "cpu"
+        return "cuda" if any("GPU" in w.get("resources", {}) for w in _known().values()) else "cpu"
     built_for_cpu = metadata.version("torch").endswith("+cpu")
     return "cuda" if Path("/dev/nvidiactl").exists() and not built_for_cpu else "cpu"
 
@@ -123,9 +122,17 @@ def spread(
 
 def workers(*, gpu: bool = False) -> list[str]:
     """Addresses of the workers, in order; of those with the resource GPU if asked."""
-    known = client().scheduler_info(n_workers=-1)["workers"]
     wanted = gpu and os.environ.get(ADDRESS_SETTING)
-    return sorted(a for a, w in known.items() if not wanted or "GPU" in w.get("resources", {}))
+    return sorted(a for a, w in _known().items() if not wanted or "GPU" in w.get("resources", {}))
+
+
+def _known() -> dict[str, Any]:
+    """What the scheduler says of every worker, by address."""
+    found = client()
+    assert found.scheduler is not None
+    # `scheduler_info` gives what is cached last, and Dask itself caches answers without workers.
+    answer: dict[str, Any] = found.sync(found.scheduler.identity, n_workers=-1)
+    return dict(answer["workers"])
 
 
 def at_once(calls: Iterable[tuple[Any, ...]], *, gpu: bool = False) -> Iterator[str | None]:

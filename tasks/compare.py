@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, JsonValue
 
 from models import catalog
-from models.predicates import first
+from models.open import first
 from models.signature import MODEL_FILE, SIGNATURE_FILE
 from models.version import Verified
 from tasks import ingredients, isolated, provenance

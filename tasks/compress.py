@@ -61,9 +61,9 @@ def _cache() -> Digest | None:
 def search(job: CompressJob, emit: Emit) -> Artifact:
     """In the isolated process: build, measure and choose; raises ValueError without rows."""
     from tasks import plots
+    from tasks.determinism import deterministic
     from tasks.forms import Forms
     from tasks.inference import cpu_microseconds, predict, session, session_bytes
-    from tasks.trainer import deterministic
 
     deterministic(job.training.threads)
     # As it is served, a network may take a state that training does without.

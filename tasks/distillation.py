@@ -18,12 +18,12 @@ def distilling(
 
     Raises TypeError for an objective whose outputs have no distance.
     """
-    soft = _distance(objective, retraining.temperature)
     share = retraining.soft
+    if not share:
+        return lambda output, target, _: hard(output, target)
+    soft = _distance(objective, retraining.temperature)
 
     def loss(output: Tensor, target: Tensor, rows: Rows) -> Tensor:
-        if not share:
-            return hard(output, target)
         with torch.no_grad():
             taught = teacher(*rows.values())
         return (1 - share) * hard(output, target) + share * soft(output, taught)
@@ -48,4 +48,7 @@ def _distance(objective: Objective, temperature: float) -> Loss:
             return found * temperature**2
 
         return divergence
-    raise TypeError(f"a {type(objective).__name__} cannot be distilled")
+    raise TypeError(
+        f"a {type(objective).__name__} cannot be distilled: with budget.retraining.soft=0 a student"
+        " learns from the targets alone"
+    )

@@ -14,7 +14,7 @@ import polars as pl
 from pydantic import Field, JsonValue
 
 from models.data import Tensors
-from models.digests import canonical_json
+from models.digests import Digest, canonical_json
 from models.open import Frozen
 from models.signature import Signature
 from models.splits import Subset
@@ -64,7 +64,9 @@ class Drift(Ref):
 
     line: str
     version: int
-    version_digest: str
+    version_digest: Digest
+    evidence: tuple[Digest, Digest]
+    """Digests of what was compared: fresh rows, captured inputs."""
     rows: dict[str, int]
     """Rows of each sample, as many as there are."""
     unjudged: tuple[str, ...]
@@ -96,11 +98,12 @@ def measure(job: DriftJob, emit: Emit) -> Drift:
     """In the isolated process: describe what there is, compare it, store the evidence."""
     how, counts = job.how, {FRESH: job.fresh.rows, CAPTURED: job.captured.rows}
     signature, session = job.served.signature(), job.served.session()
-    old = _described(
-        signature, session, _split(job, signature, "train"), _split(job, signature, "test")
-    )
+    old = Described(pl.DataFrame(), pl.DataFrame())
     new: dict[str, Described] = {}
     tests: dict[str, list[Found]] = {}
+    if max(counts.values()) >= how.minimum_rows:
+        train, test = _split(job, signature, "train"), _split(job, signature, "test")
+        old = _described(signature, session, train, test)
     for name, read in ((FRESH, _fresh), (CAPTURED, _captured)):
         if counts[name] >= how.minimum_rows:
             rows = read(job, signature)
@@ -113,12 +116,13 @@ def measure(job: DriftJob, emit: Emit) -> Drift:
             emit({"sample": name, "rows": counts[name], "tests": len(tests[name])})
     if counts[FRESH] + refused_rows(job.fresh.refused) >= how.minimum_rows:
         tests.setdefault(FRESH, []).append(_quarantine(job))
+    evidence = job.fresh.digest, job.captured.digest
     findings = tuple(search(tests, how.false_alarms, how.margin))
     content = canonical_json(
         {
             "settings": how.model_dump(),
             "version": job.served.digest,
-            "evidence": [job.fresh.digest, job.captured.digest],
+            "evidence": evidence,
             "rows": counts,
             "findings": [finding.model_dump() for finding in findings],
         }
@@ -131,6 +135,7 @@ def measure(job: DriftJob, emit: Emit) -> Drift:
         line=job.served.line,
         version=job.served.number,
         version_digest=job.served.digest,
+        evidence=evidence,
         rows=counts,
         unjudged=tuple(n for n, count in counts.items() if count and n not in new),
         findings=findings,
@@ -158,6 +163,10 @@ def _chosen(found: Iterable[pl.DataFrame], count: int, most: int) -> pl.DataFram
 
 
 def _described(signature: Signature, session: Any, features: Tensors, asked: Tensors) -> Described:
+    described = signature.features.describe(features)
+    if signature.objective.steps:
+        # What such a line writes depends on more than its row.
+        return Described(described, pl.DataFrame())
     table = signature.objective.table(predict(session, asked))
     # A struct or a list of numbers says the same as the columns beside it, in more tests.
     answers = table.select(
@@ -167,7 +176,7 @@ def _described(signature: Signature, session: Any, features: Tensors, asked: Ten
         for c in table.iter_columns()
         if c.dtype.is_numeric() or c.dtype == pl.String
     )
-    return Described(signature.features.describe(features), answers)
+    return Described(described, answers)
 
 
 def _plots(

@@ -40,7 +40,8 @@ def measure(job: EvaluateJob, emit: Emit) -> Report:
     """In the isolated process: predict the test rows, score them, and store the evidence."""
     from tasks import plots
     from tasks.baselines import linear, of_text
-    from tasks.trainer import deterministic, predict, restore
+    from tasks.determinism import deterministic
+    from tasks.trainer import predict, restore
 
     deterministic(job.threads)
     signature = job.dataset.signature

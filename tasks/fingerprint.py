@@ -20,7 +20,7 @@ ROWS, STEPS = 16, 3
 
 def measure(job: FingerprintJob, emit: Emit) -> Fingerprints:
     """In an isolated process: the fingerprint of this place for a family and a signature."""
-    from tasks.trainer import deterministic
+    from tasks.determinism import deterministic
 
     del emit
     deterministic(job.threads)

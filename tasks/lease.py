@@ -3,18 +3,21 @@
 Taken and handed on by conditional writes only, so of two that see it free one gets it. Its holder
 changes it every `BEAT` seconds. Who waits takes it over when it has seen no change for `SECONDS`
 by its own monotonic clock, so no two clocks are compared and none may not jump. (Kubernetes' leader
-election and Amazon's DynamoDB lock client do the same.)
+election and Amazon's DynamoDB lock client do the same.) A holder whose process was on this machine
+and is gone is not waited for.
 
 A holder that was stopped for so long, and then goes on, is one of two: what it does must be
 harmless when done twice.
 """
 
 import json
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from tasks.store import MissingError, StoreError, store
@@ -56,7 +59,7 @@ def lease(
 
     Raises LeaseError, or StoreError when the store does not answer for as long.
     """
-    owner = uuid.uuid4().hex
+    owner = f"{_process(os.getpid())} {uuid.uuid4().hex}"
     _take(key, owner, purpose, patience, waiting)
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(key, owner, purpose, ended), daemon=True)
@@ -103,7 +106,7 @@ def _take(
                 taken = True
             elif not held.change:
                 taken = store().put_new(key, mine)
-            elif not held.owner or now - changed > SECONDS:
+            elif not held.owner or _gone(held.owner) or now - changed > SECONDS:
                 taken = store().replace(key, mine, held.change)
             else:
                 taken = False
@@ -136,6 +139,28 @@ def _write(key: str, owner: str, content: bytes) -> None:
     found = holder(key)
     if found.owner == owner:
         store().replace(key, content, found.change)
+
+
+def _process(pid: int) -> str:
+    """Kernel, pid namespace, pid and start time: no other process ever has these.
+
+    Empty for a process that is not there, and where there is no Linux.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink()
+        # The program's name, in parentheses, may hold anything; the state is the first after it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else f"{boot}/{namespace}/{pid}/{fields[19]}"
+
+
+def _gone(owner: str) -> bool:
+    """Whether the holder was a process of this machine and pid namespace that is no more."""
+    process, here = owner.partition(" ")[0].split("/"), _process(os.getpid()).split("/")
+    there = len(process) == len(here) == 4 and process[:2] == here[:2]
+    return there and _process(int(process[2])).split("/") != process
 
 
 def _terms(owner: str, purpose: str, beat: int) -> bytes:

@@ -2,8 +2,8 @@
 
     drift/<line>/<version digest>/<report digest>.json   an in-toto test result, DSSE, ed25519
 
-The event `data.drifted` of the resource `modelmint.line.<line>` is emitted once for one report: its
-id is a function of the report, and what was reported is not emitted again.
+The event `data.drifted` of the resource `modelmint.line.<line>` is emitted once: its id is a
+function of the version and what it was compared with, and what was reported is not emitted again.
 """
 
 import base64
@@ -31,7 +31,7 @@ def resource(line: str) -> str:
 
 def event_id(found: Drift) -> uuid.UUID:
     """The event's id: the same for the same version and evidence."""
-    return uuid.uuid5(NAMESPACE, f"{EVENT}/{found.line}/{found.version_digest}/{found.digest}")
+    return uuid.uuid5(NAMESPACE, "/".join([EVENT, found.version_digest, *found.evidence]))
 
 
 def report_key(found: Drift) -> str:

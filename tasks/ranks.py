@@ -63,10 +63,10 @@ class Ranks(NamedTuple):
         )
         distributed.all_reduce(flat)
         flat /= self.world
-        *parts, mean = flat.split([*(g.numel() for g in gradients), 1])
+        parts = flat[:-1].split([g.numel() for g in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        averaged: Tensor = mean[0].to(loss.dtype)
+        averaged: Tensor = flat[-1].to(loss.dtype)
         return averaged
 
     def agree(self, network: nn.Module) -> None:

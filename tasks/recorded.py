@@ -7,7 +7,7 @@ import polars as pl
 
 from models import catalog
 from models.digests import Digest
-from models.predicates import first
+from models.open import first
 from models.signature import VERSION_FILE
 from models.spec import Line
 from models.version import Recipe, StageRecord, Verified

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from models.attestation import described
 from models.digests import Digest, IntegrityError
-from models.open import Frozen
-from models.predicates import first
+from models.open import Frozen, first
 from models.signature import PROVENANCE_FILE, SIGNATURE_FILE, VERSION_FILE, Signature
 from models.spec import Line
 from models.version import Recipe, Verified

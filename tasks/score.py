@@ -61,9 +61,11 @@ def score(how: Scoring, prefix: str, listing: Listing) -> Scored:
     missing = [source for source in sources if source.key not in known]
     text = how.model_dump_json()
     items = ((text, source.model_dump_json()) for source in missing)
-    missed = []
+    missed: list[str] = []
     rows = 0
-    for done, (index, record) in enumerate(cluster.spread(score_object, items), 1):
+    for done, (index, record) in enumerate(
+        cluster.spread(score_object, items) if missing else (), 1
+    ):
         if record:
             scored = known[missing[index].key] = ScoredObject.model_validate_json(record)
             rows += scored.rows
@@ -80,7 +82,9 @@ def _known(how: Scoring, sources: Sequence[Source]) -> Iterator[tuple[str, Score
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda s: store().get(f"{how.place(s)}.json").content, done)
         for source, record in zip(done, found, strict=True):
-            yield source.key, ScoredObject.model_validate_json(record)
+            one = ScoredObject.model_validate_json(record)
+            if one.output is None or one.output in there:
+                yield source.key, one
 
 
 def _manifest(

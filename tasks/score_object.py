@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models import catalog
 from models.data import REFUSED, RefusedObject, Tensors
 from models.digests import Digest
+from models.padding import computed
 from tasks.clean import WHOLE_OBJECT, checked
 from tasks.refs import Refusal
 from tasks.scoring import ScoredObject, Scoring, Source
@@ -24,6 +25,9 @@ PIECE = 16 << 20
 """Bytes of an object that are read at a time: what is larger than memory is scored in pieces."""
 BATCH = 64
 """Rows the network computes at a time: their activations stay in the processor's cache."""
+
+REASONS, OTHER = 1000, "other reasons: see the rows"
+"""Reasons that are counted one by one: a value in each of many bad rows makes as many."""
 
 
 class _Prepared:
@@ -39,7 +43,7 @@ class _Prepared:
             name: data.reference(name, store().get(one.key, etag=one.etag).content)
             for name, one in self.how.references.items()
         }
-        self.checks = data.checks()
+        self.checks = [check for check in data.checks() if check.field != objective.target]
         self.answers = objective.table(
             np.zeros([max(1, length) for length in objective.output.shape], np.float32)
         ).clear()
@@ -117,12 +121,22 @@ def _write(
             found = ready.rows(name, piece.payload).with_columns(pl.col("row") + piece.first)
             rows += found.height
             counted = found.filter(pl.col("refused_field").is_not_null())
-            groups = counted.group_by("refused_field", "refused_reason").len()
-            reasons.update({(f, r): n for f, r, n in groups.iter_rows()})
+            groups = counted.group_by("refused_field", "refused_reason", maintain_order=True).len()
+            for field, reason, number in groups.iter_rows():
+                told = (field, reason) in reasons or len(reasons) < REASONS
+                reasons[field, reason if told else OTHER] += number
             arrow = found.to_arrow(compat_level=pl.CompatLevel.oldest())
             if writer is None:
                 schema = arrow.schema.with_metadata(about)
-                writer = pq.ParquetWriter(table, schema, compression="zstd")
+                # A number, or what tells a row from every other, hardly comes twice.
+                repeated = [
+                    column.name
+                    for column in found.iter_columns()
+                    if column.dtype == pl.String and column.name not in how.data.identity
+                ]
+                writer = pq.ParquetWriter(
+                    table, schema, compression="zstd", use_dictionary=repeated
+                )
             writer.write_table(arrow.cast(writer.schema))
     finally:
         if writer is not None:
@@ -132,12 +146,9 @@ def _write(
 
 def predict(session: Any, inputs: Tensors) -> NDArray[Any]:
     """The first output for all rows, [n, ...]."""
-    count = len(next(iter(inputs.values())))
-    parts = [
-        session.run(None, {name: t[start : start + BATCH] for name, t in inputs.items()})[0]
-        for start in range(0, count, BATCH)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    if not len(next(iter(inputs.values()))):
+        return np.zeros((0, 1), np.float32)
+    return computed(lambda rows: session.run(None, rows)[0], inputs, BATCH)
 
 
 def _not_finite(rows: pl.DataFrame) -> pl.DataFrame:

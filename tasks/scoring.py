@@ -56,9 +56,13 @@ class ScoredObject(Frozen):
 def scoring(served: Served, found: Verified, output: str | None = None) -> Scoring:
     """How a proven version scores raw objects; `output` is `scored/<line>/<digest>/` by default.
 
-    Raises ChangedCodeError when the line's cleaning is not the one the version was made with, and
-    MissingError when a reference table is not there.
+    Raises ChangedCodeError when the line's cleaning is not the one the version was made with,
+    MissingError when a reference table is not there, ValueError for a line that generates.
     """
+    if served.signature().objective.steps:
+        raise ValueError(
+            f"{served.line} generates, and no row says how long: ask it through the model server"
+        )
     line = recorded_line(found.recipe)
     for name, digest in found.recipe.stages["clean"].identity.code.items():
         # The functions of a line: to clean otherwise would answer from other features.
@@ -67,12 +71,12 @@ def scoring(served: Served, found: Verified, output: str | None = None) -> Scori
                 f"{name} has changed since {served.line} version {served.number} was made: produce"
                 " a new version, or score from the checkout that made it"
             )
-    prefix = raw_prefix(line.data)
+    prefix, default = raw_prefix(line.data), f"scored/{served.line}/{served.digest[:16]}"
     return Scoring(
         served=served,
         data=line.data,
         references={name: _found(prefix + at) for name, at in line.data.joined.items()},
-        output=output or f"scored/{served.line}/{served.digest[:16]}/",
+        output=f"{(output or default).rstrip('/')}/",
     )
 
 

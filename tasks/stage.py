@@ -9,6 +9,7 @@ Called inside a flow it is a Prefect task whose result is a JSON reference in th
 """
 
 import inspect
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ class StageRun(Frozen):
     identity: dict[str, JsonValue]
 
 
+_parsing = threading.Lock()
 _runs: ContextVar[list[StageRun] | None] = ContextVar("runs", default=None)
 _key: ContextVar[Digest] = ContextVar("key")
 _identity: ContextVar[dict[str, Any] | None] = ContextVar("identity", default=None)
@@ -109,7 +111,9 @@ class Stage(Generic[P, R]):
         """What the output of this call is a function of; the stage key is its digest."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return stage_identity(self.name, self.function, bound.arguments)
+        # CPython counts the depth of syntax trees once for all threads (python/cpython#106905).
+        with _parsing:
+            return stage_identity(self.name, self.function, bound.arguments)
 
     def bare(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function itself, without Prefect and without a cache."""

@@ -25,7 +25,7 @@ from tasks.trainer import loss_function
 
 
 class StudentError(ValueError):
-    """A student that is no smaller than the network it should learn from."""
+    """A network that has nothing to learn from another; the message says why."""
 
 
 class Students:
@@ -38,6 +38,11 @@ class Students:
     def begun(self, name: str) -> nn.Module:
         """The network before it has learnt; raises StudentError, PruningError or ValueError."""
         network, form = self.teacher.network, parts(name)
+        if self.job.model.carried():
+            raise StudentError(
+                f"{name}: a network that carries a state from call to call is not retrained, only"
+                " quantized; take it out of budget.candidates"
+            )
         if form.share is not None:
             return pruned(network, self.inputs, form.share)
         assert form.size is not None

@@ -21,6 +21,7 @@ from models.signature import Signature
 from models.spec import Family, Training
 from tasks.batches import Batches, Source, Stored, in_order, settled
 from tasks.dataset import manifest as manifest_of
+from tasks.determinism import deterministic
 from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit
 from tasks.jobs import TrainJob
@@ -117,12 +118,6 @@ def measure(served: Served, source: Source, signature: Signature) -> dict[str, f
         parts.append(signature.objective.losses(predict(served, names, inputs), target))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {n: float(v) for n, v in signature.objective.metrics(joined).items()}
-
-
-def deterministic(threads: int) -> None:
-    """Only algorithms that repeat exactly, with this many compute threads."""
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(threads)
 
 
 def restore(model: Family, dataset: Dataset, weights: Weights) -> Served:

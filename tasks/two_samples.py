@@ -141,6 +141,10 @@ def together(name: str, a: pl.DataFrame, b: pl.DataFrame) -> Found:
     values = _matrix(table)
     labels = np.repeat([0, 1], [min(len(one), CLASSIFIED) for one in (a, b)])
     fitted = _halves(labels, random)
+    # The trees take a null, but no column without a single value.
+    values = values[:, ~np.isnan(values[fitted]).all(axis=0)]
+    if not values.shape[1]:
+        return Found(name, "classifier", 0.0, 1.0)
     model = HistGradientBoostingClassifier(max_iter=50, early_stopping=False, random_state=0)
     model.fit(values[fitted], labels[fitted])
     scores = model.predict_proba(values[~fitted])[:, 1]

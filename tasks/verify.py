@@ -59,6 +59,8 @@ def testified(folder: Folder, found: Verified) -> Verification:
 def proven(folder: Folder, line: str | None = None, digest: Digest | None = None) -> Verified:
     """The version with the content of every file its provenance names; raises IntegrityError."""
     found = read_verified(folder.read, trust(), line, digest)
+    if found.provenance.recipe != found.recipe.model_dump(mode="json"):
+        raise IntegrityError(f"{PROVENANCE_FILE}: its recipe is not the one of {VERSION_FILE}")
     files = dict(found.files)
     for subject in found.statement.subject:
         if subject.name not in files:

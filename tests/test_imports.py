@@ -1,6 +1,7 @@
 """Imports run one way: flows -> tasks -> models, and nothing imports deployments."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,26 @@ def test_imports_run_one_way(folder: str) -> None:
     for path in found:
         wrong = (imported(path) & FIRST_PARTY) - ALLOWED[folder]
         assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not even lazily: of two that need each other, neither can be read alone."""
+    paths = [path for folder in FIRST_PARTY for path in sorted((ROOT / folder).rglob("*.py"))]
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in paths}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+                found.add(node.module or "")
+        graph[name] = found & modules.keys() - {name}
+    assert len(graph) > 100
+    # Raises CycleError, which names the modules.
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_serving_and_models_do_not_need_torch_to_be_imported() -> None:

@@ -171,7 +171,7 @@ def test_the_commands_of_the_readme_work(
     (tmp_path / "record.json").write_text(json.dumps(record))
     commands = documented()
     assert {words[0] for words in commands} == {
-        "lines", "land", "run", "versions", "predict",
+        "lines", "land", "run", "search", "versions", "predict",
         "verify", "replay", "compare", "export", "trust", "import",
         "keys", "usage", "audit", "promote", "rollback", "canary", "shadow", "lineage",
         "score", "monitor",
@@ -182,6 +182,8 @@ def test_the_commands_of_the_readme_work(
             continue
         if words == ["run", "diabetes"]:
             words = [*words, "--set", "training.epochs=20"]  # noqa: PLW2901
+        if words[0] == "search":
+            words = [*words, "--trials", "2", "--set", "training.epochs=2"]  # noqa: PLW2901
         ours = ("record.json", "exported", "exported/key.json")
         named = {"ced6c76567ff2c06": produced["digest"][:16]}
         paths = [str(tmp_path / w) if w in ours else named.get(w, w) for w in words]

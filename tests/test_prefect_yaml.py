@@ -1,9 +1,11 @@
 """prefect.yaml: a real Prefect server takes every deployment and really schedules cron runs."""
 
+import datetime
 import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,27 @@ def test_scoring_and_monitoring_are_typed_forms(server: httpx.Client) -> None:
     rate = form["definitions"]["Search"]["properties"]["false_alarms"]
     assert (rate["exclusiveMinimum"], rate["exclusiveMaximum"]) == (0, 0.5)
     assert "finds drift where there is none" in rate["description"]
+
+
+@pytest.mark.parametrize("event", ["data.arrived", "data.drifted"])
+def test_an_event_starts_a_run_of_its_line(server: httpx.Client, event: str) -> None:
+    line = f"any-{event[5:]}"
+    told = {
+        "id": str(uuid.uuid4()),
+        "occurred": datetime.datetime.now(datetime.UTC).isoformat(),
+        "event": event,
+        "resource": {"prefect.resource.id": f"modelmint.line.{line}"},
+        "payload": {"line": line},
+    }
+    server.post("/events", json=[told]).raise_for_status()
+    deployment = server.get("/deployments/name/produce/arrivals").json()["id"]
+    wanted = {"deployments": {"id": {"any_": [deployment]}}}
+    for _ in range(120):
+        runs = server.post("/flow_runs/filter", json=wanted).json()
+        if started := [run for run in runs if run["parameters"] == {"line": line}]:
+            break
+        time.sleep(0.5)
+    assert len(started) == 1
 
 
 def test_the_server_refuses_a_parameter_out_of_bounds(server: httpx.Client) -> None:

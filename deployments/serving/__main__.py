@@ -15,6 +15,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,12 +59,11 @@ def main() -> None:
         Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
+    if options.grpc_port:
+        _check_free(options.host, options.grpc_port)
     given: dict[str, Any] = {}
     if options.certificate:
-        try:
-            tls.check(options.certificate, options.private_key)
-        except OSError as error:
-            sys.exit(f"certificate and private key cannot be used, or are no pair: {error}")
+        _check_pair(options.certificate, options.private_key)
         given = {
             "ssl_certfile": options.certificate,
             "ssl_keyfile": options.private_key,
@@ -84,7 +84,7 @@ def main() -> None:
         loop="uvloop",
         http="httptools",
         ws="none",
-        lifespan="off",
+        lifespan="on",
         access_log=False,
         server_header=False,
         log_config=None,
@@ -107,6 +107,23 @@ def main() -> None:
         Workers(config, [config.bind_socket()]).run()
 
 
+def _check_pair(certificate: str, private_key: str) -> None:
+    from deployments.serving import tls
+
+    try:
+        tls.check(certificate, private_key)
+    except OSError as error:
+        sys.exit(f"certificate and private key cannot be used, or are no pair: {error}")
+
+
+def _check_free(host: str, port: int) -> None:
+    # The workers share gRPC's port, so none of them would notice that it is taken.
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        sys.exit(f"gRPC cannot listen at {host}:{port}: {error.strerror}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deployments.serving", description="The model server.")
     parser.add_argument("--repository", type=Path, required=True, help="folder of versions, state")
@@ -119,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
+    parser.add_argument("--grpc-port", type=int, help="port of gRPC; without one there is none")
     parser.add_argument("--workers", type=_count, default=1, help="processes that serve it")
     parser.add_argument(
         "--certificate",

@@ -6,8 +6,10 @@ Bare Starlette: on a small network, parsing and routing cost more than computing
 quick networks are answered on the event loop, everything else in threads, so that nothing waits.
 """
 
-import importlib.metadata
+import base64
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,9 @@ from deployments.serving.access import Access, allow
 from deployments.serving.accounts import Accounts
 from deployments.serving.capture import Capture
 from deployments.serving.control import Control
+from deployments.serving.explain import question
 from deployments.serving.http import (
+    Address,
     as_json,
     as_object,
     deadline,
@@ -32,10 +36,12 @@ from deployments.serving.http import (
     media_type,
     on_error,
     read_body,
+    release,
     request_id,
 )
 from deployments.serving.inference import DEFAULTS, Call, Found, Inference, Settings, in_thread
 from deployments.serving.line import Line
+from deployments.serving.pages import Pages, with_pages
 from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
 from deployments.serving.recorder import Recorder
 from deployments.serving.repository import Repository
@@ -60,11 +66,12 @@ def create(
     body_seconds: float = BODY_SECONDS,
     settings: Settings = DEFAULTS,
     capture: Capture | None = None,
+    grpc: Address | None = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
     `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
-    given what was answered.
+    given what was answered. While it runs, the protocol is also spoken over gRPC at `grpc`.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = Inference(access.ledger, settings)
@@ -72,10 +79,32 @@ def create(
     control = Control(repository, access, recorder, server.body)
     accounts = Accounts(access, server.body)
     trials = Trials(repository, access, traffic, server.body)
-    routes = [*server.routes(), *control.routes(), *trials.routes(), *accounts.routes()]
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    routes = [
+        *server.routes(),
+        *Pages(repository).routes(),
+        *control.routes(),
+        *trials.routes(),
+        *accounts.routes(),
+    ]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            if grpc is None:
+                yield
+                return
+            from deployments.serving.grpc_server import GrpcServer
+
+            spoken = GrpcServer(repository, access, inference, traffic, capture)
+            async with spoken.running(grpc, max_body):
+                yield
+        finally:
+            if capture is not None:
+                await anyio.to_thread.run_sync(capture.close)
+
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
-    return access.guard(traffic.watch(app))
+    return with_pages(access.guard(traffic.watch(app)), routes)
 
 
 class _Server:
@@ -107,6 +136,7 @@ class _Server:
             routes.append(Route(model, self.model_metadata, methods=get))
             routes.append(Route(f"{model}/ready", self.model_ready, methods=get))
             routes.append(Route(f"{line}/predict", self.predict, methods=post))
+            routes.append(Route(f"{line}/explain", self.explain, methods=post))
         return routes
 
     async def infer(self, request: Request) -> Response:
@@ -156,6 +186,29 @@ class _Server:
         answered.background = self._traffic.mirror(served, tensors)
         return answered
 
+    async def explain(self, request: Request) -> Response:
+        allow(request, "predict", request.path_params["name"])
+        served = await self._served(request)
+        start, call = time.perf_counter(), self._call(request, served)
+        body = await self.body(request)
+        read = partial(served.read, body, media_type(request))
+        tensors, rows = await in_thread(read, call.deadline)
+        if rows != 1:
+            raise ProtocolError(400, f"one row is explained at a time, not {rows}")
+        asked = question(served, tensors, request.query_params.get("label"))
+        call = call._replace(size=len(body))
+        found = await self._inference.run_chunks(call, asked.chunks, asked.rows)
+        output = found[served.outputs[0].name]
+        explanation = await in_thread(partial(asked.explain, output), call.deadline)
+        answer = _identity(served) | explanation
+        headers = served.headers | {"x-request-id": request_id(request)}
+        answered = as_json(answer, headers=headers)
+        if header(request, b"accept") == "image/png" and "png" in explanation:
+            png = base64.b64decode(explanation["png"])
+            answered = Response(png, headers=headers, media_type="image/png")
+        self._inference.answered(call, "explain", start, asked.rows, len(answered.body))
+        return answered
+
     async def index(self, request: Request) -> Response:
         key = request.state.key
         lines = {
@@ -174,7 +227,7 @@ class _Server:
 
     async def server_metadata(self, _: Request) -> Response:
         extensions = ["binary_tensor_data", "model_repository"]
-        return as_json({"name": "modelmint", "version": _release(), "extensions": extensions})
+        return as_json({"name": "modelmint", "version": release(), "extensions": extensions})
 
     async def live(self, _: Request) -> Response:
         return as_json({"live": True})
@@ -272,10 +325,3 @@ def _listed(name: str, number: str, line: Line, digest: str, state: str) -> dict
 
 def _reasons(line: Line) -> dict[str, str]:
     return {number: failed.reason for number, failed in line.failed.items()}
-
-
-def _release() -> str:
-    try:
-        return importlib.metadata.version("modelmint")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"

@@ -8,8 +8,7 @@ memory, written to files below the server's private folder, and put into the buc
     captured/<line>/<version digest>/<milliseconds since 1970>-<rows>-<random>.safetensors
 
 No request waits for that. While the store is away files stay, up to `LARGEST_SPOOL`; then the
-oldest go. A kill, and the end of one of several workers, loses at most the rows of the last
-`SECONDS`.
+oldest go. A kill loses at most the rows of the last `SECONDS`.
 """
 
 import logging

@@ -1,13 +1,14 @@
 """What every route shares: bounded bodies, checked parameters, request ids, answers and errors."""
 
 import asyncio
+import importlib.metadata
 import logging
 import math
+import os
 import re
-import uuid
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import orjson
@@ -21,9 +22,18 @@ from deployments.serving.protocol import JSON, ProtocolError
 TIMEOUT = "modelmint-timeout-ms"
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
 """Content encodings, and the window by which zlib knows them."""
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger("modelmint.serving")
+
+
+class Address(NamedTuple):
+    """Where to listen; with files of a certificate chain and its private key, over TLS."""
+
+    host: str
+    port: int
+    certificate: str | None = None
+    private_key: str | None = None
 
 
 def header(request: Request, name: bytes) -> str | None:
@@ -40,8 +50,8 @@ def request_id(request: Request) -> str:
     found = getattr(request.state, "request_id", None)
     if found is None:
         found = header(request, b"x-request-id") or ""
-        if not _REQUEST_ID.fullmatch(found):
-            found = uuid.uuid4().hex
+        if not REQUEST_ID.fullmatch(found):
+            found = os.urandom(16).hex()
         request.state.request_id = found
     return str(found)
 
@@ -143,6 +153,14 @@ def as_json(
 ) -> Response:
     """A JSON answer."""
     return Response(orjson.dumps(content), status, headers, JSON)
+
+
+def release() -> str:
+    """The version of this server's own code."""
+    try:
+        return importlib.metadata.version("modelmint")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
 
 
 async def on_error(request: Request, error: Exception) -> Response:

@@ -7,12 +7,13 @@ takes longer goes through `batching`.
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
+import numpy as np
 
 from deployments.serving import metrics
 from deployments.serving.batching import Batching
@@ -103,6 +104,23 @@ class Inference:
         except BaseException:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
+
+    async def run_chunks(self, call: Call, chunks: Iterator[Tensors], rows: int) -> Tensors:
+        """Charge for so many rows and compute them chunk by chunk, others in between.
+
+        Raises as `run` does.
+        """
+        key, served = call.key, call.served
+        self._ledger.charge(key, served.line, rows, call.size)
+        found: list[Tensors] = []
+        try:
+            while chunk := await in_thread(partial(next, chunks, None), call.deadline):
+                count = len(next(iter(chunk.values())))
+                found.append(await self._batching.run(served, chunk, count, key.id, call.deadline))
+        except BaseException:
+            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
+            raise
+        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
     async def respond(self, call: Call, tensors: Tensors, rows: int) -> list[dict[str, Any]]:
         """Charge for answers that take several runs of the network, and compute them in a thread.

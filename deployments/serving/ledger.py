@@ -7,6 +7,7 @@ and the files are the record that `usage` reads. Rates follow the token bucket (
 
 import fcntl
 import mmap
+import operator
 import os
 import struct
 import threading
@@ -23,6 +24,9 @@ from deployments.serving.protocol import ProtocolError
 
 SLOT = struct.Struct("<64s5q2d")
 """Name; requests, refused, rows, bytes in, bytes out; tokens left and when they were counted."""
+COUNTERS = struct.Struct("<5q")
+COUNTERS_AT = 64
+"""Where in a slot the counters are."""
 SLOTS = 1024
 DAY = 86_400
 TOTAL = ""
@@ -37,10 +41,6 @@ class Counts(NamedTuple):
     rows: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-
-    def plus(self, other: "Counts") -> "Counts":
-        """Both together."""
-        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Ledger:
@@ -121,13 +121,12 @@ class Ledger:
 
     def _add(self, key: str, line: str, change: Counts) -> None:
         for name in (TOTAL, line):
-            offset = self._slot(key, name)
-            slot = SLOT.unpack_from(self._map, offset)
-            counts = Counts(*slot[1:6]).plus(change)
-            SLOT.pack_into(self._map, offset, slot[0], *counts, *slot[6:])
+            offset = self._slot(key, name) + COUNTERS_AT
+            counts = COUNTERS.unpack_from(self._map, offset)
+            COUNTERS.pack_into(self._map, offset, *map(operator.add, counts, change))
 
     def _read(self, offset: int) -> Counts:
-        return Counts(*SLOT.unpack_from(self._map, offset)[1:6])
+        return Counts(*COUNTERS.unpack_from(self._map, offset + COUNTERS_AT))
 
     @contextmanager
     def _open(self) -> Iterator[float]:

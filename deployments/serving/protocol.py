@@ -118,28 +118,41 @@ def render(
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
 
 
+def declared(name: str, specs: Sequence[TensorSpec], found: Mapping[str, Any]) -> TensorSpec:
+    """The spec of a given input; raises ValueError when there is none or it was found before."""
+    for spec in specs:
+        if spec.name == name:
+            if name in found:
+                raise ValueError(f"input {name!r} is given twice")
+            return spec
+    known = ", ".join(spec.name for spec in specs)
+    raise ValueError(f"unknown input {name[:80]!r}: the model takes {known}")
+
+
+def complete(found: Tensors, specs: Sequence[TensorSpec]) -> Tensors:
+    """The inputs in declared order; raises ValueError for a missing one or other row counts."""
+    if missing := [spec.name for spec in specs if spec.name not in found]:
+        raise ValueError(f"missing input {', '.join(missing)}")
+    rows = {len(found[spec.name]) for spec in specs if spec.shape[0] == -1}
+    if len(rows) > 1:
+        raise ValueError(f"inputs have different numbers of rows: {sorted(rows)}")
+    return {spec.name: found[spec.name] for spec in specs}
+
+
 def _inputs(given: Any, body: bytes, offset: int, specs: Sequence[TensorSpec]) -> Tensors:
     if type(given) is not list:
         raise ValueError("inputs must be a list of tensors")
-    declared = {spec.name: spec for spec in specs}
     found: Tensors = {}
     for one in given:
         name = one.get("name") if type(one) is dict else None
         if type(name) is not str:
             raise ValueError("every input must be a JSON object with a name")
-        if name not in declared:
-            raise ValueError(f"unknown input {name[:80]!r}: the model takes {', '.join(declared)}")
-        if name in found:
-            raise ValueError(f"input {name!r} is given twice")
-        found[name], offset = _input(one, body, offset, declared[name])
-    if missing := [name for name in declared if name not in found]:
-        raise ValueError(f"missing input {', '.join(missing)}")
+        spec = declared(name, specs, found)
+        found[name], offset = _input(one, body, offset, spec)
+    whole = complete(found, specs)
     if offset != len(body):
         raise ValueError(f"{len(body) - offset} bytes follow the last tensor")
-    rows = {len(found[spec.name]) for spec in specs if spec.shape[0] == -1}
-    if len(rows) > 1:
-        raise ValueError(f"inputs have different numbers of rows: {sorted(rows)}")
-    return {name: found[name] for name in declared}
+    return whole
 
 
 def _input(

@@ -91,14 +91,15 @@ class Traffic:
                 if message["type"] == "http.response.start":
                     state = scope.get("state", {})
                     if "headers" in state:  # a version was to answer
-                        self._note(state, message["status"], time.perf_counter_ns() - start)
+                        self.note(state, message["status"], time.perf_counter_ns() - start)
                 await send(message)
 
             return await app(scope, receive, noted)
 
         return watched
 
-    def _note(self, state: dict[str, Any], status: int, spent: int) -> None:
+    def note(self, state: dict[str, Any], status: int, spent: int) -> None:
+        """Put an answer into the journal and count it for a trial; `spent` is in nanoseconds."""
         headers = state["headers"]
         self._journal.add(
             at=time.time(),

@@ -1,6 +1,5 @@
 """One worker process of the model server: the application over the repository it follows."""
 
-import atexit
 import logging
 import multiprocessing
 import os
@@ -32,6 +31,10 @@ class Options(BaseModel):
     timeout_seconds: float
     cache_bytes: int
     no_cache: list[str]
+    host: str
+    grpc_port: int | None
+    certificate: str | None
+    private_key: str | None
 
 
 def application() -> ASGIApp:
@@ -48,6 +51,7 @@ def application() -> ASGIApp:
     from deployments.serving.app import create
     from deployments.serving.capture import SETTING as CAPTURE
     from deployments.serving.capture import Capture, rates
+    from deployments.serving.http import Address
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
@@ -70,8 +74,8 @@ def application() -> ASGIApp:
     )
     shares = rates(os.environ.get(CAPTURE, ""))
     capture = Capture(options.private / "captured", shares) if shares else None
-    if capture is not None:
-        atexit.register(capture.close)
+    tls = options.certificate, options.private_key
+    address = Address(options.host, options.grpc_port, *tls) if options.grpc_port else None
     made = create(
         repository,
         access,
@@ -81,6 +85,7 @@ def application() -> ASGIApp:
         body_seconds=options.body_seconds,
         settings=settings,
         capture=capture,
+        grpc=address,
     )
     return cross_origin(made, options.allow_origin)
 

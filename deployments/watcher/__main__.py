@@ -9,105 +9,25 @@ what can be set.
 
 import logging
 import os
-import time
-from collections.abc import Callable
+import sys
 
-import httpx
+from prefect.settings import PREFECT_API_URL
 
 from deployments.watcher import webhook
-from deployments.watcher.hints import EVERYTHING, RAW, Hints, Pulse, queue_thread
-from deployments.watcher.line import LineWatch
+from deployments.watcher.hints import Hints, queue_thread
 from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
-from deployments.watcher.watchdog import Watchdog
-from models import catalog
-from tasks.store import BUCKET_SETTING, MissingError, StoreError, store
-
-log = logging.getLogger("modelmint.watcher")
-STUCK = 900.0
-"""Seconds without a round after which the watcher says that it is not well."""
-MOST_STRANGERS = 1000
-
-
-class Watcher:
-    """Every line under watch, and the watchdog: one round after another in one thread."""
-
-    def __init__(self, settings: Settings, hints: Hints, runs: Runs) -> None:
-        self.settings, self.hints, self.runs = settings, hints, runs
-        self.lines: dict[str, LineWatch] = {}
-        self.pulse = Pulse(STUCK)
-        self._watchdog = Watchdog(settings, runs)
-        self._strangers: set[str] = set()
-        self._swept = self._watched = time.monotonic()
-        self._said: dict[str, str] = {}
-
-    def round(self) -> None:
-        """Do what is due, then wait for a hint or for what is due next."""
-        self.pulse.beat()
-        if self._swept <= time.monotonic():
-            self._swept = time.monotonic() + self.settings.sweep
-            self._guarded("lines", self._refresh)
-        for name, watch in self.lines.items():
-            if watch.due <= time.monotonic():
-                self._guarded(name, watch.step)
-        if self._watched <= time.monotonic():
-            self._watched = time.monotonic() + self.settings.watchdog
-            self._guarded("watchdog", self._watchdog.look)
-        due = min([self._swept, self._watched, *(watch.due for watch in self.lines.values())])
-        for prefix in self.hints.wait(due - time.monotonic()):
-            self._hint(f"{RAW}{prefix}")
-
-    def _hint(self, prefix: str) -> None:
-        meant = [w for w in self.lines.values() if prefix in (w.prefix, f"{RAW}{EVERYTHING}")]
-        for watch in meant:
-            watch.hint()
-        if not meant:
-            self._stranger(prefix)
-
-    def _refresh(self) -> None:
-        """Find the lines there are now, and folders that belong to none of them."""
-        # First, since without a bucket there is nothing to watch.
-        folders = list(store().folders(RAW))
-        known = catalog.lines()
-        self.lines = {
-            name: self.lines.get(name) or LineWatch(line, self.settings, self.runs)
-            for name, line in known.items()
-        }
-        for prefix in folders:
-            if all(watch.prefix != prefix for watch in self.lines.values()):
-                self._stranger(prefix)
-
-    def _stranger(self, prefix: str) -> None:
-        if prefix not in self._strangers and len(self._strangers) < MOST_STRANGERS:
-            self._strangers.add(prefix)
-            log.warning(
-                "%s: data of an unknown line, nothing is started; there are %s",
-                store().uri(prefix), ", ".join(f"{w.prefix} ({n})" for n, w in self.lines.items()),
-            )  # fmt: skip
-
-    def _guarded(self, name: str, action: Callable[[], None]) -> None:
-        """Do it; what fails is said once and tried again, and stops nothing else."""
-        try:
-            action()
-        except (StoreError, MissingError, httpx.HTTPError) as error:
-            self._say(name, f"{type(error).__name__}: {error}")
-        except Exception as error:  # a line's file, say, may have any error in it
-            log.debug("", exc_info=True)
-            self._say(name, repr(error))
-        else:
-            if self._said.pop(name, ""):
-                log.warning("%s: goes on", name)
-
-    def _say(self, name: str, problem: str) -> None:
-        if not self._said.get(name):
-            log.error("%s: %s; tried again until it goes", name, problem)
-        self._said[name] = problem
+from deployments.watcher.watcher import Watcher
+from tasks.store import BUCKET_SETTING
 
 
 def main() -> None:
     """Watch until stopped."""
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    log.setLevel("INFO")
+    logging.getLogger("modelmint.watcher").setLevel("INFO")
+    if not PREFECT_API_URL.value():
+        # Prefect would start a server that nobody else knows of.
+        sys.exit("PREFECT_API_URL names no Prefect server: set it to one, http://.../api")
     settings = Settings()
     hints = Hints(os.environ.get(BUCKET_SETTING, "modelmint"))
     watcher = Watcher(settings, hints, Runs())

@@ -7,7 +7,6 @@ what is long gone: the listing tells.
 import json
 import logging
 import threading
-import time
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -114,20 +113,3 @@ def queue_thread(hints: Hints, url: str) -> threading.Thread:
     thread = threading.Thread(target=follow_queue, args=arguments, daemon=True)
     thread.start()
     return thread
-
-
-class Pulse:
-    """When the watcher's loop last came round."""
-
-    def __init__(self, longest: float) -> None:
-        self.longest = longest
-        self.last = time.monotonic()
-
-    def beat(self) -> None:
-        """It came round."""
-        self.last = time.monotonic()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it came round of late."""
-        return time.monotonic() - self.last < self.longest

@@ -19,7 +19,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Crashed, Scheduled
 
 FLOW = "produce"
-GOING = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+GOING = (StateType.PENDING, StateType.RUNNING)
 ENDED = (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 RESUMED = "Resumed"
 SOON = timedelta(seconds=60)
@@ -37,7 +37,7 @@ class Runs:
     def tell(self, event: dict[str, object]) -> None:
         """Hand over an event; the server takes one id once."""
         body = [{**event, "occurred": datetime.now(UTC).isoformat()}]
-        self.client._client.post("/events", json=body).raise_for_status()
+        self.client.request("POST", "/events", json=body).raise_for_status()
 
     def alive(self) -> dict[str, FlowRun]:
         """By line, a production that runs or is due."""
@@ -54,11 +54,11 @@ class Runs:
         return [run for run in self._find(ENDED, after) if line_of(run) == line]
 
     def unfinished(self) -> list[FlowRun]:
-        """Runs of every flow that are pending, running, or crashed within the last day."""
+        """Runs of every flow: pending, running, or of the last day and crashed or failed."""
         day = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - timedelta(days=1))
         return [
             *self._find((StateType.PENDING, StateType.RUNNING), flow=None),
-            *self._find((StateType.CRASHED,), day, flow=None),
+            *self._find((StateType.CRASHED, StateType.FAILED), day, flow=None),
         ]
 
     def resumed(self, run: UUID) -> int:
@@ -74,7 +74,7 @@ class Runs:
 
     def crash(self, run: FlowRun, reason: str) -> None:
         """Write down that the run's process is no more, and give its slots back."""
-        if run.state is None or run.state.type != StateType.CRASHED:
+        if run.state is None or not run.state.is_final():
             self.client.set_flow_run_state(run.id, Crashed(message=reason))
 
     def _find(

@@ -3,10 +3,12 @@
 A production shows that it lives by the beat of its line's turn (tasks.turn). One that is running
 in Prefect's books while nobody's beat is seen is dead: would it wait, it would have its turn by
 now. A worker that lives reports a flow's crash by itself. What was submitted and never ran is
-noticed by its age. All ages are what this process saw with its own monotonic clock.
+noticed by its age, and what failed because a service was away is tried again too. All ages are what
+this process saw with its own monotonic clock.
 """
 
 import logging
+import re
 import time
 from contextlib import suppress
 from uuid import UUID
@@ -19,6 +21,12 @@ from tasks.store import StoreError
 from tasks.turn import end, whose
 
 log = logging.getLogger("modelmint.watcher")
+# What the store's client, Prefect's and Dask's raise when the other side is not there; a failed
+# run's message begins with the name.
+AWAY = re.compile(
+    r"\b(StoreError|ConnectError|ConnectTimeout|ReadError|ReadTimeout|RemoteProtocolError"
+    r"|CommClosedError|KilledWorker)\b"
+)
 
 
 class Watchdog:
@@ -71,6 +79,9 @@ class Watchdog:
         if run.state_type == StateType.CRASHED:
             # Only a worker can start it again; a command was told by whoever typed it.
             return "its process died" if run.deployment_id else ""
+        if run.state_type == StateType.FAILED:
+            said = AWAY.search((run.state.message if run.state else "") or "")
+            return f"a service was away ({said[0]})" if said and run.deployment_id else ""
         age = now - self._states[run.id][1]
         if run.state_type == StateType.PENDING:
             late = age > self.settings.pending

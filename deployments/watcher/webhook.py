@@ -2,6 +2,7 @@
 
 import hmac
 import threading
+import time
 
 import uvicorn
 from starlette.applications import Starlette
@@ -9,9 +10,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deployments.watcher.hints import Hints, Pulse, from_webhook
+from deployments.watcher.hints import Hints, from_webhook
 
 LARGEST = 1 << 20
+
+
+class Pulse:
+    """When the watcher's loop last came round."""
+
+    def __init__(self, longest: float) -> None:
+        self.longest = longest
+        self.last = time.monotonic()
+
+    def beat(self) -> None:
+        """It came round."""
+        self.last = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it came round of late."""
+        return time.monotonic() - self.last < self.longest
 
 
 def application(hints: Hints, pulse: Pulse, token: str) -> Starlette:

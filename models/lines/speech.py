@@ -3,7 +3,7 @@
 apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en
     or unpack both packages (dpkg-deb -x) into a folder and name it in ASTERISK_SOUNDS
 modelmint land speech
-modelmint run speech
+modelmint run speech        about ten minutes of one core
 
 All clips are of one speaker, Allison Smith, in a studio: what is reached here says nothing of
 other voices, rooms or telephones. No sentence of the test is in the training rows, but the prompts
@@ -69,7 +69,7 @@ line = Line(
     ),
     model=transformer.Spec(size="base"),
     training=Training(
-        epochs=45,
+        epochs=80,
         batch_size=8,
         optimizer=Optimizer(lr=1.5e-3),
         augmentation=SpecAugment(),

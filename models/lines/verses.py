@@ -42,8 +42,9 @@ line = Line(
     model=rnn.Writer(size="base"),
     training=Training(epochs=5, batch_size=16, optimizer=Optimizer(lr=4e-3), clip=1.0),
     gate=Gate(floors={"bits_per_character": 2.2}, margin=0.01),
-    # ONNX Runtime has no GRU in int8: the other forms leave nearly all of it as it is, too.
-    budget=Budget(quality_loss=0.01, size_mb=6.0, candidates=("int8-dynamic",)),
+    # ONNX Runtime has no GRU in int8, and the scale of what it quantises at a request would depend
+    # on characters that are still to come.
+    budget=Budget(quality_loss=0.01, size_mb=6.0, candidates=()),
     example=Example(
         slices=PARTS,
         default=PARTS,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xmlrpc.client import ServerProxy
 
 import boto3
 import httpx
@@ -65,8 +66,9 @@ class Home:
 
     def put(self, prefix: str, objects: dict[str, bytes]) -> None:
         """Put objects with an S3 client of our own."""
+        client = self._s3()
         for name, content in objects.items():
-            self._s3().put_object(Bucket="modelmint", Key=prefix + name, Body=content)
+            client.put_object(Bucket="modelmint", Key=prefix + name, Body=content)
 
     def get(self, key: str) -> bytes:
         """An object of the bucket."""
@@ -89,6 +91,20 @@ class Home:
         """Where a service that runs was started, whether or not it answers."""
         ports = json.loads((self.folder / service / "ports.json").read_text())
         return f"http://127.0.0.1:{ports['http']}"
+
+    def answers(self, service: str, path: str) -> bool:
+        """Whether a service answers there."""
+        try:
+            return httpx.get(self.url(service) + path, timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def supervisor(self, call: str, service: str) -> None:
+        """Have Supervisor stop or start one service."""
+        ports = json.loads((self.folder / "supervisor" / "ports.json").read_text())
+        secret = json.loads((self.folder / "supervisor" / "secret.json").read_text())
+        proxy = ServerProxy(f"http://modelmint:{secret}@127.0.0.1:{ports['http']}/RPC2")
+        getattr(proxy.supervisor, call)(service)
 
     def runs(self, line: str) -> list[dict[str, Any]]:
         """The productions of a line that Prefect knows and that are not for later."""
@@ -123,8 +139,10 @@ class Home:
         return httpx.post(url, json=record, headers=bearer, timeout=60)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(600):
+def until(holds: Callable[[], bool], seconds: float = 240) -> None:
+    """Wait until it holds; what takes longer than that never will."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         if holds():
             return
         time.sleep(0.2)

@@ -6,26 +6,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flows.produce import Production, produce
+from flows.produce import Production
 from flows.replay import replay, replay_sample
 from models import catalog
 from models.attestation import UntrustedError
 from models.digests import IntegrityError
 from models.signature import PROVENANCE_FILE, VERSION_FILE
-from models.spec import Gate
 from tasks import tracking
 from tasks.folders import StoredFolder
-from tasks.land import land
 from tasks.promotion import version_folder
-from tasks.recorded import CannotReplayError
 from tasks.snapshot import raw_prefix
 from tasks.store import store
 from tasks.verify import verify
-from tests.conftest import environment, new_bucket, tell_workers
+from tests.conftest import environment, new_bucket
 
 LINE = "diabetes"
 ROOT = Path(__file__).parent.parent.parent
@@ -163,60 +159,6 @@ def test_a_missing_raw_object_is_exit_code_two(first: Production) -> None:
     assert "cannot be replayed here" in answer["error"]
     assert "missing raw object" in answer["reason"]
     assert "first.csv" in answer["reason"]
-
-
-def other_values(content: bytes) -> bytes:
-    """A table of the same size with another value in its last row."""
-    changed = content[:-3] + (b"7\n" if content[-3:-2] != b"7" else b"8\n")
-    return changed.ljust(len(content), b"\n")
-
-
-def test_an_overwritten_raw_object_is_named(first: Production) -> None:
-    """The bucket keeps no versions, so what was read is gone."""
-    key = raw_prefix(catalog.find(LINE).data) + "first.csv"
-    content = store().get(key).content
-    store().put(key, other_values(content))
-    try:
-        with pytest.raises(CannotReplayError, match=rf"missing object: .*{key} changed since"):
-            replay(LINE, first.version.number, "clean")
-    finally:
-        store().put(key, content)
-
-
-def test_an_overwritten_raw_object_of_a_versioned_bucket_is_read_as_it_was(
-    first: Production,
-) -> None:
-    line = catalog.find(LINE)
-    training = line.training.model_copy(update={"epochs": 1})
-    key = raw_prefix(line.data) + "first.csv"
-    with new_bucket() as bucket:
-        tell_workers(bucket)
-        versioning: Any = {"Status": "Enabled"}
-        store().client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=versioning)
-        land(line)
-        # Refused, so that it is not deployed to the server the other tests ask.
-        made = produce(LINE, training=training, gate=Gate(floors={"rmse": 0.001}))
-        number = made.version.number
-        try:
-            recorded = store().get(key)
-            assert recorded.version
-            store().put(key, other_values(recorded.content))
-            assert store().get(key).version != recorded.version
-            found = replay(LINE, number, "clean")
-            assert found.verdict == "identical"
-            store().delete(key)
-            assert replay(LINE, number, "clean").verdict == "identical"
-            store().client.delete_object(Bucket=bucket, Key=key, VersionId=recorded.version)
-            with pytest.raises(CannotReplayError, match=rf"missing raw object: .*{key} is gone"):
-                replay(LINE, number, "clean")
-        finally:
-            tracking.client().delete_model_version(LINE, str(number))
-            tell_workers(first_bucket(first))
-
-
-def first_bucket(first: Production) -> str:
-    """The bucket that all tests of this package share."""
-    return first.version.source.removeprefix("s3://").partition("/")[0]
 
 
 def test_a_version_signed_by_nobody_trusted_is_exit_code_two(

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -144,6 +146,38 @@ def test_slices_are_by_how_long_clips_last() -> None:
         "seconds=2 to 5": [False, False, True, False],
         "seconds=5 to inf": [False, False, False, True],
     }
+
+
+def test_clips_to_be_heard_need_no_transcript(tmp_path: Path) -> None:
+    clips = talk(NUMBERS)
+    found = TALK.parse_unlabelled("new.tar", clips, {}, "transcript").rows
+    assert found["transcript"].null_count() == len(NUMBERS)
+    assert found.drop("transcript").equals(ROWS.drop("transcript"))
+    assert found.filter(*(check.holds for check in TALK.checks())).height == len(NUMBERS)
+    path = tmp_path / "new.tar"
+    path.write_bytes(clips)
+    pieces = list(TALK.pieces("new.tar", path, 20_000))
+    assert len(pieces) > 2
+    parts = [TALK.parse_unlabelled("new.tar", p.payload, {}, "transcript").rows for p in pieces]
+    rows = [r.with_columns(pl.col("row") + p.first) for r, p in zip(parts, pieces, strict=True)]
+    assert pl.concat(rows).cast(found.schema).equals(found)
+    assert [p.payload for p in TALK.pieces("new.wav", path, 10)] == [clips]
+
+
+def test_drift_is_looked_for_in_how_clips_sound() -> None:
+    def described(samples: np.ndarray) -> dict[str, float]:
+        sent = FEATURES.read(write_wave(samples, RATE), "audio/wav")
+        return FEATURES.describe(FEATURES.encode(sent)).row(0, named=True)
+
+    low, high, quiet = (described(tone(f, 1.0, loud)) for f, loud in
+                        ((300, 0.3), (3000, 0.3), (300, 0.1)))  # fmt: skip
+    assert low["seconds"] == pytest.approx(0.98)
+    assert low["brightness"] < high["brightness"]
+    assert quiet["loudness"] < low["loudness"]
+    whole = FEATURES.describe(FEATURES.encode(ROWS))
+    alone = described(say(text(3), 3))
+    assert whole.row(3, named=True) == pytest.approx(alone), "padding counts"
+    assert FEATURES.describe(FEATURES.encode(ROWS.clear())).height == 0
 
 
 def test_no_row_has_tensors_too() -> None:

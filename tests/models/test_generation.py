@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.generation import Sampling, draw, write
+from models.objectives import NotFiniteError
 from models.vocabulary import BEGINNING, SPECIAL, BytePairs, Characters
 
 LOGS = np.log(np.array([0.3, 0.2, 0.1, 0.05, 0.2, 0.1, 0.05], np.float32))
@@ -83,6 +84,14 @@ def test_pieces_of_a_character_wait_until_it_is_whole() -> None:
     inputs = {"tokens": np.array([[BEGINNING]]), "state": np.zeros((1, 1), np.float32)}
     sampling = Sampling(characters=4, temperature=0)
     assert list(write(run, inputs, "out", vocabulary, sampling)) == ["🐋", "!", "\ufffd", "?"]
+
+
+def test_a_network_that_says_no_number_is_not_listened_to() -> None:
+    vocabulary = Characters(known=tuple("ab"))
+    nothing = {"out": np.full((1, 1, 5), np.nan, np.float32), "next_state": np.zeros((1, 1))}
+    inputs = {"tokens": np.array([[BEGINNING]]), "state": np.zeros((1, 1), np.float32)}
+    with pytest.raises(NotFiniteError, match="no finite probabilities"):
+        next(write(lambda _: nothing, inputs, "out", vocabulary, Sampling()))
 
 
 @pytest.mark.parametrize("field", [{"temperature": -1}, {"characters": 5000}, {"top_k": -1}])

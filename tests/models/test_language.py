@@ -4,6 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.data import Tensors
+from models.generation import SAMPLING
 from models.language import UNKNOWN_NATS, NextToken, frequencies
 from models.passages import PassageFeatures
 from models.texts import TextFeatures
@@ -60,6 +62,22 @@ def test_an_answer_names_the_likeliest_next_tokens() -> None:
     logs = np.log(np.array([[[0.2] * 5, [0.0, 0.05, 0.0, 0.7, 0.25]]]) + 1e-12)
     [answer] = OBJECTIVE.answer(logs)
     assert list(answer["next"].items())[:3] == [("a", 0.7), ("b", 0.25), ("\ufffd", 0.05)]
+
+
+def test_every_prompt_is_continued_as_its_request_says() -> None:
+    def run(tensors: Tensors) -> Tensors:
+        shape = (*tensors["tokens"].shape, OBJECTIVE.width)
+        likely = np.where(np.arange(OBJECTIVE.width) == SPECIAL + 1, 0.0, -9.0)
+        found = np.broadcast_to(likely, shape)
+        return {"log_probabilities": found, "next_state": tensors["state"]}
+
+    features = PassageFeatures(vocabulary=VOCABULARY, length=4, values=1)
+    asked = b'{"prompt": "a", "characters": 3, "temperature": 0}'
+    tensors = features.encode(features.read(asked, "application/json"))
+    both = {name: np.concatenate([t, t]) for name, t in tensors.items()}
+    both[SAMPLING][1, 0] = 5
+    answers = OBJECTIVE.respond(run, both)
+    assert [(a["text"], a["characters"]) for a in answers] == [("bbb", 3), ("bbbbb", 5)]
 
 
 def test_labelled_texts_are_nothing_to_go_on_writing() -> None:

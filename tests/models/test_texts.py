@@ -30,6 +30,13 @@ def test_a_csv_brings_its_labels() -> None:
     assert found.rows.filter(*(c.holds for c in DATA.checks())).height == 1
 
 
+def test_texts_to_score_need_no_label() -> None:
+    lines = DATA.parse_unlabelled("x.txt", b"fine\nbad\n", {}, "label")
+    assert lines.rows["text"].to_list() == ["fine", "bad"]
+    records = DATA.parse_unlabelled("x.csv", b"text\n fine\nbad\n", {}, "label")
+    assert records.rows.select("text", "label").rows() == [("fine", None), ("bad", None)]
+
+
 @pytest.mark.parametrize(
     ("name", "payload", "reason"),
     [
@@ -94,6 +101,13 @@ def test_a_request_that_holds_no_text_is_refused(
 ) -> None:
     with pytest.raises(RefusedRequest, match=reason):
         fitted().read(payload, media_type)
+
+
+def test_drift_is_looked_for_in_length_and_unknown_tokens() -> None:
+    features = fitted()
+    rows = DATA.parse("a/x.txt", "很好\n很xy很\n".encode(), {}).rows
+    found = features.describe(features.encode(rows))
+    assert found.rows() == [(2.0, 0.0), (4.0, 0.5)]
 
 
 def test_short_and_cut_texts_are_judged_apart() -> None:

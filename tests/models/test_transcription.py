@@ -42,10 +42,31 @@ def test_any_letter_can_be_of_an_alphabet() -> None:
 
 def test_a_letter_without_a_training_transcript_cannot_be_taught() -> None:
     summaries = [SAID.summarise(pl.DataFrame({"text": [text]})) for text in ("ab a", "b")]
-    assert summaries[0] == {" ": 1, "a": 2, "b": 1}
+    assert {letter: summaries[0].get(letter) for letter in SAID.alphabet} == {
+        " ": 1, "a": 2, "b": 1, "c": None,
+    }  # fmt: skip
     with pytest.raises(ValueError, match="no training transcript has 'c': land some"):
         SAID.fit(summaries)
-    assert SAID.fit([*summaries, {"c": 1}]) == SAID
+
+
+def test_a_fitted_objective_knows_the_sequences_of_all_partitions() -> None:
+    texts = ["ab a", "b", "cab"]
+    parts = [SAID.summarise(pl.DataFrame({"text": [text]})) for text in texts]
+    fitted = SAID.fit(parts)
+    assert fitted == SAID.fit([SAID.summarise(pl.DataFrame({"text": texts}))])
+    assert fitted.counts["ab"] == 2
+    assert Transcription.model_validate_json(fitted.model_dump_json()) == fitted
+
+
+def test_spelling_decides_between_what_sounds_alike() -> None:
+    seen = SAID.summarise(pl.DataFrame({"text": ["cab", "cab a", "cab c"]}))
+    fitted = SAID.fit([seen])
+    unsure = sure("cbb").copy()
+    unsure[0, 3] = [0.0, 0.0, 0.45, 0.55, 0.0]
+    heard = [o.answer(unsure)[0]["text"] for o in (SAID, fitted)]
+    assert heard == ["cbb", "cab"]
+    deaf = fitted.model_copy(update={"language": 0.0})
+    assert deaf.answer(unsure)[0]["text"] == "cbb"
 
 
 def test_error_rates_weigh_every_clip_by_what_is_said() -> None:

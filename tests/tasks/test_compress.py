@@ -12,7 +12,7 @@ from models.data import Tensors
 from models.digests import json_digest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.spec import Budget, Retraining
-from tasks import candidates, checkpoint, publish
+from tasks import candidates, publish
 from tasks.compress import choose, search
 from tasks.dataset import tensors
 from tasks.inference import predict, session
@@ -233,7 +233,8 @@ def wide(_made: Made) -> CompressJob:
     with environment_of(**{BUCKET_SETTING: _made.bucket}):
         fitting = TrainJob(
             model=SMALL_MODEL,
-            training=TRAINING,
+            # Students have six times its epochs: what is asked here is not how well they learn.
+            training=TRAINING.model_copy(update={"epochs": 10}),
             dataset=_made.trips,
             checkpoint=json_digest("wide"),
         )
@@ -246,9 +247,8 @@ def wide(_made: Made) -> CompressJob:
     )
 
 
-def changed(job: CompressJob, cache: str | None = None, **budget: Any) -> CompressJob:
-    digest = json_digest(cache) if cache else None
-    return job.model_copy(update={"budget": job.budget.model_copy(update=budget), "cache": digest})
+def changed(job: CompressJob, **budget: Any) -> CompressJob:
+    return job.model_copy(update={"budget": job.budget.model_copy(update=budget)})
 
 
 def test_smaller_networks_are_trained_and_another_process_makes_the_same(
@@ -277,64 +277,18 @@ def test_smaller_networks_are_trained_and_another_process_makes_the_same(
     assert all(isinstance(m, int) and m > 100_000 for m in memory.values())
 
 
-def test_a_killed_retraining_goes_on_and_ends_with_the_same_bits(
-    made: Made, wide: CompressJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = changed(wide, candidates=("student-tiny",))
-    whole = search(one, lambda _: None)
-    cut = changed(one, "cut")
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
-    kept = checkpoint.Checkpoint.keep
-
-    def keep_and_fail(self: checkpoint.Checkpoint, place: checkpoint.Place) -> None:
-        kept(self, place)
-        if (place.epoch, place.step) == (3, 2):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint.Checkpoint, "keep", keep_and_fail)
-    with pytest.raises(KeyboardInterrupt):
-        search(cut, lambda _: None)
-    monkeypatch.setattr(checkpoint.Checkpoint, "keep", kept)
-    told: list[dict[str, Any]] = []
-    resumed = search(cut, told.append)
-    assert told[0]["epoch"] == 4, "it started anew instead of going on"
-    assert resumed.candidates == whole.candidates
-    assert cut.cache is not None
-    left = [item.key for item in store().list(f"candidates/{cut.cache}/")]
-    assert left == [f"candidates/{cut.cache}/student-tiny"]
-    # Another budget finds it again; another retraining is another search.
-    told.clear()
-    search(changed(cut, "cut", quality_loss=0.4), told.append)
-    assert not [detail for detail in told if "epoch" in detail]
-
-
-def test_what_is_asked_of_retraining_decides_the_bytes(made: Made, wide: CompressJob) -> None:
-    def bytes_of(**retraining: Any) -> str:
-        settings = Retraining.model_validate({"epochs": 1, **retraining})
-        one = changed(wide, candidates=("pruned-50",), retraining=settings)
-        return search(one, lambda _: None).candidates[-1].blake3
-
-    found = [bytes_of(), bytes_of(soft=0.0), bytes_of(soft=1.0), bytes_of(lr=0.5)]
-    assert len(set(found)) == len(found)
-
-
-def test_a_student_no_smaller_than_its_teacher_is_reported(made: Made, wide: CompressJob) -> None:
-    found = search(changed(wide, candidates=("student-base", SMALL)), lambda _: None)
-    assert "a student must be smaller" in found.failed["student-base"]
-    assert [c.name for c in found.candidates] == [PLAIN, SMALL]
-
-
 def test_hopeless_networks_are_not_trained_and_it_is_said_why(
     made: Made, wide: CompressJob
 ) -> None:
     lazy = changed(
         wide,
-        candidates=("student-tiny", "pruned-50", "pruned-50+int8-static", "pruned-90"),
+        candidates=("student-base", "student-tiny", "pruned-50", "pruned-90"),
         exhaustive=False,
         exclude=("pruned-90",),
     )
     told: list[dict[str, Any]] = []
     found = search(lazy, told.append)
+    assert "a student must be smaller" in found.failed["student-base"]
     assert found.chosen == "student-tiny"
     assert "student-tiny is smaller" in found.skipped["pruned-50"]
     assert "budget.exclude" in found.skipped["pruned-90"]

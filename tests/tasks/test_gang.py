@@ -17,6 +17,7 @@ from tasks.ranks import Ranks
 from tasks.refs import Dataset, Weights
 from tasks.trainer import fit, restore
 from tests.tasks.conftest import Made
+from tests.tasks.samples import Word
 
 MODEL = mlp.Spec(size="tiny")
 TRAINING = Training(
@@ -75,10 +76,18 @@ def test_ranks_repeat_on_any_number_of_workers_and_go_on_after_one_was_killed(
     assert told[0]["epoch"] > 1, "it started anew instead of going on"
 
 
-def test_a_rank_that_fails_is_named_and_nobody_is_left(made: Made) -> None:
-    wanted = job("fails", made.trips, class_weights="balanced")
-    with pytest.raises(IsolatedError, match=r"rank \d of 2: .*a Regression has no classes"):
-        train(wanted)
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [("fail", "ValueError: SIGKILL"), ("die", r"ended without an answer \(SIGKILL\)")],
+)
+def test_a_rank_that_fails_is_named_and_nobody_is_left(
+    workers: Callable[[str], None], function: str, said: str
+) -> None:
+    with pytest.raises(IsolatedError, match=rf"rank \d of 3: .*{said}"):
+        gang.together(
+            f"tests.tasks.samples:{function}", Word(text="SIGKILL"), Weights, ranks=3,
+            stage="train", profile="fast", threads=1,
+        )  # fmt: skip
     left = [p for p in psutil.Process().children(recursive=True) if "RANK" in _environment(p)]
     _, alive = psutil.wait_procs(left, timeout=30)
     assert not alive

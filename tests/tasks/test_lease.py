@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -64,6 +67,24 @@ def test_what_a_dead_holder_left_is_taken_over(dead: str) -> None:
         assert holder(KEY).owner != dead
     assert {held.owner for held in asked} == {dead}
     assert holder(KEY).owner == ""
+
+
+def test_a_holder_of_this_machine_that_was_killed_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "SECONDS", 1e9)
+    hold = f"from tasks.lease import lease\nwith lease({KEY!r}): print('held', flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(LeaseError), lease(KEY, patience=1.0):
+        pass
+    process.kill()
+    with lease(KEY):
+        assert process.wait() == -signal.SIGKILL
+    process.communicate()
 
 
 def test_a_clock_that_jumps_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.digests import IntegrityError, Manifest, bytes_digest
 from models.images import Images, ImageSize
+from models.objectives import Regression
 from models.signature import MODEL_FILE, SIGNATURE_FILE
 from models.splits import ByHash
 from tasks import score_object as worker
@@ -45,7 +46,9 @@ def version(trained: Trained, verdict: Verdict) -> Version:
 
 @pytest.fixture
 def how(version: Version) -> Scoring:
-    return scoring(*served(LINE, version.number))
+    found = scoring(*served(LINE, version.number))
+    assert found.output == f"scored/{LINE}/{version.digest[:16]}/"
+    return found
 
 
 @pytest.fixture
@@ -151,6 +154,9 @@ def test_what_is_scored_is_not_scored_again(how: Scoring, prefix: str) -> None:
     again = run(how, prefix)
     assert again.observed == {"unchanged": True, "fresh_rows": 0}
     assert again.digest == first.digest
+    # A lost output is written again.
+    store().delete(str(objects(first)[f"{prefix}1.csv"].output))
+    assert run(how, prefix).observed["fresh_rows"] == 10
     # Another object, and one that was overwritten; what the old one gave stays.
     store().put(f"{prefix}3.csv", unlabelled(range(5)))
     store().put(f"{prefix}0.csv", unlabelled(range(7)))
@@ -282,6 +288,30 @@ def test_changed_cleaning_is_refused(version: Version) -> None:
     recipe = verified.recipe.model_copy(update={"stages": stages})
     with pytest.raises(ChangedCodeError, match="samples:clean has changed since"):
         scoring(found, verified.model_copy(update={"recipe": recipe}))
+
+
+def test_of_very_many_reasons_the_first_are_counted_one_by_one(
+    how: Scoring, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "REASONS", 2)
+    others = (f"{number},north,{word}" for number, word in enumerate("abca"))
+    store().put(f"{prefix}a.csv", unlabelled(range(5), *others))
+    texts = how.model_dump_json(), source(f"{prefix}a.csv").model_dump_json()
+    found = ScoredObject.model_validate_json(worker.score_object(*texts))
+    assert (found.rows, found.scored) == (9, 5)
+    assert {r.reason: r.rows for r in found.refusals} == {
+        "'a' is no number": 2,
+        "'b' is no number": 1,
+        worker.OTHER: 1,
+    }
+
+
+def test_a_line_that_generates_is_not_scored(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Regression, "steps", True)
+    with pytest.raises(ValueError, match="ask it through the model server"):
+        scoring(*served(LINE, version.number))
 
 
 def test_outputs_are_never_inputs(how: Scoring, prefix: str) -> None:

@@ -15,7 +15,7 @@ from models.padding import LENGTH, trimmed
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Gate, Optimizer, Training
 from models.waves import write_wave
-from tasks import candidates
+from tasks import candidates, score_object
 from tasks.compress import UNCOMPRESSED, search
 from tasks.dataset import partitions, tensors
 from tasks.evaluate import measure
@@ -64,7 +64,9 @@ def made(dask_service: None) -> Iterator[Made]:
         )
         budget = Budget(quality_loss=0.5, slowdown=100, candidates=("int8-dynamic",))
         artifact = search(
-            CompressJob(model=MODEL, budget=budget, dataset=dataset, weights=weights, threads=1),
+            CompressJob(
+                model=MODEL, training=TRAINING, budget=budget, dataset=dataset, weights=weights
+            ),
             lambda _: None,
         )
         yield Made(dataset, weights, report, artifact)
@@ -122,7 +124,7 @@ def test_the_served_model_hears_a_clip_and_refuses_what_is_none(made: Made) -> N
     heard = 0
     for number in range(20):
         read, rows = served.read(write_wave(say(text(number), number), RATE), "audio/wav")
-        (answer,) = served.predict(read)
+        (answer,) = served.answers(served.run(read))
         assert rows == 1
         assert 0 < answer["confidence"] <= 1
         heard += answer["transcript"] == text(number)
@@ -158,6 +160,7 @@ def test_the_exported_network_answers_as_the_trained_one_at_any_length(made: Mad
     assert bytes_digest(exported) == plain.blake3, "other clips lead to another graph"
     model = session(exported)
     np.testing.assert_allclose(served(model, inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(score_object.predict(model, inputs), expected, atol=1e-5)
     count = int(inputs[LENGTH][0])
     alone = {"spectrogram": inputs["spectrogram"][:1, :count], LENGTH: inputs[LENGTH][:1]}
     (found,) = model.run(None, alone)

@@ -1,7 +1,7 @@
 """How often drift is found where there is none, counted over draws, and where there is some.
 
-Draws come from a fixed seed, so a count is always the same. A rate of 5% gives more than 31 of 400,
-and more than 11 of 100, in one of a hundred experiments.
+Draws come from a fixed seed, so a count is always the same. A rate of 5% gives more than 24 of 300,
+and more than 7 of 60, in one of a hundred experiments.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from scipy.stats import ks_2samp
 
 from tasks.two_samples import Found, each_column, numbers, search, shares, together
 
-DRAWS, RATE, MOST = 400, 0.05, 31
-FEW, MOST_OF_FEW = 100, 11
+DRAWS, RATE, MOST = 300, 0.05, 24
+FEW, MOST_OF_FEW = 60, 7
 
 
 def rows(random: np.random.Generator, count: int, moved: float = 0.0) -> pl.DataFrame:
@@ -33,7 +33,7 @@ def alarm(tests: list[Found]) -> bool:
     return any(finding.drifted for finding in search({"fresh": tests}, RATE, 0.0))
 
 
-@pytest.mark.parametrize("counts", [(1000, 200), (300, 300), (200, 2000)])
+@pytest.mark.parametrize("counts", [(1000, 200), (300, 300)])
 def test_without_drift_a_search_is_alarmed_no_more_often_than_it_says(
     counts: tuple[int, int],
 ) -> None:
@@ -120,3 +120,8 @@ def test_rare_values_are_pooled_and_nothing_to_compare_is_no_drift() -> None:
     empty = pl.Series([None, None], dtype=pl.Float64)
     assert numbers("n", empty, pl.Series([1.0, 2.0])).p == 1.0
     assert search({}, RATE, 0.0) == []
+    constant = pl.DataFrame({"x": [1.0] * 100, "none": pl.Series([None] * 100, dtype=pl.Float64)})
+    for columns in (["x", "none"], ["none"]):
+        table = constant.select(columns)
+        assert together("all", table, table.head(60)) == Found("all", "classifier", 0.0, 1.0)
+        assert {f.p for f in each_column(table, table.head(60))} == {1.0}

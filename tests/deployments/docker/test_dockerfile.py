@@ -27,7 +27,6 @@ import json, pathlib, sys
 import boto3, deployments.serving.__main__, deployments.serving.app, uvicorn, uvloop, httptools
 from deployments.kubernetes import follow
 from models import catalog
-from securesystemslib import dsse, signer
 catalog.modules()
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """

@@ -43,6 +43,7 @@ from models.signature import (
 from models.tables import FittedCategory, FittedNumber, TableFeatures
 from models.trust import KEYS_SETTING, TRUSTED, PublicKey, Trust
 from models.version import Recipe, record
+from tests.deployments.serving.datatypes import EveryDatatype
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = (sys.executable, "-m", "deployments.serving")
@@ -210,6 +211,15 @@ def own_version(nodes: list[Any], numbers: Any) -> Version:
     return assemble("own", model, features, Regression(target="y", unit=""), sample)
 
 
+def product_version() -> Version:
+    """y = a times b."""
+    nodes = [
+        helper.make_node("Split", ["numbers"], ["a", "b"], axis=1),
+        helper.make_node("Mul", ["a", "b"], ["y"]),
+    ]
+    return own_version(nodes, np.array([[1, 2], [3, 4]], np.float32))
+
+
 def slow_version(line: str = "slow") -> Version:
     """prediction = (distance + hour) / 16, in milliseconds, and much less in a batch."""
     wide = np.full((2048, 2048), 2.0**-11, np.float32)
@@ -233,6 +243,32 @@ def slow_version(line: str = "slow") -> Version:
     numbers = np.array([[1, 2], [3, 4], [500, 6]], np.float32)
     sample = {"numbers": numbers, "prediction": numbers.sum(axis=1) / 16}
     return assemble(line, model, features, Regression(target="y", unit=""), sample)
+
+
+def every_version() -> Version:
+    """prediction = the sum of all elements of a row, from a tensor of each datatype."""
+    features = EveryDatatype()
+    specs = features.inputs
+    nodes = [
+        *(
+            helper.make_node("Cast", [spec.name], [f"{spec.name}.real"], to=TensorProto.FLOAT)
+            for spec in specs
+        ),
+        helper.make_node("Concat", [f"{spec.name}.real" for spec in specs], ["all"], axis=1),
+        helper.make_node("ReduceSum", ["all", "one"], ["prediction"], keepdims=0),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(
+            spec.name,
+            helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)),
+            ["n", 2],
+        )
+        for spec in specs
+    ]
+    outputs = [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])]
+    model = network(nodes, inputs, outputs, one=np.array([1], np.int64))
+    sample = features.tensors(2) | {"prediction": np.full(2, len(specs), np.float32)}
+    return assemble("every", model, features, Regression(target="y", unit=""), sample)
 
 
 def lookup_version() -> Version:
@@ -393,6 +429,22 @@ def own() -> Callable[..., Version]:
 @pytest.fixture(scope="session")
 def slow() -> Callable[..., Version]:
     return slow_version
+
+
+@pytest.fixture(scope="session")
+def every() -> Callable[..., Version]:
+    return every_version
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., Server]:
+    """Starts a server that its caller stops."""
+    return Server
+
+
+@pytest.fixture(scope="session")
+def product() -> Callable[..., Version]:
+    return product_version
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from deployments.local.store import environment, store
 from deployments.serving import capture as capturing
 from deployments.serving.capture import Capture, rates
 from deployments.serving.session import Served
+from models.tensors import TensorSpec
 
 RECORD = {"distance": 100.0, "hour": 3.0}
 
@@ -117,7 +118,8 @@ def test_a_setting_that_says_nothing_clear_stops_the_server(start: Any, tmp_path
 
 
 def served(line: str) -> Served:
-    return SimpleNamespace(line=line, digest="d" * 64)  # type: ignore[return-value]
+    numbers = TensorSpec(name="numbers", datatype="FP32", shape=(-1, 1))
+    return SimpleNamespace(line=line, digest="d" * 64, inputs=(numbers,))  # type: ignore[return-value]
 
 
 def batch(rows: int) -> dict[str, Any]:
@@ -134,6 +136,17 @@ def test_a_share_of_the_rows_of_the_named_lines_is_kept(tmp_path: Path) -> None:
     count = sum(int(path.name.split("-")[1]) for path in files)
     # Of 8,000 rows; six standard deviations.
     assert abs(count - 1600) < 6 * (8000 * 0.2 * 0.8) ** 0.5
+
+
+def test_rows_of_different_length_are_kept_in_one_file(tmp_path: Path) -> None:
+    with closing(Capture(tmp_path, {"some": 1.0}, seconds=600)) as capture:
+        for length in (3, 5):
+            rows = {"x": np.full((1, length), length, np.float32), "frames": np.array([length])}
+            capture.take(served("some"), rows)
+    [path] = tmp_path.glob("*/*/*.safetensors")
+    found = safetensors.numpy.load(path.read_bytes())
+    assert found["x"].tolist() == [[3, 3, 3, 0, 0], [5] * 5]
+    assert found["frames"].tolist() == [3, 5]
 
 
 def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path) -> None:

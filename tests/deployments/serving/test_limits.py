@@ -178,3 +178,34 @@ def test_a_megabyte_of_nesting_is_refused(shared: Any) -> None:
     for body in (b"[" * 90_000, b'{"a":' * 15_000, b'{"inputs":' + b"[" * 80_000):
         answer = shared.ask("POST", INFER, body)
         assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+
+
+def test_damaged_requests_never_fail_the_server(shared: Any, talk: Any, picture: bytes) -> None:
+    random = np.random.default_rng(5)
+    row = np.array([[3, 4]], np.float32)
+    size = {"parameters": {"binary_data_size": row.nbytes}}
+    one = {"name": "numbers", "datatype": "FP32", "shape": [1, 2]}
+    text = orjson.dumps({"id": "x", "inputs": [one | size], "outputs": [{"name": "prediction"}]})
+    length = {"inference_header_content_length": str(len(text))}
+    record = orjson.dumps({"distance": 3, "hour": 4})
+    asked = [
+        (INFER, BODY, {"content_type": "application/json"}),
+        (INFER, text + row.tobytes(), length),
+        ("/v1/lines/air-time/predict", record, {"content_type": "application/json"}),
+        ("/v1/lines/air-time/predict", b"distance,hour\n3,4\n", {"content_type": "text/csv"}),
+        (PREDICT, picture, {"content_type": "image/png"}),
+    ]
+    connection, statuses = shared.connect(), set()
+    for path, whole, headers in asked:
+        for _ in range(60):
+            body = bytearray(whole)
+            for at in random.integers(0, len(body), random.integers(1, 5)):
+                body[at] = random.integers(0, 256)
+            if random.random() < 0.3:
+                del body[random.integers(len(body) // 2, len(body)) :]
+            answer = talk(connection, "POST", path, bytes(body), **shared.bearer, **headers)
+            assert answer.status in (200, 400, 413, 422), (path, bytes(body), answer)
+            assert answer.status == 200 or set(answer.json) == {"error", "code", "request_id"}
+            statuses.add(answer.status)
+    connection.close()
+    assert {200, 400} <= statuses

@@ -202,8 +202,7 @@ def test_serving_needs_no_torch(tmp_path: Path, table: Any, image: Any, here: An
         f"repository = Repository(Path({str(tmp_path)!r}), Trust(Path({str(here.folder)!r})))\n"
         f"repository.load('air-time', '1', {table().digest!r})\n"
         f"repository.load('clothes', '1', {image().digest!r})\n"
-        # Not boto3: securesystemslib, which proves signatures, imports it where it is installed.
-        "unwanted = ('torch', 'tasks', 'flows', 'mlflow')\n"
+        "unwanted = ('torch', 'tasks', 'flows', 'mlflow', 'boto3')\n"
         "print([name for name in unwanted if name in sys.modules])"
     )
     root = Path(__file__).resolve().parents[3]

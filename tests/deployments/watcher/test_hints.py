@@ -12,8 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from starlette.applications import Starlette
 
-from deployments.watcher.hints import Hints, Pulse, follow_queue, from_message, from_webhook
-from deployments.watcher.webhook import application
+from deployments.watcher.hints import Hints, follow_queue, from_message, from_webhook
+from deployments.watcher.webhook import Pulse, application
 
 BUCKET = "modelmint"
 
@@ -67,6 +67,13 @@ def test_notifications_come_directly_through_sns_and_through_eventbridge(hints: 
     from_message(hints, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent"}))
     from_message(hints, notification("raw/four/x", bucket="other"))
     assert hints.wait(0) == {"one/", "two/", "three%/"}
+
+
+def test_ten_thousand_hints_of_one_line_are_one(hints: Hints) -> None:
+    for number in range(10_000):
+        hints.tell(f"raw/digits/{number % 7_000}")
+    assert hints.wait(0) == {"digits/"}
+    assert hints.wait(0) == set()
 
 
 def test_many_made_up_prefixes_are_one_look_at_everything(hints: Hints) -> None:

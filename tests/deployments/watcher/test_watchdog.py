@@ -148,6 +148,17 @@ def test_a_crashed_run_is_started_again_and_given_up_at_last(
     assert state(runs, run)[0] == StateType.CRASHED
 
 
+def test_what_failed_for_want_of_a_service_is_started_again_and_other_failures_are_not(
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog
+) -> None:
+    said = "Flow run encountered an exception: {}: s3://modelmint/x does not answer"
+    away = started(Pending(), Running(), Failed(message=said.format("StoreError")))
+    wrong = started(Pending(), Running(), Failed(message=said.format("ValueError")))
+    watchdog.look()
+    assert state(runs, away) == (StateType.SCHEDULED, RESUMED)
+    assert state(runs, wrong)[0] == StateType.FAILED
+
+
 def test_what_was_submitted_and_never_runs_is_submitted_again(
     runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
 ) -> None:

@@ -1,0 +1,274 @@
+"""The Open Inference Protocol v2 over gRPC: the same checks, keys, limits and batching as HTTP.
+
+A caller's key is in the metadata, `authorization: Bearer mm_...`. Outputs are raw contents, as
+Triton's are. `open_inference_grpc.proto` is the protocol's own (KServe, Apache-2.0); the module
+beside it is made by
+
+    python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. open_inference_grpc.proto
+
+with a protoc no newer than the oldest protobuf that is to run it.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from starlette.requests import Request
+
+from deployments.serving import metrics, tls
+from deployments.serving import open_inference_grpc_pb2 as pb
+from deployments.serving.access import Access, allow
+from deployments.serving.capture import Capture
+from deployments.serving.elements import pack
+from deployments.serving.folder import stamp
+from deployments.serving.grpc_messages import inputs, outputs
+from deployments.serving.http import Address, header, release, request_id
+from deployments.serving.inference import Call, Inference
+from deployments.serving.protocol import ProtocolError
+from deployments.serving.repository import Repository
+from deployments.serving.traffic import Traffic
+
+SERVICE = "inference.GRPCInferenceService"
+GRACE_SECONDS = 5.0
+OPEN = frozenset(("ServerLive", "ServerReady"))
+STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
+    422: grpc.StatusCode.FAILED_PRECONDITION, 429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}  # fmt: skip
+_log = logging.getLogger("modelmint.serving")
+
+
+class GrpcServer:
+    """The protocol's service at an address, within the event loop that runs it."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        access: Access,
+        inference: Inference,
+        traffic: Traffic,
+        capture: Capture | None,
+    ) -> None:
+        self._repository, self._access, self._inference = repository, access, inference
+        self._traffic, self._capture = traffic, capture
+
+    @asynccontextmanager
+    async def running(self, address: Address, largest: int) -> AsyncIterator[None]:
+        """Serve at an address the workers of one server share, messages up to `largest` bytes.
+
+        Raises OSError when it cannot listen there.
+        """
+        options = [
+            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_metadata_size", 16_384),
+            ("grpc.so_reuseport", 1),
+            # Only plain messages: what a compressed one unpacks to is not bounded here.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
+        ]
+        server = grpc.aio.server(options=options)
+        server.add_generic_rpc_handlers((self._handlers(),))
+        place = f"{address.host}:{address.port}"
+        try:
+            if address.certificate and address.private_key:
+                files = Path(address.private_key), Path(address.certificate)
+                server.add_secure_port(place, _credentials(*files))
+            else:
+                server.add_insecure_port(place)
+        except RuntimeError:
+            raise OSError(f"gRPC cannot listen at {place}: another process may") from None
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(GRACE_SECONDS)
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        methods: dict[str, tuple[Callable[[_Asked], Awaitable[Any]], Any]] = {
+            "ServerLive": (self.live, pb.ServerLiveRequest),
+            "ServerReady": (self.ready, pb.ServerReadyRequest),
+            "ModelReady": (self.model_ready, pb.ModelReadyRequest),
+            "ServerMetadata": (self.server_metadata, pb.ServerMetadataRequest),
+            "ModelMetadata": (self.model_metadata, pb.ModelMetadataRequest),
+            "ModelInfer": (self.infer, pb.ModelInferRequest),
+        }
+        handlers = {
+            # Bytes come and go: gRPC would log a caller's nonsense with a traceback.
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, kind))
+            for name, (method, kind) in methods.items()
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _guarded(
+        self, name: str, method: Callable[["_Asked"], Awaitable[Any]], kind: Any
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def answer(body: bytes, context: Any) -> Any:
+            start, message = time.perf_counter_ns(), kind()
+            asked, refusal = _Asked(message, context), None
+            request = asked.request
+            try:
+                if name not in OPEN:
+                    shown = header(request, b"authorization")
+                    request.state.key = self._access.keys.authenticate(shown)
+                    self._access.ledger.admit(request.state.key)
+                message.ParseFromString(body)
+                asked.name()
+                found = await method(asked)
+            except ProtocolError as error:
+                refusal = error
+            except DecodeError:
+                refusal = ProtocolError(400, f"the request is no {kind.DESCRIPTOR.name}")
+            except Exception as error:  # whatever it is, nothing of our inside is told
+                _log.exception("request %s failed: %s", request_id(request), type(error).__name__)
+                refusal = ProtocolError(500, "internal error: see the server's log", "internal")
+            if hasattr(request.state, "headers"):  # a version was to answer
+                status = refusal.status if refusal else 200
+                spent = time.perf_counter_ns() - start
+                self._traffic.note(request.scope["state"], status, spent)
+            if refusal is None:
+                context.set_trailing_metadata(asked.trailers())
+                return found.SerializeToString()
+            metrics.refused(refusal.status, refusal.code)
+            code = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
+            return await context.abort(code, refusal.message, asked.trailers(refusal))
+
+        return answer
+
+    async def live(self, _: "_Asked") -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ready(self, _: "_Asked") -> Any:
+        return pb.ServerReadyResponse(ready=True)
+
+    async def model_ready(self, asked: "_Asked") -> Any:
+        name, number = asked.message.name, asked.message.version
+        allow(asked.request, "read", name)
+        try:
+            line = self._repository.line(name)
+        except ProtocolError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=line.answers(number) if number else line.ready)
+
+    async def server_metadata(self, _: "_Asked") -> Any:
+        return pb.ServerMetadataResponse(name="modelmint", version=release())
+
+    async def model_metadata(self, asked: "_Asked") -> Any:
+        name, number = asked.message.name, asked.message.version
+        allow(asked.request, "read", name)
+        served = await anyio.to_thread.run_sync(self._repository.wake, name, number or None)
+        line = self._repository.line(name)
+        described = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=served.line,
+            versions=sorted((n for n in line.digests if line.answers(n)), key=int),
+            platform="onnxruntime_onnx",
+            inputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
+                    for s in served.inputs],
+            outputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
+                     for s in served.outputs],
+            properties={"digest": served.digest},
+        )  # fmt: skip
+
+    async def infer(self, asked: "_Asked") -> Any:
+        start, message, request = time.perf_counter(), asked.message, asked.request
+        allow(request, "predict", message.model_name)
+        request.path_params["name"] = message.model_name
+        request.path_params["version"] = message.model_version or None
+        served = await self._traffic.choose(request)
+        request.state.headers = served.headers
+        try:
+            tensors, wanted = inputs(message, served.inputs), outputs(message, served.outputs)
+        except ValueError as error:
+            raise ProtocolError(400, str(error)) from None
+        store = "no-store" not in (header(request, b"cache-control") or "")
+        due = asked.deadline(self._inference.seconds)
+        call = Call(request.state.key, served, message.ByteSize(), due, store)
+        found = await self._inference.run(call, tensors)
+        asked.hit = found.hit
+        answer = pb.ModelInferResponse(
+            model_name=served.line, model_version=served.number, id=message.id
+        )
+        for spec, _ in wanted:
+            array = found.outputs[spec.name]
+            answer.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
+            answer.raw_output_contents.append(pack(array))
+        rows = len(next(iter(tensors.values())))
+        self._inference.answered(call, "infer", start, rows, answer.ByteSize())
+        if self._capture is not None:
+            self._capture.take(served, tensors)
+        if mirrored := self._traffic.mirror(served, tensors):
+            await mirrored()  # puts it into a queue, or drops it
+        return answer
+
+
+class _Asked:
+    """A message, and the request it would be over HTTP: its headers are the metadata."""
+
+    def __init__(self, message: Any, context: Any) -> None:
+        self.message, self._context = message, context
+        metadata: Sequence[tuple[str, Any]] = context.invocation_metadata() or ()
+        fields = [
+            (name.encode(), value.encode("latin-1"))
+            for name, value in metadata
+            if isinstance(value, str)
+        ]
+        self.request = Request({"type": "http", "headers": fields, "path_params": {}, "state": {}})
+        self.hit: bool | None = None
+
+    def name(self) -> None:
+        """Let the message's id name the request where the metadata does not."""
+        headers, given = self.request.scope["headers"], str(getattr(self.message, "id", ""))
+        if given and not any(name == b"x-request-id" for name, _ in headers):
+            headers.append((b"x-request-id", given.encode()))
+            self.request.scope.pop("modelmint.headers", None)
+        request_id(self.request)
+
+    def deadline(self, seconds: float) -> float:
+        """When the answer is due, in the loop's time: the caller's deadline, at most `seconds`."""
+        left = self._context.time_remaining()
+        return asyncio.get_running_loop().time() + min(seconds, seconds if left is None else left)
+
+    def trailers(self, refusal: ProtocolError | None = None) -> tuple[tuple[str, str], ...]:
+        """What HTTP says in headers."""
+        found: dict[str, str] = {"x-request-id": request_id(self.request)}
+        found |= getattr(self.request.state, "headers", {})
+        if self.hit is not None:
+            found["modelmint-cache"] = "hit" if self.hit else "miss"
+        if refusal:
+            found["modelmint-code"] = refusal.code
+            if refusal.retry_after is not None:
+                found["retry-after"] = str(max(1, math.ceil(refusal.retry_after)))
+        return tuple(found.items())
+
+
+def _credentials(private_key: Path, certificate: Path) -> Any:
+    """TLS with a pair of files that are read again when they changed."""
+
+    def read() -> Any:
+        pair = private_key.read_bytes(), certificate.read_bytes()
+        return grpc.ssl_server_certificate_configuration([pair])
+
+    seen = [stamp(private_key), stamp(certificate)]
+
+    def changed() -> Any:
+        now = [stamp(private_key), stamp(certificate)]
+        if now == seen:
+            return None
+        try:
+            tls.check(str(certificate), str(private_key))
+            seen[:] = now
+            return read()
+        except OSError:  # it is told by the HTTP side, and the one before still counts
+            return None
+
+    return grpc.dynamic_ssl_server_credentials(read(), changed)

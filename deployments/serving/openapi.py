@@ -1,0 +1,227 @@
+"""The OpenAPI 3.1 document: every route there is, with the words and schemas known for it."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.routing import Route
+
+Json = dict[str, Any]
+_JSON, _BINARY = "application/json", "application/octet-stream"
+
+
+def _object(required: tuple[str, ...] = (), /, **properties: Json) -> Json:
+    found: Json = {"type": "object", "properties": properties}
+    return found | ({"required": list(required)} if required else {})
+
+
+def _array(items: Json, **more: Any) -> Json:
+    return {"type": "array", "items": items, **more}
+
+
+_TEXT: Json = {"type": "string"}
+_NUMBER: Json = {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"}
+_DIGEST: Json = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_DATATYPES = [
+    "BOOL", *(f"{u}INT{bits}" for u in ("U", "") for bits in (8, 16, 32, 64)),
+    "FP16", "FP32", "FP64", "BYTES",
+]  # fmt: skip
+_TENSOR = {
+    "name": _TEXT,
+    "datatype": {"enum": _DATATYPES},
+    "shape": _array({"type": "integer"}),
+    "data": {"description": "Flat or nested values in row-major order; null is NaN."},
+    "parameters": _object(binary_data_size={"type": "integer", "minimum": 0}),
+}
+SCHEMAS: Json = {
+    "Error": _object(("error", "code", "request_id"), error=_TEXT, code=_TEXT, request_id=_TEXT),
+    "InferRequest": _object(
+        ("inputs",),
+        id=_TEXT,
+        inputs=_array(_object(("name", "datatype", "shape"), **_TENSOR), minItems=1),
+        outputs=_array(_object(("name",), name=_TEXT, parameters={"type": "object"})),
+        parameters=_object(binary_data_output={"type": "boolean"}),
+    ),
+    "InferResponse": _object(
+        ("model_name", "model_version", "outputs"),
+        model_name=_TEXT,
+        model_version=_NUMBER,
+        id=_TEXT,
+        outputs=_array(_object(("name", "datatype", "shape"), **_TENSOR)),
+    ),
+    "Predictions": _object(
+        ("line", "version", "digest", "predictions"),
+        line=_TEXT,
+        version=_NUMBER,
+        digest=_DIGEST,
+        predictions=_array({"type": "object"}),
+    ),
+    "Explanation": _object(
+        ("line", "version", "digest", "method", "explained", "value", "attributions"),
+        line=_TEXT,
+        version=_NUMBER,
+        digest=_DIGEST,
+        method={"enum": ["occlusion", "shapley_sampling"]},
+        explained=_TEXT,
+        value={"type": "number"},
+        attributions=_array({}),
+        png={"type": "string", "contentEncoding": "base64"},
+    ),
+}
+
+
+def _schema(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_PAYLOAD: Json = {
+    "application/json": {"schema": {"description": "A record or a list of them, or a prompt."}},
+    "text/csv": {"schema": _TEXT},
+    "text/plain": {"schema": _TEXT},
+    "audio/wav": {"schema": {"type": "string", "format": "binary"}},
+    "image/png": {"schema": {"type": "string", "format": "binary"}},
+    "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+}
+_LOAD = _object(
+    ("parameters",),
+    parameters=_object(("version", "digest"), version=_NUMBER, digest=_DIGEST, source=_TEXT),
+)
+_UNLOAD = _object(("parameters",), parameters=_object(("version",), version=_NUMBER))
+_KEY = _object(
+    ("tenant", "scopes"),
+    tenant=_TEXT,
+    scopes=_array(_TEXT, minItems=1),
+    expires={"type": "string", "format": "date-time"},
+    limits={"type": "object"},
+)
+_REASON = _object(version=_NUMBER, reason=_TEXT)
+_CANARY = _object(
+    ("version",),
+    version=_NUMBER,
+    percent={"type": "number", "exclusiveMinimum": 0, "maximum": 100},
+    tenant=_TEXT,
+    by={"enum": ["request", "key"]},
+)
+_SHADOW = _object(("version",), version=_NUMBER)
+_ROTATE = _object(grace={"type": "number", "minimum": 0}, expires=_KEY["properties"]["expires"])
+
+# Summary, request content, response schema. A version in the path changes none of them.
+KNOWN: dict[tuple[str, str], tuple[str, Json | None, Json]] = {
+    ("GET", "/"): ("Lines, their versions and defaults", None, {"type": "object"}),
+    ("GET", "/v2"): ("This server and its extensions", None, {"type": "object"}),
+    ("GET", "/v2/health/live"): ("Whether it runs", None, {"type": "object"}),
+    ("GET", "/v2/health/ready"): ("Whether it answers", None, {"type": "object"}),
+    ("GET", "/metrics"): ("Metrics for Prometheus, as text", None, _TEXT),
+    ("GET", "/v2/models/{name}"): ("A model's tensors", None, {"type": "object"}),
+    ("GET", "/v2/models/{name}/ready"): ("Whether a model answers", None, {"type": "object"}),
+    ("POST", "/v2/models/{name}/infer"): (
+        "Outputs for tensors (Open Inference Protocol v2)",
+        {_JSON: {"schema": _schema("InferRequest")}, _BINARY: {"schema": {"type": "string"}}},
+        _schema("InferResponse"),
+    ),
+    ("GET", "/v1/lines/{name}"): ("What a line takes and gives", None, {"type": "object"}),
+    ("GET", "/v1/lines/{name}/provenance"): ("The signed provenance", None, {"type": "object"}),
+    ("POST", "/v1/lines/{name}/predict"): (
+        "Answers for an image, a record or rows", _PAYLOAD, _schema("Predictions")
+    ),
+    ("POST", "/v1/lines/{name}/explain"): (
+        "What the answer for one row rests on", _PAYLOAD, _schema("Explanation")
+    ),
+    ("POST", "/v1/lines/{name}/promote"): (
+        "Let a loaded version answer by default",
+        {_JSON: {"schema": _REASON | {"required": ["version"]}}}, {"type": "object"},
+    ),
+    ("POST", "/v1/lines/{name}/rollback"): (
+        "Let an earlier version answer again", {_JSON: {"schema": _REASON}}, {"type": "object"}
+    ),
+    ("POST", "/v1/lines/{name}/record"): (
+        "Write promotions into the store's record", None, {"type": "object"}
+    ),
+    ("GET", "/v1/lines/{name}/canary"): ("What a canary did", None, {"type": "object"}),
+    ("POST", "/v1/lines/{name}/canary"): (
+        "Let a version answer a share of the requests", {_JSON: {"schema": _CANARY}},
+        {"type": "object"},
+    ),
+    ("POST", "/v1/lines/{name}/canary/end"): ("End the canary", None, {"type": "object"}),
+    ("GET", "/v1/lines/{name}/shadow"): ("How a shadow compares", None, {"type": "object"}),
+    ("POST", "/v1/lines/{name}/shadow"): (
+        "Have a version compute requests again", {_JSON: {"schema": _SHADOW}}, {"type": "object"}
+    ),
+    ("POST", "/v1/lines/{name}/shadow/end"): ("End the shadow", None, {"type": "object"}),
+    ("GET", "/v1/requests/{id}"): ("Which version answered a request", None, {"type": "object"}),
+    ("POST", "/v2/repository/index"): (
+        "Versions and their states",
+        {_JSON: {"schema": _object(ready={"type": "boolean"})}}, _array({"type": "object"}),
+    ),
+    ("POST", "/v2/repository/models/{name}/load"): (
+        "Verify and load a version", {_JSON: {"schema": _LOAD}}, {"type": "object"}
+    ),
+    ("POST", "/v2/repository/models/{name}/unload"): (
+        "Stop serving a version", {_JSON: {"schema": _UNLOAD}}, {"type": "object"}
+    ),
+    ("GET", "/v1/keys"): ("All keys, without secrets", None, {"type": "object"}),
+    ("POST", "/v1/keys"): ("Make a key", {_JSON: {"schema": _KEY}}, {"type": "object"}),
+    ("POST", "/v1/keys/{id}/rotate"): (
+        "Give a key a new secret", {_JSON: {"schema": _ROTATE}}, {"type": "object"}
+    ),
+    ("POST", "/v1/keys/{id}/revoke"): ("Let a key in no more", None, {"type": "object"}),
+    ("GET", "/v1/usage"): ("What keys used", None, {"type": "object"}),
+    ("GET", "/v1/audit"): ("What was changed, by whom", None, {"type": "object"}),
+}  # fmt: skip
+_QUERIES: dict[str, list[tuple[str, Json]]] = {
+    "/v1/lines/{name}/explain": [("label", _TEXT)],
+    "/v1/usage": [("days", {"type": "integer", "minimum": 0, "maximum": 366})],
+    "/v1/audit": [("after", {"type": "integer", "minimum": 0})],
+}
+_OPEN = ("/v2/health/live", "/v2/health/ready")
+
+
+def document(routes: Iterable[Route], release: str) -> Json:
+    """The document of a server with these routes."""
+    paths: Json = {}
+    for route in routes:
+        for method in sorted((route.methods or set()) - {"HEAD"}):
+            operation = _operation(method, route.path)
+            paths.setdefault(route.path, {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Modelmint model server", "version": release},
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}],
+    }
+
+
+def _operation(method: str, path: str) -> Json:
+    general = path.replace("/versions/{version}", "")
+    summary, content, answer = KNOWN.get(
+        (method, general), (f"{method} {path}", None, {"type": "object"})
+    )
+    kind = "text/plain" if answer is _TEXT else _JSON
+    error = {"description": "Refused", "content": {_JSON: {"schema": _schema("Error")}}}
+    found: Json = {
+        "summary": summary,
+        "operationId": method.lower() + re.sub(r"\W+", "_", path).rstrip("_"),
+        "responses": {
+            "200": {"description": "Done", "content": {kind: {"schema": answer}}},
+            "default": error,
+        },
+    }
+    named = re.findall(r"{(\w+)}", path)
+    parameters = [_parameter("path", name, _NUMBER if name == "version" else _TEXT)
+                  for name in named]  # fmt: skip
+    parameters += [_parameter("query", *query) for query in _QUERIES.get(general, [])]
+    if parameters:
+        found["parameters"] = parameters
+    if content is not None:
+        found["requestBody"] = {"required": True, "content": content}
+    if path in _OPEN:
+        found["security"] = []
+    return found
+
+
+def _parameter(place: str, name: str, schema: Json) -> Json:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema}

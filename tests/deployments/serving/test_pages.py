@@ -1,0 +1,174 @@
+"""The page as a browser shows it, and the routes and documents behind it."""
+
+import base64
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+BROWSER = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def page(shared: Any) -> Iterator[Any]:
+    """A browser at the page of the server; fails on what the page's script throws or blocks."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1400})
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and problems.append(said.text))
+        page.goto(f"http://127.0.0.1:{shared.port}/")
+        yield page
+        browser.close()
+    assert not [one for one in problems if "status of 4" not in one], problems
+
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium (Debian: chromium)")
+
+
+def opened(page: Any, shared: Any) -> None:
+    page.get_by_label("API key").fill(shared.key)
+    page.get_by_role("button", name="Open").click()
+    page.get_by_role("heading", name="air-time").wait_for()
+
+
+@needs_browser
+def test_a_wrong_key_is_told(page: Any, shared: Any) -> None:
+    page.get_by_label("API key").fill("mm_000000000000_x")
+    page.get_by_role("button", name="Open").click()
+    page.get_by_text("this key is not known here").wait_for()
+    assert page.get_by_role("heading", name="air-time").count() == 0
+
+
+@needs_browser
+def test_a_record_is_predicted_and_explained(page: Any, shared: Any) -> None:
+    opened(page, shared)
+    line = page.get_by_role("region", name="air-time", exact=True)
+    line.get_by_label("distance (mi)").fill("3")
+    line.get_by_label("hour (h)").fill("4")
+    line.get_by_label("Version", exact=True).select_option("2")
+    line.get_by_role("button", name="Predict").click()
+    answer = line.get_by_role("region", name="Answer of air-time")
+    answer.get_by_text("21 min").wait_for()
+    line.get_by_role("button", name="Explain").click()
+    answer.get_by_text("for a mean row").wait_for()
+    assert answer.get_by_role("row", name=re.compile("hour 4 .8")).count() == 1
+
+
+@needs_browser
+def test_an_image_is_predicted_and_explained_by_keyboard(
+    page: Any, shared: Any, picture: bytes, tmp_path: Path
+) -> None:
+    opened(page, shared)
+    file = tmp_path / "coat.png"
+    file.write_bytes(picture)
+    line = page.get_by_role("region", name="clothes", exact=True)
+    line.get_by_label("Drop or choose an image").set_input_files(file)
+    line.get_by_role("button", name="Predict").press("Enter")
+    answer = line.get_by_role("region", name="Answer of clothes")
+    answer.get_by_text("kind: coat").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    answer.get_by_role("img", name=re.compile("Heat map")).wait_for()
+    assert answer.get_by_role("img").evaluate("node => node.naturalWidth") == 28
+    if folder := os.environ.get("SCREENSHOTS"):
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.screenshot(path=Path(folder) / f"{scheme}.png", full_page=True)
+
+
+@needs_browser
+def test_provenance_metrics_and_operations_are_shown(
+    page: Any, shared: Any, picture: bytes
+) -> None:
+    answer = shared.ask("POST", "/v1/lines/clothes/predict", picture, content_type="image/png")
+    assert answer.status == 200
+    opened(page, shared)
+    line = page.get_by_role("region", name="clothes", exact=True)
+    line.get_by_text("show").click()
+    line.get_by_role("row", name=re.compile("model.onnx [0-9a-f]{64}")).wait_for()
+    page.get_by_role("region", name="Live").get_by_role(
+        "row", name=re.compile("clothes")
+    ).first.wait_for()
+    operation = page.locator("details", has=page.locator("#get_v2_models_name-name"))
+    operation.locator("summary").click()
+    operation.get_by_label("name").fill("clothes")
+    operation.get_by_role("button", name="Send").click()
+    operation.get_by_role("status").get_by_text('"platform":"onnxruntime_onnx"').wait_for()
+
+
+@needs_browser
+def test_every_control_has_a_name_and_dark_is_dark(page: Any, shared: Any) -> None:
+    opened(page, shared)
+    nameless = """() => [...document.querySelectorAll("input, select, textarea, button")]
+        .filter(one => !(one.labels?.length || one.textContent.trim()))
+        .map(one => one.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    brightness = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        colour = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        brightness[scheme] = sum(map(int, re.findall(r"\d+", colour)[:3]))
+    assert brightness["light"] > 600
+    assert brightness["dark"] < 150
+
+
+def test_the_page_is_for_browsers_and_asks_nobody_else(shared: Any) -> None:
+    answer = shared.ask("GET", "/", accept="text/html,*/*;q=0.8", authorization="")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    # Nothing is fetched from elsewhere.
+    assert b"http://" not in answer.body
+    assert b"https://" not in answer.body
+    assert shared.ask("GET", "/", accept="application/json").json["lines"]
+    assert shared.ask("GET", "/", authorization="").status == 401
+
+
+def test_a_line_says_what_it_takes_and_gives(shared: Any) -> None:
+    found = shared.ask("GET", "/v1/lines/clothes").json
+    assert (found["takes"]["kind"], found["takes"]["height"]) == ("image", 28)
+    assert found["gives"] == {"target": "kind", "labels": ["boot", "coat", "dress"]}
+    found = shared.ask("GET", "/v1/lines/air-time/versions/2").json
+    assert [one["name"] for one in found["takes"]["numbers"]] == ["distance", "hour"]
+    assert found["gives"] == {"target": "air_time", "unit": "min"}
+    assert shared.ask("GET", "/v1/lines/nothing").status == 404
+
+
+def test_provenance_is_the_signed_statement(shared: Any) -> None:
+    answer = shared.ask("GET", "/v1/lines/air-time/versions/2/provenance")
+    statement = orjson.loads(base64.b64decode(answer.json["payload"]))
+    assert "model.onnx" in {one["name"] for one in statement["subject"]}
+    assert answer.headers["modelmint-version"] == "2"
+    made = shared.ask("POST", "/v1/keys", {"tenant": "a", "scopes": ["predict:*"]})
+    bearer = {"authorization": f"Bearer {made.json['key']}"}
+    assert shared.ask("GET", "/v1/lines/air-time/provenance", **bearer).status == 403
+
+
+def test_the_document_describes_every_route(shared: Any) -> None:
+    found = shared.ask("GET", "/openapi.json", authorization="").json
+    assert found["openapi"] == "3.1.0"
+    operations = [one for path in found["paths"].values() for one in path.values()]
+    names = [one["operationId"] for one in operations]
+    assert len(names) == len(set(names)) > 25
+    assert not [one["summary"] for one in operations if "/" in one["summary"]]  # words for each
+    text = orjson.dumps(found).decode()
+    for name in re.findall(r'"#/components/schemas/(\w+)"', text):
+        assert name in found["components"]["schemas"]
+    for path, methods in found["paths"].items():
+        named = set(re.findall(r"{(\w+)}", path))
+        for operation in methods.values():
+            given = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+            assert given == named
+        # What it lists is there: no path of it is unknown to the server.
+        filled = path.replace("{version}", "1").replace("{name}", "air-time")
+        for method in methods:
+            answer = shared.ask(method.upper(), filled.replace("{id}", "0" * 12))
+            assert answer.status == 200 or answer.json["code"] not in ("not_found", "http_error")
