@@ -1,7 +1,7 @@
 """Routes about callers: their keys, what they used, and the log of what was done."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments.serving.access import Access, allow
-from deployments.serving.http import as_json, as_object
+from deployments.serving.http import Body, as_json, as_object
 from deployments.serving.keys import EVERYTHING, ApiKey, Limits, refused
 from deployments.serving.protocol import ProtocolError
 
@@ -25,7 +25,7 @@ GRACE_SECONDS = 3600.0
 class Accounts:
     """Keys, usage and audit log over HTTP; `body` reads a request's body within limits."""
 
-    def __init__(self, access: Access, body: Callable[[Request], Awaitable[bytes]]) -> None:
+    def __init__(self, access: Access, body: Body) -> None:
         self._access, self._body = access, body
 
     def routes(self) -> list[Route]:

@@ -3,7 +3,7 @@
 Each is logged before it is done, and answers once every worker has done it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments.serving.access import Access, allow
-from deployments.serving.http import as_json, as_object, parameters, texts
+from deployments.serving.http import Body, as_json, as_object, parameters, texts
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.recorder import Recorder
 from deployments.serving.repository import Repository
@@ -33,7 +33,7 @@ class Control:
         repository: Repository,
         access: Access,
         recorder: Recorder,
-        body: Callable[[Request], Awaitable[bytes]],
+        body: Body,
     ) -> None:
         self._repository, self._access, self._body = repository, access, body
         self._recorder = recorder

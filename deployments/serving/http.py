@@ -7,7 +7,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import anyio.to_thread
@@ -59,6 +59,10 @@ def request_id(request: Request) -> str:
 def media_type(request: Request) -> str:
     """The content type without parameters, lower case; JSON when none is given."""
     return (header(request, b"content-type") or JSON).partition(";")[0].strip().lower()
+
+
+Body = Callable[[Request], Awaitable[bytes]]
+"""Reads a request's whole body within a server's limits; raises ProtocolError."""
 
 
 async def read_body(request: Request, largest: int, seconds: float) -> bytes:

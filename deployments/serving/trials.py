@@ -1,6 +1,5 @@
 """Routes of versions that are being tried: canary and shadow, their start, end and comparison."""
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments.serving.access import Access, allow
-from deployments.serving.http import as_json, as_object
+from deployments.serving.http import Body, as_json, as_object
 from deployments.serving.keys import refused
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
@@ -31,7 +30,7 @@ class Trials:
         repository: Repository,
         access: Access,
         traffic: Traffic,
-        body: Callable[[Request], Awaitable[bytes]],
+        body: Body,
     ) -> None:
         self._repository, self._access, self._traffic = repository, access, traffic
         self._body = body
