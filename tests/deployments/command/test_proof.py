@@ -106,6 +106,6 @@ def test_a_service_that_does_not_answer_is_exit_code_two(
 
 
 def test_a_version_that_was_never_registered_is_exit_code_two(bucket: str) -> None:
-    found = run("verify", "diabetes", "1")
+    found = run("verify", "cifar", "1")
     assert found.exit_code == 2
-    assert "diabetes has no version 1" in found.stderr
+    assert "cifar has no version 1" in found.stderr
