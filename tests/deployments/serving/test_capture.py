@@ -117,9 +117,9 @@ def test_a_setting_that_says_nothing_clear_stops_the_server(start: Any, tmp_path
         start(tmp_path / "repository", environment={"MODELMINT_CAPTURE": "digits"})
 
 
-def served(line: str) -> Served:
-    numbers = TensorSpec(name="numbers", datatype="FP32", shape=(-1, 1))
-    return SimpleNamespace(line=line, digest="d" * 64, inputs=(numbers,))  # type: ignore[return-value]
+def served(line: str, *names: str) -> Served:
+    inputs = [TensorSpec(name=n, datatype="FP32", shape=(-1, 1)) for n in names or ("numbers",)]
+    return SimpleNamespace(line=line, digest="d" * 64, inputs=inputs)  # type: ignore[return-value]
 
 
 def batch(rows: int) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_rows_of_different_length_are_kept_in_one_file(tmp_path: Path) -> None:
     with closing(Capture(tmp_path, {"some": 1.0}, seconds=600)) as capture:
         for length in (3, 5):
             rows = {"x": np.full((1, length), length, np.float32), "frames": np.array([length])}
-            capture.take(served("some"), rows)
+            capture.take(served("some", *rows), rows)
     [path] = tmp_path.glob("*/*/*.safetensors")
     found = safetensors.numpy.load(path.read_bytes())
     assert found["x"].tolist() == [[3, 3, 3, 0, 0], [5] * 5]
