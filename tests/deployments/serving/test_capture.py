@@ -1,42 +1,22 @@
 """Captured inputs: from requests to a real server into a real store; and without a store."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from deployments.local.store import environment, store
 from deployments.serving import capture as capturing
 from deployments.serving.capture import Capture, rates
 from deployments.serving.session import Served
 from models.tensors import TensorSpec
 
 RECORD = {"distance": 100.0, "hour": 3.0}
-
-
-@pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A client of a store with an empty bucket `modelmint`, and the server's environment."""
-    home = tmp_path_factory.mktemp("store")
-    with store(home).use() as running:
-        found = environment(home, running)
-        client = boto3.client(
-            "s3",
-            endpoint_url=found["AWS_ENDPOINT_URL"],
-            aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
-            region_name=found["AWS_REGION"],
-        )
-        client.create_bucket(Bucket="modelmint")
-        yield client, found
-        client.close()
 
 
 def keys(client: Any) -> list[str]:
