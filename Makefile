@@ -3,6 +3,7 @@
 # make check   formatter, linter, types, import rule
 # make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...)
 # make faults       kills, outages and restarts of the whole stack: nothing missed, nothing twice
+# make reinstalled  a version replayed with its libraries installed anew (minutes)
 # make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
 
 LINE ?= digits
@@ -10,7 +11,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks images production faults clean
+.PHONY: run test check benchmarks images production faults reinstalled clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -40,6 +41,9 @@ images:
 	  --build-arg BASE=$(BASE) --ignorefile deployments/docker/Dockerfile.dockerignore \
 	  --file deployments/docker/Dockerfile --target $$target $(BUILD_ARGS) \
 	  --tag modelmint/$$target . || exit 1; done
+
+reinstalled: .venv/developer
+	$(BIN)/python -m pytest -m slow tests/flows/test_replay.py
 
 production: .venv/developer
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[production]'

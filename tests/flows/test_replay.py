@@ -6,22 +6,26 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.produce import Production
+from flows.produce import Production, produce
 from flows.replay import replay, replay_sample
 from models import catalog
 from models.attestation import UntrustedError
 from models.digests import IntegrityError
 from models.signature import PROVENANCE_FILE, VERSION_FILE
-from tasks import tracking
+from models.spec import Gate
+from tasks import provenance, tracking
 from tasks.folders import StoredFolder
+from tasks.land import land
 from tasks.promotion import version_folder
+from tasks.recorded import CannotReplayError
 from tasks.snapshot import raw_prefix
 from tasks.store import store
 from tasks.verify import verify
-from tests.conftest import environment, new_bucket
+from tests.conftest import environment, new_bucket, tell_workers
 
 LINE = "diabetes"
 ROOT = Path(__file__).parent.parent.parent
@@ -67,7 +71,9 @@ def test_the_nightly_sample_proves_the_version_proven_longest_ago(first: Product
     assert first.version.number >= 1
 
 
-def command(*words: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *words: str, root: Path = ROOT, seconds: float = 300, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """`modelmint` of a checkout in a process of its own, against the same services."""
     return subprocess.run(
         [sys.executable, "-m", "modelmint", *words, "--json"],
@@ -75,7 +81,7 @@ def command(*words: str, root: Path = ROOT, **variables: str) -> subprocess.Comp
         env={**os.environ, "PYTHONPATH": str(root), **variables},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
         check=False,
     )
 
@@ -107,6 +113,33 @@ def test_changed_code_runs_the_recorded_code_or_says_what_differs(
     answer = json.loads(here.stdout)
     assert (answer["verdict"], answer["first_difference"]) == ("differs", "compress")
     assert answer["code"] == "this checkout"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_recorded_libraries_are_installed_or_the_one_that_cannot_be_is_named(
+    first: Production, tmp_path: Path
+) -> None:
+    """Minutes of pip; `make reinstalled` runs it."""
+    words = ("replay", LINE, str(first.version.number), "--stage", "compress", "--install")
+    settings = {"MODELMINT_ENVIRONMENTS": str(tmp_path)}
+    found = command(*words, **settings, PIP_NO_INDEX="1")
+    assert found.returncode == 2, found.stderr[-2000:]
+    reason = json.loads(found.stdout)["reason"]
+    assert "the lock cannot be installed" in reason
+    named = [
+        name for name, number in provenance.installed().items() if f"{name}=={number}" in reason
+    ]
+    assert len(named) == 1, reason
+
+    found = command(*words, **settings, seconds=3000)
+    assert found.returncode == 0, found.stderr[-2000:]
+    answer = json.loads(found.stdout)
+    assert (answer["verdict"], answer["code"]) == ("identical", "the recorded code")
+    [python] = tmp_path.glob("*/bin/python")
+    version = "from importlib.metadata import version; print(version('onnxruntime'))"
+    ran = subprocess.run([python, "-c", version], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == provenance.installed()["onnxruntime"]
 
 
 def test_nothing_ambient_reaches_the_version_digest(
@@ -159,6 +192,60 @@ def test_a_missing_raw_object_is_exit_code_two(first: Production) -> None:
     assert "cannot be replayed here" in answer["error"]
     assert "missing raw object" in answer["reason"]
     assert "first.csv" in answer["reason"]
+
+
+def other_values(content: bytes) -> bytes:
+    """A table of the same size with another value in its last row."""
+    changed = content[:-3] + (b"7\n" if content[-3:-2] != b"7" else b"8\n")
+    return changed.ljust(len(content), b"\n")
+
+
+def test_an_overwritten_raw_object_is_named(first: Production) -> None:
+    """The bucket keeps no versions, so what was read is gone."""
+    key = raw_prefix(catalog.find(LINE).data) + "first.csv"
+    content = store().get(key).content
+    store().put(key, other_values(content))
+    try:
+        with pytest.raises(CannotReplayError, match=rf"missing object: .*{key} changed since"):
+            replay(LINE, first.version.number, "clean")
+    finally:
+        store().put(key, content)
+
+
+def test_an_overwritten_raw_object_of_a_versioned_bucket_is_read_as_it_was(
+    first: Production,
+) -> None:
+    line = catalog.find(LINE)
+    training = line.training.model_copy(update={"epochs": 1})
+    key = raw_prefix(line.data) + "first.csv"
+    with new_bucket() as bucket:
+        tell_workers(bucket)
+        versioning: Any = {"Status": "Enabled"}
+        store().client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=versioning)
+        land(line)
+        # Refused, so that it is not deployed to the server the other tests ask.
+        made = produce(LINE, training=training, gate=Gate(floors={"rmse": 0.001}))
+        number = made.version.number
+        try:
+            recorded = store().get(key)
+            assert recorded.version
+            store().put(key, other_values(recorded.content))
+            assert store().get(key).version != recorded.version
+            found = replay(LINE, number, "clean")
+            assert found.verdict == "identical"
+            store().delete(key)
+            assert replay(LINE, number, "clean").verdict == "identical"
+            store().client.delete_object(Bucket=bucket, Key=key, VersionId=recorded.version)
+            with pytest.raises(CannotReplayError, match=rf"missing raw object: .*{key} is gone"):
+                replay(LINE, number, "clean")
+        finally:
+            tracking.client().delete_model_version(LINE, str(number))
+            tell_workers(first_bucket(first))
+
+
+def first_bucket(first: Production) -> str:
+    """The bucket that all tests of this package share."""
+    return first.version.source.removeprefix("s3://").partition("/")[0]
 
 
 def test_a_version_signed_by_nobody_trusted_is_exit_code_two(
