@@ -88,7 +88,7 @@ def screen(console: Console, title: str, found: Production, example: dict[str, A
         head,
         _table("Quality on the test rows", quality_table(found.report, verdict)),
         _table(
-            "Compression (CPU time of 1 and 32 rows, memory)", compression_table(found.artifact)
+            "Compression (CPU time of 1, 32 rows)", compression_table(found.artifact)
         ),
         judged,
     ]
