@@ -20,19 +20,13 @@ from tasks.store import BUCKET_SETTING
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
-SHARED = (TESTS / "flows",)
-"""Folders whose files share what is dear to make: one process runs them all."""
 LONGEST = (TESTS / "flows", TESTS / "test_modelmint.py", TESTS / "deployments", TESTS / "tasks")
 """What starts first, so that no process ends alone."""
 _numbers = count(1)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file is the unit that pytest-xdist hands to its processes; the longest come first."""
-    for item in items:
-        shared = [folder for folder in SHARED if folder in item.path.parents]
-        item.add_marker(pytest.mark.xdist_group(str(shared[0] if shared else item.path)))
+    """The longest files come first; pytest-xdist hands them to its processes one by one."""
     items.sort(key=lambda item: _place(item.path))
 
 
