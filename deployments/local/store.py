@@ -24,6 +24,9 @@ from models.files import write
 
 REGION = "us-east-1"
 MIB = 1 << 20
+DISK = 200 * MIB
+"""Bytes of free disk below which it does not start and takes no more objects."""
+VOLUMES = 100_000
 # It looks for a file of this name in its working directory.
 NOTIFICATION = "notification.toml"
 # Everything but the S3 port has no authentication: all of it stays on loopback.
@@ -41,11 +44,15 @@ def store(home: Path) -> Service:
         ports=PORTS,
         paired=True,
         # It looks for further configuration in the home folder of its user.
-        environment=lambda _: {"HOME": str(state)},
+        environment=lambda _: {
+            "HOME": str(state),
+            # Each new bucket would take seven volumes at once.
+            "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+        },
         # It would take the user's own AWS keys for those of another administrator.
         hidden=("AWS_", "WEED_"),
         tidy=_remove_sockets,
-        disk=200 * MIB,
+        disk=DISK,
         # Writers are drained within milliseconds; what follows is the wait described above.
         stop_timeout=1.0,
     )
@@ -103,7 +110,10 @@ def _command(state: Path, ports: Ports) -> list[str]:
         "-master.volumeSizeLimitMB=128",
         f"-master.port={ports['master']}",
         f"-volume.port={ports['volume']}",
-        "-volume.max=0",
+        # Zero would allow as many as fit on the disk were they all full, and refuse new buckets
+        # on a disk that has room.
+        f"-volume.max={VOLUMES}",
+        f"-volume.minFreeSpace={DISK // MIB}MiB",
         # Lets the volumes close before SIGKILL.
         "-volume.preStopSeconds=0",
         "-filer",

@@ -66,6 +66,15 @@ def refused(call: ClientError) -> bool:
     return call.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
+def test_a_bucket_takes_no_more_of_the_disk_than_its_objects(home: Path, running: Running) -> None:
+    """Seven volumes a bucket, counted as if full, once refused the thirtieth bucket."""
+    s3 = client(home, running)
+    for number in range(30):
+        s3.create_bucket(Bucket=f"many-{number}")
+        s3.put_object(Bucket=f"many-{number}", Key="a", Body=b"1")
+    assert len(list((home / "store" / "data").glob("many-*.dat"))) == 30
+
+
 def test_the_environment_is_all_a_client_needs(
     home: Path, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,12 @@ def test_a_setting_that_says_nothing_clear_stops_the_server(start: Any, tmp_path
         start(tmp_path / "repository", environment={"MODELMINT_CAPTURE": "digits"})
 
 
+@pytest.fixture
+def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is captured stays in the folder, whatever store other tests run beside."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+
 def served(line: str, *names: str) -> Served:
     inputs = [TensorSpec(name=n, datatype="FP32", shape=(-1, 1)) for n in names or ("numbers",)]
     return SimpleNamespace(line=line, digest="d" * 64, inputs=inputs)  # type: ignore[return-value]
@@ -106,6 +112,7 @@ def batch(rows: int) -> dict[str, Any]:
     return {"numbers": np.arange(rows, dtype=np.float32).reshape(-1, 1)}
 
 
+@pytest.mark.usefixtures("no_store")
 def test_a_share_of_the_rows_of_the_named_lines_is_kept(tmp_path: Path) -> None:
     with closing(Capture(tmp_path, {"some": 0.2}, seconds=600)) as capture:
         for _ in range(20):
@@ -118,6 +125,7 @@ def test_a_share_of_the_rows_of_the_named_lines_is_kept(tmp_path: Path) -> None:
     assert abs(count - 1600) < 6 * (8000 * 0.2 * 0.8) ** 0.5
 
 
+@pytest.mark.usefixtures("no_store")
 def test_rows_of_different_length_are_kept_in_one_file(tmp_path: Path) -> None:
     with closing(Capture(tmp_path, {"some": 1.0}, seconds=600)) as capture:
         for length in (3, 5):
@@ -135,11 +143,11 @@ def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "captured").exists()
 
 
+@pytest.mark.usefixtures("no_store")
 def test_a_spool_that_grows_too_large_loses_its_oldest_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capturing, "LARGEST_SPOOL", 5000)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     folder = tmp_path / "line" / ("d" * 64)
     folder.mkdir(parents=True)
     for number in range(10):

@@ -76,8 +76,11 @@ def test_an_image_is_predicted_and_explained_by_keyboard(
     answer = line.get_by_role("region", name="Answer of clothes")
     answer.get_by_text("kind: coat").wait_for()
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Explain"
     page.keyboard.press("Space")
-    answer.get_by_role("img", name=re.compile("Heat map")).wait_for()
+    heat = answer.get_by_role("img", name=re.compile("Heat map"))
+    heat.or_(answer.locator(".error")).wait_for()
+    assert heat.count() == 1, answer.inner_text()
     assert answer.get_by_role("img").evaluate("node => node.naturalWidth") == 28
     if folder := os.environ.get("SCREENSHOTS"):
         for scheme in ("light", "dark"):
