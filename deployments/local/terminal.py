@@ -87,9 +87,7 @@ def screen(console: Console, title: str, found: Production, example: dict[str, A
     parts: list[Any] = [
         head,
         _table("Quality on the test rows", quality_table(found.report, verdict)),
-        _table(
-            "Compression (CPU time of 1, 32 rows)", compression_table(found.artifact)
-        ),
+        _table("Compression (CPU time of 1, 32 rows)", compression_table(found.artifact)),
         judged,
     ]
     if example:

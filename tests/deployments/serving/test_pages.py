@@ -15,19 +15,25 @@ BROWSER = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
-def page(shared: Any) -> Iterator[Any]:
-    """A browser at the page of the server; fails on what the page's script throws or blocks."""
+def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 1400})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and problems.append(said.text))
-        page.goto(f"http://127.0.0.1:{shared.port}/")
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, shared: Any) -> Iterator[Any]:
+    """The page of the server, newly opened; fails on what its script throws or blocks."""
+    page = browser.new_page(viewport={"width": 1100, "height": 1400})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and problems.append(said.text))
+    page.goto(f"http://127.0.0.1:{shared.port}/")
+    yield page
+    page.close()
     assert not [one for one in problems if "status of 4" not in one], problems
 
 
