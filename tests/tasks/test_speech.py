@@ -27,6 +27,7 @@ from tasks.trainer import fit, predict, restore
 from tests.conftest import new_bucket, tell_workers
 from tests.models.clips import RATE, SAID, TALK, say, talk, text, texts, tone
 from tests.tasks.conftest import cleaned
+from tests.tasks.killing import assert_a_killed_training_goes_on_to_the_same_bits
 
 CLIPS = 120
 MODEL = transformer.Spec(size="tiny", reach=3, dropout=0.0)
@@ -113,6 +114,15 @@ def test_training_again_gives_the_same_bits(made: Made) -> None:
         for name in ("first", "second")
     }
     assert len(found) == 1
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(made: Made) -> None:
+    model = MODEL.model_copy(update={"dropout": 0.1})
+    training = TRAINING.model_copy(update={"epochs": 3})
+    job = TrainJob(
+        model=model, training=training, dataset=made.dataset, checkpoint=json_digest("said")
+    )
+    assert_a_killed_training_goes_on_to_the_same_bits(job)
 
 
 def test_the_served_model_hears_a_clip_and_refuses_what_is_none(made: Made) -> None:

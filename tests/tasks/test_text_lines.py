@@ -30,6 +30,7 @@ from tasks.refs import Artifact, Dataset, Report, Verdict, Weights
 from tasks.store import store
 from tasks.trainer import fit, predict, restore
 from tests.tasks.conftest import Made, cleaned
+from tests.tasks.killing import assert_a_killed_training_goes_on_to_the_same_bits
 
 GOOD, BAD = ("sunny", "warm", "kind"), ("rainy", "cold", "rude")
 REVIEWS = Texts(
@@ -259,3 +260,19 @@ def test_impossible_wishes_are_refused(made_rhymes: Made_) -> None:
         written(served, prompt="a", temperature=-1)
     with pytest.raises(ProtocolError, match="prompt is over 10,000 characters"):
         served.read(b"a" * 10_001, "text/plain")
+
+
+def killable(made: Made_, model: Family) -> TrainJob:
+    training = TRAINING.model_copy(update={"epochs": 3})
+    key = json_digest(["killed", model.model_dump(mode="json")])
+    return TrainJob(model=model, training=training, dataset=made.dataset, checkpoint=key)
+
+
+def test_a_killed_classifier_goes_on_to_the_same_bits(made_reviews: Made_) -> None:
+    assert_a_killed_training_goes_on_to_the_same_bits(killable(made_reviews, CLASSIFIER))
+
+
+@pytest.mark.parametrize("made_rhymes", ["characters"], indirect=True)
+def test_a_killed_writer_goes_on_to_the_same_bits(made_rhymes: Made_) -> None:
+    writer = rnn.Writer(size="tiny", dropout=0.1)
+    assert_a_killed_training_goes_on_to_the_same_bits(killable(made_rhymes, writer))

@@ -1,10 +1,8 @@
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -15,14 +13,16 @@ from models.spec import Family, Optimizer, Schedule, Training
 from tasks import checkpoint, trainer
 from tasks.batches import Stored
 from tasks.dataset import tensors
-from tasks.isolated import IsolatedError, environment, run
 from tasks.jobs import TrainJob
 from tasks.loop import TrainingError
 from tasks.optimization import rate
-from tasks.refs import Dataset, Weights
+from tasks.refs import Dataset
 from tasks.store import store
 from tasks.trainer import fit, predict, restore
 from tests.tasks.conftest import Made
+from tests.tasks.killing import (
+    assert_a_killed_training_goes_on_to_the_same_bits,
+)
 
 MLP = mlp.Spec(size="tiny", dropout=0.1)
 CNN = cnn.Spec(size="tiny")
@@ -41,23 +41,6 @@ def job(model: Family, training: Training, dataset: Dataset, *name: str) -> Trai
     )
 
 
-def train(
-    wanted: TrainJob,
-    target: str = "tasks.trainer:fit",
-    told: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> Weights:
-    """Train in a child process."""
-    variables = environment(wanted.training.profile, wanted.training.threads)
-    return Weights.model_validate_json(run(target, wanted.model_dump_json(), variables, told))
-
-
-def kill_child(_: object = None) -> None:
-    """End the process that trains, as the kernel does when memory is short."""
-    for process in psutil.Process().children(recursive=True):
-        if "fit_keeping_every_step" in " ".join(process.cmdline()):
-            process.kill()
-
-
 @pytest.mark.parametrize(
     ("kind", "model", "training"),
     [("trips", MLP, TRAINING), ("shapes", CNN, AUGMENTED), ("trips", MLP, PATIENT)],
@@ -66,16 +49,7 @@ def test_two_processes_and_a_killed_one_that_goes_on_end_with_the_same_bits(
     made: Made, kind: str, model: Family, training: Training
 ) -> None:
     dataset: Dataset = getattr(made, kind)
-    first: list[dict[str, Any]] = []
-    whole = train(job(model, training, dataset, kind, "whole"), told=first.append)
-    cut = job(model, training, dataset, kind, "cut")
-    with pytest.raises(IsolatedError, match="SIGKILL"):
-        train(cut, "tests.tasks.samples:fit_keeping_every_step", kill_child)
-    told: list[dict[str, Any]] = []
-    resumed = train(cut, told=told.append)
-    assert told[0]["epoch"] > 1, "it started anew instead of going on"
-    assert told[-1]["epoch"] == first[-1]["epoch"]
-    assert resumed.digest == whole.digest
+    assert_a_killed_training_goes_on_to_the_same_bits(job(model, training, dataset, kind))
 
 
 def test_what_is_asked_for_decides_the_weights(made: Made) -> None:
