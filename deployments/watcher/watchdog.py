@@ -25,7 +25,7 @@ log = logging.getLogger("modelmint.watcher")
 # run's message begins with the name.
 AWAY = re.compile(
     r"\b(StoreError|ConnectError|ConnectTimeout|ReadError|ReadTimeout|RemoteProtocolError"
-    r"|CommClosedError|KilledWorker)\b"
+    r"|CommClosedError|KilledWorker|LostWorkerError)\b"
 )
 
 
