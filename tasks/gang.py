@@ -124,8 +124,10 @@ def interface(host: str) -> dict[str, str]:
 
     if INTERFACE in os.environ:
         return {}
-    found = (n for n, all_ in psutil.net_if_addrs().items() if host in (a.address for a in all_))
-    return {INTERFACE: name for name in list(found)[:1]}
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == host for each in addresses):
+            return {INTERFACE: name}
+    return {}
 
 
 def placed(workers: list[str], ranks: int, *, gpu: bool) -> dict[str, list[int]]:

@@ -1,8 +1,8 @@
-"""Three machines on this one: network namespaces on a bridge, each with nothing but its own address.
+"""Three machines on this one: network namespaces on a bridge, each with its own address alone.
 
-The first holds the store, Dask's scheduler and whoever runs a flow; the other two hold a Dask worker
-each, which speaks TLS only. Nothing of this machine's own network is touched, and no two share
-even the loopback. Needs root and Debian's iproute2.
+The first holds the store, Dask's scheduler and whoever runs a flow; the other two hold a Dask
+worker each, which speaks TLS only. Nothing of this machine's own network is touched, and no two
+share even the loopback. Needs root and Debian's iproute2.
 """
 
 import json

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tasks.gang import interface
 from tests.cluster.conftest import HEAD, WORKERS, Network, dask
 from tests.conftest import ROOT
@@ -35,7 +37,9 @@ def test_ranks_find_each_other_across_machines(
     assert sorted(told) == sorted(network.identity(machine) for machine in WORKERS)
 
 
-def test_gloo_uses_the_interface_of_the_workers_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_gloo_uses_the_interface_of_the_workers_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     assert interface("127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo"}
     assert interface("192.0.2.1") == {}

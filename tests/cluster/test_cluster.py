@@ -1,0 +1,132 @@
+"""A version made on three machines is a laptop's, bit for bit, whatever happens to a worker.
+
+Cleaning and training, data-parallel on two ranks, run on workers that share nothing but a network.
+One run has a worker killed in the middle of training, one has its cable taken out: the ranks start
+again on the worker that is left, from their last checkpoint if there is one.
+
+`make cluster` runs it; five minutes.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.cluster.conftest import HEAD, WORKERS, Network, dask
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+LINE = "diabetes"
+RUN = ("run", LINE, "--set", "training.ranks=2", "--set", "training.epochs=1500", "--json")
+COMMAND = [sys.executable, "-m", "modelmint"]
+BUCKET = "from tasks.store import store; store().create_bucket()"
+
+
+class Produced:
+    """What a run said, and on which machines its ranks were seen."""
+
+    def __init__(self, answer: dict[str, Any], errors: str, seen: dict[str, set[str]]) -> None:
+        self.answer, self.errors, self.seen = answer, errors, seen
+
+    @property
+    def digests(self) -> dict[str, str]:
+        found = {stage["name"]: stage["digest"] for stage in self.answer["stages"]}
+        return {**found, "version": self.answer["digest"]}
+
+
+@pytest.fixture(scope="module")
+def laptop(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of a run whose two ranks are processes of this machine, on a store of its own."""
+    names = {n: v for n, v in base.items() if not n.startswith("DASK_")}
+    names |= {"MODELMINT_HOME": str(tmp_path_factory.mktemp("laptop"))}
+    for words in (("land", LINE), RUN):
+        done = subprocess.run(
+            [*COMMAND, *words], env=names, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return Produced(json.loads(done.stdout), done.stderr, {}).digests
+
+
+def produce(
+    network: Network, storage: dict[str, str], folder: Path,
+    disturb: Callable[[], None] | None = None,
+) -> Produced:  # fmt: skip
+    """Run the line on the cluster in a bucket of its own; disturb it once both ranks train."""
+    names = storage | {
+        "MODELMINT_HOME": str(folder / "home"),
+        "MODELMINT_BUCKET": f"bucket-{folder.name.replace('_', '-')}"[:60].strip("-"),
+    }
+    with dask(network, folder, names), (folder / "said").open("w+") as errors:
+        land = network.on(HEAD, *COMMAND, "land", LINE)
+        prepare = network.on(HEAD, sys.executable, "-c", BUCKET)
+        subprocess.run(prepare, env=names, cwd=ROOT, check=True)
+        subprocess.run(land, env=names, cwd=ROOT, check=True, stdout=errors)
+        process = subprocess.Popen(
+            network.on(HEAD, *COMMAND, *RUN),
+            env=names, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+        seen: dict[str, set[str]] = {machine: set() for machine in WORKERS}
+        while process.poll() is None:
+            for machine in WORKERS:
+                seen[machine] |= ranks(network, machine)
+            if disturb is not None and all(seen.values()):
+                # Until torch is imported and the first steps are taken.
+                time.sleep(6)
+                assert all(ranks(network, machine) for machine in WORKERS), "already trained"
+                disturb()
+                disturb = None
+            time.sleep(0.1)
+        errors.seek(0)
+        said = errors.read()
+        assert process.returncode == 0, said[-4000:]
+        assert process.stdout is not None
+        return Produced(json.loads(process.stdout.read()), said, seen)
+
+
+def ranks(network: Network, machine: str) -> set[str]:
+    """The ranks that train on the machine now."""
+    found = set()
+    for process in network.processes(machine):
+        try:
+            if "tasks.trainer:fit" in process.cmdline():
+                found.add(process.environ()["RANK"])
+        except (psutil.Error, KeyError):
+            continue
+    return found
+
+
+def test_ranks_on_two_machines_give_the_version_of_a_laptop(
+    network: Network, storage: dict[str, str], laptop: dict[str, str], tmp_path: Path
+) -> None:
+    found = produce(network, storage, tmp_path)
+    assert found.digests == laptop
+    assert sorted(found.seen.values()) == [{"0"}, {"1"}]
+
+
+def test_a_worker_killed_in_training_costs_no_bit(
+    network: Network, storage: dict[str, str], laptop: dict[str, str], tmp_path: Path
+) -> None:
+    def kill() -> None:
+        # Its nanny too, which would start another.
+        for process in network.processes(WORKERS[1]):
+            process.kill()
+
+    found = produce(network, storage, tmp_path, kill)
+    assert found.digests == laptop
+    assert found.seen[WORKERS[0]] == {"0", "1"}
+    assert "is gone; all its ranks start again" in found.errors
+
+
+def test_a_worker_cut_off_in_training_costs_no_bit(
+    network: Network, storage: dict[str, str], laptop: dict[str, str], tmp_path: Path
+) -> None:
+    found = produce(network, storage, tmp_path, lambda: network.cut(WORKERS[1]))
+    assert found.digests == laptop
+    assert found.seen[WORKERS[0]] == {"0", "1"}
+    assert "is gone; all its ranks start again" in found.errors
