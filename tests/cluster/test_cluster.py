@@ -12,18 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.cluster.conftest import HEAD, WORKERS, Network, dask
+from tests.cluster.conftest import ADDRESSES, HEAD, WORKERS, Network, dask
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LINE = "diabetes"
-RUN = ("run", LINE, "--set", "training.ranks=2", "--set", "training.epochs=1500", "--json")
+RUN = ("run", LINE, "--set", "training.ranks=2", "--set", "training.epochs=600", "--json")
 COMMAND = [sys.executable, "-m", "modelmint"]
 BUCKET = "from tasks.store import store; store().create_bucket()"
 
@@ -57,7 +59,7 @@ def produce(
     network: Network, storage: dict[str, str], folder: Path,
     disturb: Callable[[], None] | None = None,
 ) -> Produced:  # fmt: skip
-    """Run the line on the cluster in a bucket of its own; disturb it once both ranks train."""
+    """Run the line on the cluster in a bucket of its own; disturb it while both ranks train."""
     names = storage | {
         "MODELMINT_HOME": str(folder / "home"),
         "MODELMINT_BUCKET": f"bucket-{folder.name.replace('_', '-')}"[:60].strip("-"),
@@ -74,14 +76,19 @@ def produce(
         seen: dict[str, set[str]] = {machine: set() for machine in WORKERS}
         while process.poll() is None:
             for machine in WORKERS:
-                seen[machine] |= ranks(network, machine)
-            if disturb is not None and all(seen.values()):
-                # Until torch is imported and the first steps are taken.
-                time.sleep(6)
-                assert all(ranks(network, machine) for machine in WORKERS), "already trained"
+                seen[machine] |= set(ranks(network, machine))
+            if disturb is not None and _connected(network):
+                together = [p for machine in WORKERS for p in ranks(network, machine).values()]
+                # However few steps are left: none is taken before it happens.
+                for rank in together:
+                    rank.suspend()
                 disturb()
                 disturb = None
+                for rank in together:
+                    with suppress(psutil.NoSuchProcess):
+                        rank.resume()
             time.sleep(0.1)
+        assert disturb is None, "the ranks were never seen to train together"
         errors.seek(0)
         said = errors.read()
         assert process.returncode == 0, said[-4000:]
@@ -89,16 +96,28 @@ def produce(
         return Produced(json.loads(process.stdout.read()), said, seen)
 
 
-def ranks(network: Network, machine: str) -> set[str]:
-    """The ranks that train on the machine now."""
-    found = set()
+def ranks(network: Network, machine: str) -> dict[str, psutil.Process]:
+    """The processes that train on the machine now, by rank."""
+    found = {}
     for process in network.processes(machine):
-        try:
+        with suppress(psutil.Error, KeyError):
             if "tasks.trainer:fit" in process.cmdline():
-                found.add(process.environ()["RANK"])
-        except (psutil.Error, KeyError):
-            continue
+                found[process.environ()["RANK"]] = process
     return found
+
+
+def _connected(network: Network) -> bool:
+    """Whether the rank on the second machine holds a connection to the first one's address."""
+    peer = bytes(reversed(ip_address(ADDRESSES[WORKERS[0]]).packed)).hex().upper()
+    for process in ranks(network, WORKERS[1]).values():
+        with suppress(OSError, psutil.Error):
+            own = {n.readlink().name for n in Path(f"/proc/{process.pid}/fd").iterdir()}
+            for line in Path(f"/proc/{process.pid}/net/tcp").read_text().splitlines()[1:]:
+                _, _, remote, state, *_, inode = line.split()[:10]
+                # State 01 is an established connection.
+                if remote.startswith(peer) and state == "01" and f"socket:[{inode}]" in own:
+                    return True
+    return False
 
 
 def test_ranks_on_two_machines_give_the_version_of_a_laptop(
