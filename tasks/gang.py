@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -27,7 +27,6 @@ from tasks.refs import Ref
 
 R = TypeVar("R", bound=Ref)
 
-log = logging.getLogger("modelmint.gang")
 # After a failure: until the others have noticed by themselves, and are ended otherwise.
 SECONDS_TO_NOTICE = 5
 SECONDS_FOR_A_WORKER = 120
@@ -58,15 +57,24 @@ def together(
         except cluster.LostWorkerError as error:
             if not left:
                 raise
-            log.warning(
-                "%s: %s; all its ranks start again on the workers that are left", stage, error
-            )
+            _log().warning("%s: %s; all its ranks start again on those left", stage, error)
             cluster.client().wait_for_workers(1, SECONDS_FOR_A_WORKER)
     found = [result.model_validate_json(answer) for answer in answers]
     digests = dict.fromkeys(each.digest for each in found)
     if len(digests) > 1:
         raise IsolatedError(f"{target}: the ranks disagree: they gave {', '.join(digests)}")
     return found[0]
+
+
+def _log() -> Any:
+    """The log of the run this is a part of, if it is one."""
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("modelmint.gang")
 
 
 def _run(

@@ -181,6 +181,9 @@ def storage(
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     prepare = network.on(HEAD, sys.executable, "-c", PREPARE)
-    with running(folder / "log", network.on(HEAD, *serve), lambda: True, HOME=str(folder)):
+    serving = running(folder / "log", network.on(HEAD, *serve), lambda: True, HOME=str(folder))
+    with serving as process:
         subprocess.run(prepare, env=base | names, cwd=ROOT, check=True)
         yield base | names
+        # Without peers it never ends by itself.
+        process.kill()
