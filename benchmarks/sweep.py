@@ -41,16 +41,16 @@ def put(objects: int) -> None:
         list(pool.map(one, range(objects)))
 
 
-def multiply(home: Path, ports: dict[str, int], folders: range) -> None:
-    """Have the first folder's objects under other folders too."""
+def multiply(home: Path, ports: dict[str, int], number: int) -> None:
+    """Have the first folder's objects under another folder too."""
     saved, loaded = home / "saved.meta", home / "loaded.meta"
     first = FOLDER.format(0)
-    shell(ports, f"fs.meta.save -o {saved} {BUCKET_ROOT}{PREFIX}{first}")
-    for number in folders:
-        # Names of one length, so that no length in the file changes.
-        content = saved.read_bytes().replace(first.encode(), FOLDER.format(number).encode())
-        loaded.write_bytes(content)
-        shell(ports, f"fs.meta.load {loaded}")
+    if not saved.exists():
+        shell(ports, f"fs.meta.save -o {saved} {BUCKET_ROOT}{PREFIX}{first}")
+    # Names of one length, so that no length in the file changes.
+    content = saved.read_bytes().replace(first.encode(), FOLDER.format(number).encode())
+    loaded.write_bytes(content)
+    shell(ports, f"fs.meta.load {loaded}")
 
 
 def shell(ports: dict[str, int], command: str) -> None:
@@ -59,7 +59,7 @@ def shell(ports: dict[str, int], command: str) -> None:
     at = {n: f"127.0.0.1:{ports[n]}.{ports[n] + 10_000}" for n in ("master", "filer")}
     subprocess.run(
         [weed, "shell", *(f"-{name}={address}" for name, address in at.items())],
-        input=command, text=True, check=True, capture_output=True,
+        input=command, text=True, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
 
 
@@ -73,14 +73,14 @@ def look(prefix: str) -> None:
 
 
 def fill(home: Path, ports: dict[str, int], folders: int) -> None:
-    """Have so many folders in the store, once."""
-    mark = home / "filled"
-    if not mark.exists():
+    """Have so many folders in the store; goes on where it ended, should the loader fail."""
+    mark = home / "folders"
+    done = int(mark.read_text()) if mark.exists() else 0
+    if not done:
         put(A_FOLDER)
-        multiply(home, ports, range(1, folders))
-        mark.write_text(str(folders))
-    elif mark.read_text() != str(folders):
-        raise SystemExit(f"{home} has {mark.read_text()} folders: name another home")
+    for number in range(max(1, done), folders):
+        multiply(home, ports, number)
+        mark.write_text(str(number + 1))
 
 
 def main() -> None:
