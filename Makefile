@@ -2,7 +2,8 @@
 # make test    all tests, against real servers
 # make check   formatter, linter, types, import rule
 # make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...)
-# make faults       kills, outages and restarts of the whole stack: nothing missed, nothing twice
+# make faults       kills, outages, full disks of the whole stack: nothing missed, nothing twice
+# make cluster      clean and train on three machines (network namespaces; root), a worker lost in mid-run
 # make reinstalled  a version replayed with its libraries installed anew (minutes)
 # make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks images production faults reinstalled clean
+.PHONY: run test check benchmarks images production faults cluster reinstalled clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -50,7 +51,10 @@ production: .venv/developer
 	$(BIN)/python -m pytest -m slow tests/production
 
 faults: .venv/developer
-	$(BIN)/python -m pytest -m slow tests/deployments/watcher/test_faults.py
+	$(BIN)/python -m pytest -m slow tests/deployments/watcher/test_faults.py tests/deployments/local/test_full_disk.py
+
+cluster: .venv/developer
+	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' tests/cluster
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

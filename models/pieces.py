@@ -7,6 +7,7 @@ it is.
 import io
 import itertools
 import tarfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,9 +84,14 @@ def tar_pieces(path: Path, size: int) -> Iterator[Piece]:
     if path.stat().st_size <= size:
         yield from whole(path)
         return
+    starts, is_file = array("q"), bytearray()
     try:
         with tarfile.open(path, "r:") as archive:
-            places = [(member.offset, member.isfile()) for member in archive]
+            while (member := archive.next()) is not None:
+                starts.append(member.offset)
+                is_file.append(member.isfile())
+                # It keeps every member it has read, in more memory than the smallest take.
+                archive.members.clear()
             end = int(archive.offset)
     except tarfile.TarError as error:
         raise RefusedObject(f"not a whole tar archive: {error}") from None
@@ -94,8 +100,8 @@ def tar_pieces(path: Path, size: int) -> Iterator[Piece]:
         if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise RefusedObject("not a whole tar archive: it has no end mark")
         first = records = start = 0
-        for (_, is_file), (stop, _) in itertools.pairwise([*places, (end, False)]):
-            records += is_file
+        for counted, stop in zip(is_file, itertools.chain(starts[1:], [end]), strict=True):
+            records += counted
             if records > first and (stop - start >= size or stop == end):
                 stream.seek(start)
                 yield Piece(first, stream.read(stop - start) + tarfile.NUL * 2 * tarfile.BLOCKSIZE)

@@ -8,7 +8,7 @@ import safetensors.numpy
 from models.promotions import Promotions
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from tasks import tracking
-from tasks.promotion import mirror, promote, promotions
+from tasks.promotion import champion_for, mirror, promote, promotions
 from tasks.refs import Artifact, Endpoint, Verdict, Version
 from tasks.server import DeploymentError, connected, endpoint, load, post, serving, settle
 from tasks.stage import stage
@@ -29,7 +29,7 @@ def deploy(version: Version, artifact: Artifact, verdict: Verdict) -> Endpoint:
         champion = record.champion
         unchanged = champion is not None and champion.digest == version.digest
         if verdict.decision == "promote":
-            _still_judged(version, verdict, record)
+            _still_judged(version, artifact, verdict, record)
             unchanged = unchanged and serving(client, line) == version.number
             if not unchanged:
                 by = load(client, line, version.number, version.digest, version.source)
@@ -50,11 +50,14 @@ def deploy(version: Version, artifact: Artifact, verdict: Verdict) -> Endpoint:
     )
 
 
-def _still_judged(version: Version, verdict: Verdict, record: Promotions) -> None:
+def _still_judged(
+    version: Version, artifact: Artifact, verdict: Verdict, record: Promotions
+) -> None:
     """Raises DeploymentError when production has changed since the version was judged."""
     champion = record.champion
     judged = verdict.comparison.champion if verdict.comparison else None
-    if champion is not None and champion.digest not in (judged, version.digest):
+    now = champion_for(version.line, artifact.digest)
+    if champion is not None and now is not None and now.digest not in (judged, version.digest):
         raise DeploymentError(
             f"{version.line} version {champion.number} became champion after version"
             f" {version.number} was judged: run again, so that it is judged against that one"

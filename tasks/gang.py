@@ -1,20 +1,22 @@
 """Processes that must run at the same time: the ranks of a data-parallel training on Dask.
 
 Each worker runs its ranks in one task; where there are fewer workers than ranks, several share
-one. A rank that fails takes the others with it, so that nobody waits for what will not come.
+one. A rank that fails takes the others with it, so that nobody waits for what will not come. When a
+worker is gone, killed or cut off, all ranks start again on those that are left.
 """
 
 import json
+import logging
+import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -27,7 +29,10 @@ R = TypeVar("R", bound=Ref)
 
 # After a failure: until the others have noticed by themselves, and are ended otherwise.
 SECONDS_TO_NOTICE = 5
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SECONDS_FOR_A_WORKER = 120
+"""Once all workers are gone: until one must be there."""
+LOOPBACK = "127.0.0.1"
+INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 def together(
@@ -36,16 +41,40 @@ def together(
 ) -> R:  # fmt: skip
     """`isolated`, as so many processes at once, which find each other as torch.distributed does.
 
-    Raises IsolatedError that names the rank which failed first, or when the ranks' results differ;
-    LostWorkerError; ValueError for too few workers.
+    A lost worker is made up for as often as Dask does for other tasks (its setting
+    `distributed.scheduler.allowed-failures`). Raises IsolatedError that names the rank which failed
+    first, or when the ranks' results differ; LostWorkerError; ValueError for too few workers.
     """
+    import dask
+    import distributed  # noqa: F401, it brings its settings
+
     text, variables = job.model_dump_json(), environment(profile, threads)
-    answers = _run(target, text, variables, (cluster.TOPIC, stage), ranks, gpu)
+    failures: int = dask.config.get("distributed.scheduler.allowed-failures")
+    for left in range(failures, -1, -1):
+        try:
+            answers = _run(target, text, variables, (cluster.TOPIC, stage), ranks, gpu)
+            break
+        except cluster.LostWorkerError as error:
+            if not left:
+                raise
+            _log().warning("%s: %s; all its ranks start again on those left", stage, error)
+            cluster.client().wait_for_workers(1, SECONDS_FOR_A_WORKER)
     found = [result.model_validate_json(answer) for answer in answers]
     digests = dict.fromkeys(each.digest for each in found)
     if len(digests) > 1:
         raise IsolatedError(f"{target}: the ranks disagree: they gave {', '.join(digests)}")
     return found[0]
+
+
+def _log() -> Any:
+    """The log of the run this is a part of, if it is one."""
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("modelmint.gang")
 
 
 def _run(
@@ -84,13 +113,29 @@ def _run(
 
 def _rendezvous(places: list[str]) -> dict[str, str]:
     """The variables by which the ranks find the first of them."""
-    hosts = [urlsplit(place).hostname or LOOPBACK[0] for place in places]
-    port = cluster.on(places[0], _free_port, hosts[0])
-    found = {"MASTER_ADDR": hosts[0], "MASTER_PORT": str(port)}
-    if sys.platform == "linux" and set(hosts) <= set(LOOPBACK):
-        # Or gloo looks this machine up by its name, which may lead nowhere.
-        found["GLOO_SOCKET_IFNAME"] = "lo"
-    return found
+    host = _host(places[0])
+    port = cluster.on(places[0], _free_port, host)
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+
+
+def _host(worker: str) -> str:
+    return urlsplit(worker).hostname or LOOPBACK
+
+
+def interface(host: str) -> dict[str, str]:
+    """The variable by which gloo uses the network interface that has the address.
+
+    Or it looks this machine up by its name, which may lead nowhere, or where no other machine
+    comes. Empty where someone has set it, or no interface has the address.
+    """
+    import psutil
+
+    if INTERFACE in os.environ:
+        return {}
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == host for each in addresses):
+            return {INTERFACE: name}
+    return {}
 
 
 def placed(workers: list[str], ranks: int, *, gpu: bool) -> dict[str, list[int]]:
@@ -132,7 +177,10 @@ def _on_worker(
     own: list[int], ranks: int,
 ) -> str:  # fmt: skip
     """Run a worker's ranks; JSON of (rank, `answer`, `error`, `died` or `stopped`, text) each."""
+    from distributed import get_worker
+
     emit = cluster.reporter(*address)
+    variables = {**variables, **interface(_host(get_worker().address))}
 
     def started(process: "subprocess.Popen[str]") -> None:
         with _lock:

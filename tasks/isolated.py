@@ -7,6 +7,7 @@ libraries print goes to its error stream. It dies with its parent.
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -176,8 +177,13 @@ def main(target: str) -> None:
         from tasks.store import MissingError, StoreError
 
         traceback.print_exc()
-        lacking = isinstance(error, IntegrityError | MissingError | StoreError)
-        send("lack" if lacking else "error", f"{type(error).__name__}: {error}")
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        lacking = full or isinstance(error, IntegrityError | MissingError | StoreError)
+        said = f"{type(error).__name__}: {error}"
+        if full:
+            where = tempfile.gettempdir()
+            said += f": make room in {where}, or name another folder by TMPDIR, and run again"
+        send("lack" if lacking else "error", said)
 
 
 def _die_with_parent() -> None:

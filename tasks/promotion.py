@@ -32,19 +32,17 @@ def promotions(line: str) -> Promotions:
 def champion_for(line: str, artifact: Digest) -> Champion | None:
     """Whom a version with this artifact is judged against.
 
-    That is the champion; for a version that serves already, the one it was judged against then,
-    so that asking again gives the same verdict.
+    That is the champion; for one that serves the same files already, the one these were judged
+    against then, so that asking again gives the same verdict.
     """
-    champion = promotions(line).champion
-    if champion is None:
-        return None
-    found = _load(line, champion)
-    if found.manifest.digest != artifact:
-        return found
-    if champion.against is None:
-        return None
-    previous = next(e for e in promotions(line).history if e.digest == champion.against)
-    return _load(line, previous)
+    record = promotions(line)
+    entry = record.champion
+    while entry is not None:
+        found = _load(line, entry)
+        if found.manifest.digest != artifact:
+            return found
+        entry = next((one for one in record.history if one.digest == entry.against), None)
+    return None
 
 
 def promote(line: str, number: int, digest: Digest, by: str = "", why: str = "") -> Entry:

@@ -23,7 +23,7 @@ from tasks.store import MissingError, store
 
 PIECE = 16 << 20
 """Bytes of an object that are read at a time: what is larger than memory is scored in pieces."""
-BATCH = 64
+BATCH = 32
 """Rows the network computes at a time: their activations stay in the processor's cache."""
 
 REASONS, OTHER = 1000, "other reasons: see the rows"

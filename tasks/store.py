@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BUCKET_SETTING = "MODELMINT_BUCKET"
+FOLDER_SETTING = "MODELMINT_STORE_FOLDER"
+"""Where a store on this machine keeps its data; not set for any other."""
 
 
 class StoreError(RuntimeError):
@@ -215,10 +217,25 @@ class Store:
                 raise MissingError(f"{self.uri(key)}: there is no such object") from None
             if status == 412 or code == "ConditionalRequestConflict":
                 raise _ConditionError(key) from None
-            raise StoreError(f"{self.uri(key)}: the store refuses: {error}") from None
+            said = f"{self.uri(key)}: the store refuses: {error}"
+            raise StoreError(f"{said}{_room()}" if (status or 0) >= 500 else said) from None
         except BotoCoreError as error:
             where = self.client.meta.endpoint_url
             raise StoreError(f"the store at {where} does not answer for {key}: {error}") from None
+
+
+def _room() -> str:
+    """What an error of the store's own may come from: it only ever says that it is one."""
+    folder = os.environ.get(FOLDER_SETTING, "")
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return " Its log says why; where its disk is full, make room there and run again."
+    return (
+        f" {free >> 20} MiB are free on the disk of {folder}, where it keeps its data, and it"
+        " writes nothing below 200 MiB: where that is why, make room there, and within a minute it"
+        " writes again; run again then, what is finished is kept."
+    )
 
 
 def content_key(digest: Digest) -> str:

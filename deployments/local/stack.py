@@ -72,6 +72,8 @@ def settings(folder: Path) -> None:
     # The UI gets every log; the terminal has its own progress.
     found["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     found["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    # By default 180 s: a run that died would be noticed after more than two minutes.
+    found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
     # A Prefect that was imported too early to see its server would quietly start another one.
     found["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
     for name, value in found.items():

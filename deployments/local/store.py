@@ -25,7 +25,9 @@ from models.files import write
 REGION = "us-east-1"
 MIB = 1 << 20
 DISK = 200 * MIB
-"""Bytes of free disk below which it does not start and takes no more objects."""
+"""Bytes of free disk below which it does not start, and takes no objects: it looks each minute.
+
+So in a home that fills up the store stops first, and Prefect's and MLflow's databases go on."""
 VOLUMES = 100_000
 # It looks for a file of this name in its working directory.
 NOTIFICATION = "notification.toml"
@@ -78,6 +80,7 @@ def addresses(home: Path, ports: Ports) -> dict[str, str]:
         "AWS_DEFAULT_REGION": REGION,
         "AWS_ALLOW_HTTP": "true",
         "AWS_EC2_METADATA_DISABLED": "true",
+        "MODELMINT_STORE_FOLDER": str(home.resolve() / "store"),
     }
 
 

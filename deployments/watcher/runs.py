@@ -22,6 +22,7 @@ FLOW = "produce"
 GOING = (StateType.PENDING, StateType.RUNNING)
 ENDED = (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 RESUMED = "Resumed"
+HEARTBEAT = "prefect.flow-run.heartbeat"
 SOON = timedelta(seconds=60)
 """A run that is due so soon will list what is there now."""
 MOST = 200
@@ -60,6 +61,16 @@ class Runs:
             *self._find((StateType.PENDING, StateType.RUNNING), flow=None),
             *self._find((StateType.CRASHED, StateType.FAILED), day, flow=None),
         ]
+
+    def heartbeat(self, run: UUID) -> str:
+        """The id of the last heartbeat Prefect's engine sent for the run; empty before the first.
+
+        It sends one as the run begins and then every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds.
+        """
+        wanted = {"event": {"name": [HEARTBEAT]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+        body = {"filter": wanted, "limit": 1}
+        events = self.client.request("POST", "/events/filter", json=body).json()["events"]
+        return str(events[0]["id"]) if events else ""
 
     def resumed(self, run: UUID) -> int:
         """How often the run was started again."""

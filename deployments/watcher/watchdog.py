@@ -2,9 +2,10 @@
 
 A production shows that it lives by the beat of its line's turn (tasks.turn). One that is running
 in Prefect's books while nobody's beat is seen is dead: would it wait, it would have its turn by
-now. A worker that lives reports a flow's crash by itself. What was submitted and never ran is
-noticed by its age, and what failed because a service was away is tried again too. All ages are what
-this process saw with its own monotonic clock.
+now. Runs of other flows show it by Prefect's heartbeats, which count anew after Prefect was away.
+A worker that lives reports a flow's crash by itself. What was submitted and never ran is noticed
+by its age, and what failed because a service was away is tried again too. All ages are what this
+process saw with its own monotonic clock.
 """
 
 import logging
@@ -14,6 +15,7 @@ from contextlib import suppress
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.settings import get_current_settings
 
 from deployments.watcher.runs import FLOW, Runs, line_of
 from deployments.watcher.settings import Settings
@@ -21,11 +23,13 @@ from tasks.store import StoreError
 from tasks.turn import end, whose
 
 log = logging.getLogger("modelmint.watcher")
+MISSED = 2.5
+"""Prefect's heartbeats that do not come before a run counts as dead."""
 # What the store's client, Prefect's and Dask's raise when the other side is not there; a failed
 # run's message begins with the name.
 AWAY = re.compile(
     r"\b(StoreError|ConnectError|ConnectTimeout|ReadError|ReadTimeout|RemoteProtocolError"
-    r"|CommClosedError|KilledWorker)\b"
+    r"|CommClosedError|KilledWorker|LostWorkerError)\b"
 )
 
 
@@ -37,12 +41,18 @@ class Watchdog:
         # Run -> its state and since when; line -> the last sign of life and since when.
         self._states: dict[UUID, tuple[UUID | None, float]] = {}
         self._beats: dict[str, tuple[str, float]] = {}
+        # Run of another flow -> its last heartbeat and since when.
+        self._heard: dict[UUID, tuple[str, float]] = {}
+        frequency = get_current_settings().flows.heartbeat_frequency
+        self._patience = MISSED * frequency if frequency else float("inf")
         self._given_up: set[UUID] = set()
         self._flows: dict[UUID, str] = {}
 
     def look(self) -> None:
         """Look at every unfinished run and start the dead again; raises httpx.HTTPError."""
         now = time.monotonic()
+        # Whatever raises below, what was heard before it counts no more.
+        heard, self._heard = self._heard, {}
         found = self.runs.unfinished()
         self._states = {
             run.id: self._states[run.id]
@@ -50,8 +60,14 @@ class Watchdog:
             else (run.state_id, now)
             for run in found
         }
-        productions = [run for run in found if self._produces(run)]
-        self._listen({line_of(run) for run in productions}, now)
+        running = [run for run in found if run.state_type == StateType.RUNNING]
+        self._listen({line_of(run) for run in running if self._produces(run)}, now)
+        others = [run.id for run in running if not self._produces(run)]
+        last = {run: self.runs.heartbeat(run) for run in others}
+        self._heard = {
+            run: heard[run] if run in heard and heard[run][0] == beat else (beat, now)
+            for run, beat in last.items()
+        }
         for run in found:
             reason = self._dead(run, now)
             if reason:
@@ -60,7 +76,7 @@ class Watchdog:
     def _produces(self, run: FlowRun) -> bool:
         if run.flow_id not in self._flows:
             self._flows[run.flow_id] = self.runs.client.read_flow(run.flow_id).name
-        return self._flows[run.flow_id] == FLOW and run.state_type == StateType.RUNNING
+        return self._flows[run.flow_id] == FLOW
 
     def _listen(self, lines: set[str], now: float) -> None:
         """Note whose beat changed; a line whose beat cannot be read begins anew."""
@@ -86,11 +102,15 @@ class Watchdog:
         if run.state_type == StateType.PENDING:
             late = age > self.settings.pending
             return f"submitted {age:.0f} s ago and does not run" if late else ""
-        line = line_of(run)
-        if not self._produces(run) or line not in self._beats:
+        line, longest = line_of(run), self.settings.silent
+        if not self._produces(run):
+            since, longest = self._heard[run.id][1], self._patience
+        elif line in self._beats:
+            since = self._beats[line][1]
+        else:
             return ""
-        silent = min(age, now - self._beats[line][1])
-        return f"no sign of life for {silent:.0f} s" if silent > self.settings.silent else ""
+        silent = min(age, now - since)
+        return f"no sign of life for {silent:.0f} s" if silent > longest else ""
 
     def _mend(self, run: FlowRun, reason: str) -> None:
         if run.id in self._given_up:

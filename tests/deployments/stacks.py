@@ -103,8 +103,9 @@ class Home:
         """Have Supervisor stop or start one service."""
         ports = json.loads((self.folder / "supervisor" / "ports.json").read_text())
         secret = json.loads((self.folder / "supervisor" / "secret.json").read_text())
-        proxy = ServerProxy(f"http://modelmint:{secret}@127.0.0.1:{ports['http']}/RPC2")
-        getattr(proxy.supervisor, call)(service)
+        url = f"http://modelmint:{secret}@127.0.0.1:{ports['http']}/RPC2"
+        with ServerProxy(url) as proxy:
+            getattr(proxy.supervisor, call)(service)
 
     def runs(self, line: str) -> list[dict[str, Any]]:
         """The productions of a line that Prefect knows and that are not for later."""

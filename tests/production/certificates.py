@@ -51,3 +51,16 @@ def write_certificates(folder: Path, *addresses: str) -> dict[str, Path]:
         path.touch(mode=0o600)
         path.write_bytes(content[name])
     return files
+
+
+def dask_settings(files: dict[str, Path]) -> dict[str, str]:
+    """The variables with which every side of Dask shows them, and refuses what is not encrypted."""
+    tls = "DASK_DISTRIBUTED__COMM__TLS"
+    settings = {
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+        f"{tls}__CA_FILE": str(files["ca"]),
+    }
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        settings[f"{tls}__{role}__CERT"] = str(files["cert"])
+        settings[f"{tls}__{role}__KEY"] = str(files["key"])
+    return settings

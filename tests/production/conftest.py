@@ -18,7 +18,7 @@ import pytest
 
 from deployments.local.ports import HOST, free_ports, unanswered
 from tests.conftest import ROOT
-from tests.production.certificates import write_certificates
+from tests.production.certificates import dask_settings, write_certificates
 
 SECONDS = 120
 # PostgreSQL refuses to run as root.
@@ -156,12 +156,7 @@ def mlflow(folder: Path, port: int, database: str) -> Iterator[dict[str, str]]:
 @contextmanager
 def dask(folder: Path, port: int) -> Iterator[dict[str, str]]:
     """A TLS scheduler with two workers, who refuse whatever is not encrypted."""
-    files = write_certificates(folder / "tls", "127.0.0.1")
-    settings = {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true"}
-    settings["DASK_DISTRIBUTED__COMM__TLS__CA_FILE"] = str(files["ca"])
-    for role in ("SCHEDULER", "WORKER", "CLIENT"):
-        settings[f"DASK_DISTRIBUTED__COMM__TLS__{role}__CERT"] = str(files["cert"])
-        settings[f"DASK_DISTRIBUTED__COMM__TLS__{role}__KEY"] = str(files["key"])
+    settings = dask_settings(write_certificates(folder / "tls", "127.0.0.1"))
     address = f"tls://{HOST}:{port}"
     scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--protocol", "tls"]
     scheduler += ["--host", HOST, "--port", str(port), "--no-dashboard"]

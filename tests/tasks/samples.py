@@ -9,6 +9,7 @@ import signal
 import tarfile
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel
 
+from models.digests import json_digest
 from models.images import Images, ImageSize
 from models.objectives import Classification, Regression
 from models.splits import ByHash
 from models.tables import Category, Number, Tables
 from tasks.isolated import Emit
 from tasks.jobs import TrainJob
-from tasks.refs import Weights
+from tasks.refs import Ref, Weights
 from tasks.store import MissingError
 
 ZONES = ("east", "north", "south")
@@ -161,6 +163,18 @@ def sleep(job: Word, emit: Emit) -> Word:
     emit({"pid": os.getpid()})
     time.sleep(600)
     return job
+
+
+def machines(job: Word, emit: Emit) -> Ref:
+    """The network namespaces of all ranks, by rank, once every one has told all others."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    told: list[str] = [""] * distributed.get_world_size()
+    distributed.all_gather_object(told, str(Path("/proc/self/ns/net").readlink()))
+    distributed.destroy_process_group()
+    emit({"machines": told})
+    return Ref(digest=json_digest([job.text, *told]))
 
 
 def fit_keeping_every_step(job: TrainJob, emit: Emit) -> Weights:

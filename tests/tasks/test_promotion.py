@@ -67,6 +67,20 @@ def test_the_champion_itself_is_judged_against_whom_it_was_judged_then(bucket: s
     assert back.digest == SECOND
 
 
+def test_other_data_that_gave_the_same_files_is_judged_as_they_were(bucket: str) -> None:
+    register(FIRST, b"one")
+    artifact = register(SECOND, b"two")
+    promote(LINE, 1, FIRST)
+    promote(LINE, 2, SECOND)
+    # A repeated object landed: another version, whose files are the champion's.
+    assert register(THIRD, b"two") == artifact
+    for _ in range(2):
+        found = champion_for(LINE, artifact)
+        assert found is not None
+        assert found.digest == FIRST
+        promote(LINE, 3, THIRD)
+
+
 def test_a_version_can_be_promoted_back(bucket: str) -> None:
     first = register(FIRST, b"one")
     register(SECOND, b"two")

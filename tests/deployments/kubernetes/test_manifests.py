@@ -248,6 +248,9 @@ def test_probes_ask_paths_the_model_server_has(tmp_path: Path) -> None:
         ("dask-worker", "dask-scheduler", 8786),
         ("dask-scheduler", "dask-worker", 8788),
         ("dask-worker", "dask-worker", 8788),
+        # Ranks of a training find each other on ports the kernel gave them.
+        ("dask-worker", "dask-worker", 32768),
+        ("dask-worker", "dask-worker", 60999),
     ],
 )
 def test_what_is_needed_may_speak(source: str, target: str, port: int) -> None:
@@ -285,7 +288,7 @@ def allowed(direction: str, subject: str, peer: str, port: int) -> bool:
         for rule in spec.get(direction, []):
             peers = rule["to" if direction == "egress" else "from"]
             selectors = [p["podSelector"]["matchLabels"] for p in peers if "podSelector" in p]
-            if port in [p["port"] for p in rule["ports"]] and any(
+            if any(p["port"] <= port <= p.get("endPort", p["port"]) for p in rule["ports"]) and any(
                 selector.items() <= labels[peer].items() for selector in selectors
             ):
                 return True

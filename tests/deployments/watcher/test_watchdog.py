@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import (
     ConcurrencyLimitStrategy,
@@ -13,9 +14,10 @@ from prefect.client.schemas.objects import (
     FlowRun,
     StateType,
 )
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Crashed, Failed, Pending, Running, State
 
-from deployments.watcher.runs import RESUMED, Runs
+from deployments.watcher.runs import HEARTBEAT, RESUMED, Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
 from tasks import lease as leases
@@ -68,7 +70,9 @@ def started(runs: Runs, line: str) -> Iterator[Callable[..., FlowRun]]:
 
 @pytest.fixture
 def watchdog(runs: Runs, bucket: str, clock: Clock) -> Watchdog:
-    return Watchdog(SETTINGS, runs)
+    # As the stack sets it.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30}):
+        return Watchdog(SETTINGS, runs)
 
 
 def state(runs: Runs, run: FlowRun) -> tuple[StateType | None, str | None]:
@@ -95,6 +99,51 @@ def test_a_silent_run_is_started_again_and_has_its_slot_back(
     runs.client.set_flow_run_state(run.id, Pending())
     runs.client.set_flow_run_state(run.id, Running())
     assert state(runs, run)[0] == StateType.RUNNING
+
+
+def test_a_run_of_another_flow_that_sends_no_heartbeats_is_started_again(
+    runs: Runs, watchdog: Watchdog, clock: Clock, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = runs.client
+    deployment = client.create_deployment(
+        flow_id=client.create_flow_from_name("monitor"), name=line, enforce_parameter_schema=False
+    )
+    run = client.create_flow_run_from_deployment(deployment, parameters={"line": line})
+    for now in (Pending(), Running()):
+        client.set_flow_run_state(run.id, now)
+    try:
+        watchdog.look()
+        clock.advance(60)
+        beat = {
+            "event": HEARTBEAT,
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+            "payload": {},
+        }
+        runs.tell({"id": str(uuid4()), **beat})
+        for _ in range(100):
+            # The server writes events down some at a time.
+            if runs.heartbeat(run.id):
+                break
+            time.sleep(0.2)
+        watchdog.look()
+        clock.advance(70)
+        watchdog.look()
+        assert state(runs, run) == (StateType.RUNNING, "Running")
+        # While Prefect is away nobody's heartbeats arrive.
+        with monkeypatch.context() as away:
+            away.setattr(runs, "unfinished", lambda: client.request("GET", "/nowhere"))
+            with pytest.raises(httpx.HTTPError):
+                watchdog.look()
+        clock.advance(300)
+        watchdog.look()
+        clock.advance(70)
+        watchdog.look()
+        assert state(runs, run) == (StateType.RUNNING, "Running")
+        clock.advance(6)
+        watchdog.look()
+        assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+    finally:
+        client.set_flow_run_state(run.id, Completed(), force=True)
 
 
 def test_a_run_whose_turn_beats_lives_and_so_does_who_waits_for_it(

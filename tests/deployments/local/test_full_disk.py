@@ -1,0 +1,138 @@
+"""A disk that fills up in the middle of a run, on small file systems of the test's own.
+
+Stated: the run ends with an error that names the disk and what to do; nothing of a version is
+registered; once there is room the next run goes on from the last finished stage, to the same bits.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deployments.local.stack import HOME_SETTING, STORE, stack
+from tests.conftest import environment
+from tests.deployments.stacks import Home, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+LINE = "diabetes"
+TRAINS, COMPRESSES = "tasks.trainer:fit", "tasks.compress:search"
+
+
+@contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system of that size, in memory, on the folder."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "modelmint-test", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this machine mounts no tmpfs: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """A file that leaves so many bytes of the disk."""
+    usage = os.statvfs(folder)
+    path = folder / "filler"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, usage.f_bavail * usage.f_frsize - leave)
+    return path
+
+
+@contextmanager
+def stopped(run: subprocess.Popen[str], target: str) -> Iterator[None]:
+    """The run, with the child process that computes the target held at its beginning."""
+    found: list[psutil.Process] = []
+
+    def computing() -> bool:
+        assert run.poll() is None, run.communicate()
+        for process in psutil.Process(run.pid).children(recursive=True):
+            try:
+                if process.cmdline()[-1:] == [target]:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return bool(found)
+
+    until(computing)
+    found[0].suspend()
+    yield
+    found[0].resume()
+
+
+def takes_objects() -> bool:
+    """Whether the store writes now."""
+    from tasks.store import StoreError, store
+
+    try:
+        store().put("probe", b"")
+    except StoreError:
+        return False
+    return True
+
+
+def registered(home: Home) -> list[str]:
+    """What there is of any version, in the bucket and in MLflow."""
+    from tasks.store import store
+
+    return [o.key for o in store().list(f"versions/{LINE}/")] + [
+        version["digest"] for version in home.versions(LINE)
+    ]
+
+
+def test_a_full_disk_of_the_store_costs_what_was_not_finished(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    with (
+        small_disk(tmp_path / "home" / "store", 600) as disk,
+        environment(**{HOME_SETTING: str(home.folder)}),
+        stack(STORE),
+    ):
+        home.run("land", LINE)
+        run = home.start("run", LINE, "--json")
+        with stopped(run, TRAINS):
+            filler = fill(disk, 50 << 20)
+            # It looks at its disk once a minute.
+            until(lambda: not takes_objects(), seconds=90)
+        said = run.communicate(timeout=300)[1]
+        assert run.returncode == 1, said[-3000:]
+        assert f"MiB are free on the disk of {disk}" in "".join(said.split("\n"))
+        assert "make room there" in said
+        assert registered(home) == []
+        filler.unlink()
+        until(takes_objects, seconds=90)
+        again = json.loads(home.run("run", LINE, "--json"))
+        stages = {stage["name"]: stage["cached"] for stage in again["stages"]}
+        assert stages["clean"]
+        assert not stages["train"]
+        # Every stage anew, from the recipe: the same bits.
+        home.run("replay", LINE, "1")
+
+
+def test_a_full_scratch_disk_is_named_and_costs_the_stage(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "scratch", 64) as disk:
+        home = Home(tmp_path / "home", TMPDIR=str(disk))
+        with environment(**{HOME_SETTING: str(home.folder)}), stack(STORE):
+            home.run("land", LINE)
+            run = home.start("run", LINE, "--json")
+            with stopped(run, COMPRESSES):
+                filler = fill(disk, 0)
+            said = run.communicate(timeout=300)[1]
+            assert run.returncode == 1, said[-3000:]
+            assert "No space left on device" in said
+            assert f"make room in {disk}" in "".join(said.split("\n"))
+            assert registered(home) == []
+            filler.unlink()
+            again = json.loads(home.run("run", LINE, "--json"))
+            stages = {stage["name"]: stage["cached"] for stage in again["stages"]}
+            assert stages["train"]
+            assert stages["evaluate"]
+            assert not stages["compress"]
