@@ -27,6 +27,8 @@ def main() -> None:
     options = parser.parse_args()
     if bool(options.certificate) != bool(options.private_key):
         parser.error("--certificate and --private-key belong together")
+    if options.https_port and not options.certificate:
+        parser.error("--https-port needs --certificate and --private-key")
     # uvicorn raises a caught signal again once drained: here that is a clean exit, not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -59,16 +61,14 @@ def main() -> None:
         Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
-    if options.grpc_port:
-        _check_free(options.host, options.grpc_port)
+    for name, port in (("gRPC", options.grpc_port), ("https", options.https_port)):
+        if port:
+            _check_free(name, options.host, port)
     given: dict[str, Any] = {}
     if options.certificate:
         _check_pair(options.certificate, options.private_key)
-        given = {
-            "ssl_certfile": options.certificate,
-            "ssl_keyfile": options.private_key,
-            "ssl_context_factory": tls.context,
-        }
+        if not options.https_port:
+            given = tls.settings(options.certificate, options.private_key)
     try:
         capture.rates(os.environ.get(capture.SETTING, ""))
     except ValueError as error:
@@ -89,7 +89,7 @@ def main() -> None:
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        headers=tls.HEADERS + (tls.TLS_HEADERS if options.certificate else []),
+        headers=tls.HEADERS + (tls.TLS_HEADERS if given else []),
         **given,
     )
     with held:
@@ -116,12 +116,12 @@ def _check_pair(certificate: str, private_key: str) -> None:
         sys.exit(f"certificate and private key cannot be used, or are no pair: {error}")
 
 
-def _check_free(host: str, port: int) -> None:
-    # The workers share gRPC's port, so none of them would notice that it is taken.
+def _check_free(name: str, host: str, port: int) -> None:
+    # The workers share these ports, so none of them would notice that one is taken.
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        sys.exit(f"gRPC cannot listen at {host}:{port}: {error.strerror}")
+        sys.exit(f"{name} cannot listen at {host}:{port}: {error.strerror}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,10 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
     parser.add_argument("--grpc-port", type=int, help="port of gRPC; without one there is none")
+    parser.add_argument(
+        "--https-port", type=int,
+        help="port of TLS beside a plain --port; without one --port itself has TLS",
+    )  # fmt: skip
     parser.add_argument("--workers", type=_count, default=1, help="processes that serve it")
     parser.add_argument(
         "--certificate",
-        help="PEM file of the certificate chain for TLS; watched for changes",
+        help="PEM file of the certificate chain for TLS, gRPC's too; watched for changes",
     )
     parser.add_argument("--private-key", help="PEM file of its private key")
     parser.add_argument(

@@ -33,6 +33,7 @@ class Options(BaseModel):
     no_cache: list[str]
     host: str
     grpc_port: int | None
+    https_port: int | None
     certificate: str | None
     private_key: str | None
 
@@ -55,7 +56,7 @@ def application() -> ASGIApp:
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
-    from deployments.serving.tls import cross_origin
+    from deployments.serving.tls import also_secure, cross_origin
     from deployments.serving.traffic import Traffic
     from models.trust import trust
 
@@ -76,6 +77,7 @@ def application() -> ASGIApp:
     capture = Capture(options.private / "captured", shares) if shares else None
     tls = options.certificate, options.private_key
     address = Address(options.host, options.grpc_port, *tls) if options.grpc_port else None
+    secure = Address(options.host, options.https_port, *tls) if options.https_port else None
     made = create(
         repository,
         access,
@@ -87,7 +89,8 @@ def application() -> ASGIApp:
         capture=capture,
         grpc=address,
     )
-    return cross_origin(made, options.allow_origin)
+    made = cross_origin(made, options.allow_origin)
+    return made if secure is None else also_secure(made, secure, DRAIN_SECONDS)
 
 
 def _end_with_parent() -> None:
