@@ -163,6 +163,16 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
     )
     parser.add_argument(
+        "--decoders", type=int, default=2,
+        help="processes of each worker that decode images, sounds, tables, texts",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decode-mb", type=float, default=1000.0, help="memory one request may take to decode"
+    )
+    parser.add_argument(
+        "--decode-seconds", type=int, default=5, help="CPU seconds it may take to decode"
+    )
+    parser.add_argument(
         "--cache-bytes", type=int, default=64_000_000, help="response cache of a worker; 0 is none"
     )
     parser.add_argument(

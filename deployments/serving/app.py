@@ -4,6 +4,7 @@ All but its health is for callers with a key (`access`). Bare Starlette: on a sm
 and routing cost more than computing.
 """
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,6 +31,8 @@ from deployments.serving.trials import Trials
 
 MAX_BODY = 16_000_000
 BODY_SECONDS = 30.0
+WARM_SECONDS = 1.0
+"""From the start until a decoder is made ready."""
 
 
 def create(
@@ -64,6 +67,10 @@ def create(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        # After the first answers: what it imports would slow the start.
+        warming = threading.Timer(WARM_SECONDS, inference.decoders.warm)
+        warming.daemon = True
+        warming.start()
         try:
             if grpc is None:
                 yield
@@ -74,6 +81,8 @@ def create(
             async with spoken.running(grpc, max_body):
                 yield
         finally:
+            warming.cancel()
+            await anyio.to_thread.run_sync(inference.decoders.close)
             if capture is not None:
                 await anyio.to_thread.run_sync(capture.close)
 

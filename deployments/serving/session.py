@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog
-from models.data import RefusedRequest
 from models.objectives import NotFiniteError
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
@@ -78,16 +77,6 @@ class Served:
         except (Fail, InvalidArgument) as error:
             _log.info("%s/%s refused an input: %s", self.line, self.number, error)
             raise ProtocolError(400, "the model cannot compute these values") from None
-
-    def read(self, payload: bytes, media_type: str) -> tuple[Tensors, int]:
-        """What a person sent as tensors, and its number of rows; raises ProtocolError 400."""
-        try:
-            rows = self.signature.features.read(payload, media_type)
-        except RefusedRequest as error:
-            raise ProtocolError(400, str(error), "refused_request") from None
-        if not rows.height:
-            raise ProtocolError(400, "the request holds no record", "refused_request")
-        return self.signature.features.encode(rows), rows.height
 
     def answers(self, outputs: Tensors) -> list[dict[str, Any]]:
         """What a person reads, one answer a row; raises ProtocolError 422 for none to give."""

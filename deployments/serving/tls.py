@@ -94,7 +94,8 @@ def also_secure(app: ASGIApp, address: Address, drain: int) -> ASGIApp:
 
     async def both(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            return await app(scope, receive, send)
+            await app(scope, receive, send)
+            return
         listening = socket.create_server((address.host, address.port), reuse_port=True)
         serving = asyncio.create_task(server.serve([listening]))
 

@@ -29,6 +29,9 @@ class Options(BaseModel):
     memory_mb: float | None
     workers: int
     timeout_seconds: float
+    decoders: int
+    decode_mb: float
+    decode_seconds: int
     cache_bytes: int
     no_cache: list[str]
     host: str
@@ -52,6 +55,7 @@ def application() -> ASGIApp:
     from deployments.serving.app import create
     from deployments.serving.capture import SETTING as CAPTURE
     from deployments.serving.capture import Capture, rates
+    from deployments.serving.decoder import Limits
     from deployments.serving.http import Address
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
@@ -72,6 +76,7 @@ def application() -> ASGIApp:
         seconds=options.timeout_seconds,
         cache_bytes=options.cache_bytes,
         uncached=frozenset(options.no_cache),
+        limits=Limits(options.decoders, int(options.decode_mb * 1e6), options.decode_seconds),
     )
     shares = rates(os.environ.get(CAPTURE, ""))
     capture = Capture(options.private / "captured", shares) if shares else None
