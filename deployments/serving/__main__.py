@@ -61,9 +61,7 @@ def main() -> None:
         Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
-    for name, port in (("gRPC", options.grpc_port), ("https", options.https_port)):
-        if port:
-            _check_free(name, options.host, port)
+    _check_free(options.host, gRPC=options.grpc_port, https=options.https_port)
     given: dict[str, Any] = {}
     if options.certificate:
         _check_pair(options.certificate, options.private_key)
@@ -116,12 +114,14 @@ def _check_pair(certificate: str, private_key: str) -> None:
         sys.exit(f"certificate and private key cannot be used, or are no pair: {error}")
 
 
-def _check_free(name: str, host: str, port: int) -> None:
+def _check_free(host: str, **ports: int | None) -> None:
     # The workers share these ports, so none of them would notice that one is taken.
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        sys.exit(f"{name} cannot listen at {host}:{port}: {error.strerror}")
+    for name, port in ports.items():
+        try:
+            if port is not None:
+                socket.create_server((host, port)).close()
+        except OSError as error:
+            sys.exit(f"{name} cannot listen at {host}:{port}: {error.strerror}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,13 +5,16 @@ and routing cost more than computing.
 """
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from deployments.serving.access import Access
@@ -86,6 +89,27 @@ def create(
             if capture is not None:
                 await anyio.to_thread.run_sync(capture.close)
 
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app = Starlette(routes=_by_path(routes), exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return with_pages(access.guard(traffic.watch(app)), routes)
+
+
+def _by_path(routes: Sequence[Route]) -> list[Route]:
+    """One route a path, whatever its methods: Starlette's 405 names those of the first alone."""
+    grouped: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        for method in route.methods or ():
+            grouped.setdefault(route.path, {}).setdefault(method, route)
+
+    def joined(path: str, methods: dict[str, Route]) -> Route:
+        first = next(iter(methods.values()))
+        if all(route is first for route in methods.values()):
+            return first
+
+        async def answer(request: Request) -> Response:
+            response: Response = await methods[request.method].endpoint(request)
+            return response
+
+        return Route(path, answer, methods=sorted(methods))
+
+    return [joined(path, methods) for path, methods in grouped.items()]
