@@ -12,13 +12,14 @@ the process that started them.
 """
 
 import argparse
-import logging
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
+
+from deployments.serving.logs import FORMATS, configure
 
 
 def main() -> None:
@@ -32,9 +33,7 @@ def main() -> None:
     # uvicorn raises a caught signal again once drained: here that is a clean exit, not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(options.log_level, options.log_format)
     private = options.private or options.repository / ".server"
     # prometheus_client looks when it is imported; the workers of one server count together there.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(private / "metrics")
@@ -42,7 +41,7 @@ def main() -> None:
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
-    from deployments.serving import capture, metrics, tls
+    from deployments.serving import metrics, tls
     from deployments.serving.folder import hold
     from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
@@ -67,10 +66,8 @@ def main() -> None:
         _check_pair(options.certificate, options.private_key)
         if not options.https_port:
             given = tls.settings(options.certificate, options.private_key)
-    try:
-        capture.rates(os.environ.get(capture.SETTING, ""))
-    except ValueError as error:
-        sys.exit(str(error))
+    _check_exporter()
+    _check_capture()
     told = {name: getattr(options, name) for name in Options.model_fields} | {"private": private}
     os.environ[SETTING] = Options(**told).model_dump_json()
     config = uvicorn.Config(
@@ -122,6 +119,26 @@ def _check_free(host: str, **ports: int | None) -> None:
                 socket.create_server((host, port)).close()
         except OSError as error:
             sys.exit(f"{name} cannot listen at {host}:{port}: {error.strerror}")
+
+
+def _check_capture() -> None:
+    from deployments.serving import capture
+
+    try:
+        capture.rates(os.environ.get(capture.SETTING, ""))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def _check_exporter() -> None:
+    from deployments.serving.worker import COLLECTORS
+
+    named = [name for name in COLLECTORS if os.environ.get(name)]
+    try:
+        if named:
+            import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
+    except ImportError:
+        sys.exit(f"{named[0]} is set, and nothing here can send traces: install modelmint[tracing]")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="warning", help="least level logged")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="json: one object a line"
+    )
     return parser
 
 

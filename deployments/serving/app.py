@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -32,6 +33,9 @@ from deployments.serving.repository import Repository
 from deployments.serving.traffic import Traffic
 from deployments.serving.trials import Trials
 
+if TYPE_CHECKING:
+    from deployments.serving.tracing import Tracing
+
 MAX_BODY = 16_000_000
 BODY_SECONDS = 30.0
 WARM_SECONDS = 1.0
@@ -49,14 +53,16 @@ def create(
     settings: Settings = DEFAULTS,
     capture: Capture | None = None,
     grpc: Address | None = None,
+    tracing: "Tracing | None" = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
     `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
     given what was answered. While it runs, the protocol is also spoken over gRPC at `grpc`.
+    `tracing` is told of every request.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
-    inference = Inference(access.ledger, settings)
+    inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     body = partial(read_body, largest=max_body, seconds=body_seconds)
     parts = (
         Predictions(inference, traffic, capture, body),
@@ -80,7 +86,7 @@ def create(
                 return
             from deployments.serving.grpc_server import GrpcServer
 
-            spoken = GrpcServer(repository, access, inference, traffic, capture)
+            spoken = GrpcServer(repository, access, inference, traffic, capture, tracing)
             async with spoken.running(grpc, max_body):
                 yield
         finally:
@@ -88,10 +94,15 @@ def create(
             await anyio.to_thread.run_sync(inference.decoders.close)
             if capture is not None:
                 await anyio.to_thread.run_sync(capture.close)
+            if tracing is not None:
+                await anyio.to_thread.run_sync(tracing.close)
 
     app = Starlette(routes=_by_path(routes), exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
-    return with_pages(access.guard(traffic.watch(app)), routes)
+    inside: ASGIApp = traffic.watch(app)
+    if tracing is not None:
+        inside = tracing.watch(inside, routes)
+    return with_pages(access.guard(inside), routes)
 
 
 def _by_path(routes: Sequence[Route]) -> list[Route]:

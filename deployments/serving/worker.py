@@ -1,20 +1,27 @@
 """One worker process of the model server: the application over the repository it follows."""
 
-import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from starlette.types import ASGIApp
+
+from deployments.serving.logs import configure
+
+if TYPE_CHECKING:
+    from deployments.serving.tracing import Tracing
 
 DRAIN_SECONDS = 8
 """Under the 10 s after which `deployments.local` and Docker kill."""
 SETTING = "MODELMINT_SERVER"
 """The variable that hands the options to the workers."""
+COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""Either names who is sent traces; without one there are none."""
 
 
 class Options(BaseModel):
@@ -25,6 +32,7 @@ class Options(BaseModel):
     max_body: int
     body_seconds: float
     log_level: str
+    log_format: str
     allow_origin: list[str]
     memory_mb: float | None
     workers: int
@@ -48,9 +56,7 @@ def application() -> ASGIApp:
     """
     options = Options.model_validate_json(os.environ[SETTING])
     _end_with_parent()
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(options.log_level, options.log_format)
     from deployments.serving.access import Access
     from deployments.serving.app import create
     from deployments.serving.capture import SETTING as CAPTURE
@@ -93,9 +99,18 @@ def application() -> ASGIApp:
         settings=settings,
         capture=capture,
         grpc=address,
+        tracing=_tracing(),
     )
     made = cross_origin(made, options.allow_origin)
     return made if secure is None else also_secure(made, secure, DRAIN_SECONDS)
+
+
+def _tracing() -> "Tracing | None":
+    if not any(os.environ.get(name) for name in COLLECTORS):
+        return None
+    from deployments.serving.tracing import Tracing
+
+    return Tracing()
 
 
 def _end_with_parent() -> None:
