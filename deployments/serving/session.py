@@ -173,11 +173,11 @@ def _check(kind: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> None
 def _compare(
     session: Any, feeds: Tensors, name: str, expected: NDArray[Any], signature: Signature
 ) -> float:
-    """CPU seconds of the quickest of three runs, once the answer is found close to the recorded one."""
+    """CPU seconds of the quickest of three runs, once the answer is close to the recorded one."""
     seconds = []
     try:
         for _ in range(3):
-            # Of this thread, which alone computes: a busy machine must not look like a slow network.
+            # This thread alone computes: a busy machine must not look like a slow network.
             start = time.thread_time()
             found = session.run([name], feeds)[0]
             seconds.append(time.thread_time() - start)
