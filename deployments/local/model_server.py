@@ -24,7 +24,7 @@ def use_https(
     """Have a model server that is started from here on answer on an https port too.
 
     With a pair of PEM files, or with a certificate of this machine's own. Raises ServiceError for
-    half a pair.
+    half a pair, and when one runs already that does not.
     """
     if (certificate is None) != (private_key is None):
         raise ServiceError("a certificate and its private key belong together: name both")
@@ -37,23 +37,22 @@ def use_https(
     else:
         return
     os.environ[CERTIFICATE_SETTING], os.environ[PRIVATE_KEY_SETTING] = map(str, pair)
-
-
-def addresses(home: Path) -> dict[str, str]:
-    """What else the home's running server listens at: `grpc`, and `https` where it has TLS.
-
-    Empty when none runs here. Raises ServiceError when it has no https port and is to have one.
-    """
     running = model_server(home).running()
-    if running is None:
-        return {}
-    ports, secure = running.ports, "https" in running.ports
-    if CERTIFICATE_SETTING in os.environ and not secure:
+    if running is not None and "https" not in running.ports:
         raise ServiceError(
             "the model server runs already, without https: end what uses it, then start it again"
         )
-    found = {"grpc": f"{'grpcs' if secure else 'grpc'}://{HOST}:{ports['grpc']}"}
-    return found | ({"https": f"https://{HOST}:{ports['https']}"} if secure else {})
+
+
+def addresses(home: Path) -> dict[str, str]:
+    """Where else the home's running server listens: `grpc`, and `https` where it has TLS."""
+    running = model_server(home).running()
+    if running is None or "grpc" not in running.ports:
+        return {}
+    ports = running.ports
+    if "https" not in ports:
+        return {"grpc": f"grpc://{HOST}:{ports['grpc']}"}
+    return {"grpc": f"grpcs://{HOST}:{ports['grpc']}", "https": f"https://{HOST}:{ports['https']}"}
 
 
 def model_server(home: Path) -> Service:
