@@ -1,6 +1,7 @@
 # make run     a line from raw objects to an answer (LINE=digits, fashion, flights, …)
 # make test    all tests, against real servers
 # make check   formatter, linter, types, import rule
+# make fuzz         every operation of the OpenAPI document, valid and not, for ten minutes
 # make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...)
 # make faults       kills, outages, full disks of the whole stack: nothing missed, nothing twice
 # make cluster      clean and train on three machines (network namespaces; root), a worker lost in mid-run
@@ -12,7 +13,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks images production faults cluster reinstalled clean
+.PHONY: run test check benchmarks fuzz images production faults cluster reinstalled clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -31,6 +32,9 @@ benchmarks: .venv/developer
 	for name in startup orchestration cleaning training training_memory compression digests products \
 	  determinism score replays kills events sweep; \
 	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+fuzz: .venv/developer
+	$(BIN)/python -m benchmarks.fuzzing
 
 BASE ?= python:3.11-slim
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)

@@ -1,8 +1,9 @@
 """Other servers of the same network, each in a venv of its own, for `benchmarks.serving`.
 
 A venv is made in the folder given by `--venvs` when it is not there yet. Peers get two processes,
-one a core, JSON as their documentation sends it, and batching where the network gains by it; they
-have no keys, quotas, audit or version on their answers.
+one a core (KServe's SDK one, since its workers share no model), JSON as their documentation sends
+it, and batching where the network gains by it and they have it; they have no keys, quotas, audit or
+version on their answers. Triton's binary is that of PyTriton's wheel, which has the Python backend.
 """
 
 import os
@@ -24,8 +25,18 @@ PACKAGES = {
     "litserve": ("litserve", "onnxruntime", "numpy"),
     "bentoml": ("bentoml", "onnxruntime", "numpy"),
     "mlflow": (),
+    "ray": ("ray[serve]", "onnxruntime", "numpy"),
+    "kserve": ("kserve", "onnxruntime", "numpy"),
+    "triton": ("nvidia-pytriton", "onnxruntime", "numpy<2"),
 }
 """What is installed for each; MLflow's own server is in the environment of the project."""
+READY = {
+    "litserve": "/health",
+    "ray": "/-/healthz",
+    "kserve": "/v2/models/network/ready",
+    "triton": "/v2/models/network/ready",
+}
+"""The path that answers once a peer serves whose script starts it."""
 
 
 class Peer(NamedTuple):
@@ -82,21 +93,22 @@ def serving(name: str, found: Model, folder: Path, venvs: Path, most: int) -> It
 def request(name: str, found: Model) -> tuple[str, bytes]:
     """Path and body of one row."""
     rows = found.rows[:1].tolist()
-    if name == "litserve":
+    if name in ("litserve", "ray"):
         return "/predict", orjson.dumps({"data": rows[0]})
+    if name in ("kserve", "triton"):
+        return "/v2/models/network/infer", found.json()
     if name == "bentoml":
         return "/predict", orjson.dumps({"data": rows})
     return "/invocations", orjson.dumps({"inputs": {found.input: rows}})
 
 
 def _peer(name: str, found: Model, folder: Path, venvs: Path, port: int) -> Peer:
-    if name == "litserve":
-        command = [str(venv(name, venvs)), "serve_litserve.py"]
-        return Peer(command, "/health")
     if name == "bentoml":
         bentoml = venv(name, venvs).with_name("bentoml")
         command = [str(bentoml), "serve", "serve_bentoml:Network", "--port", str(port)]
         return Peer([*command, "--host", "127.0.0.1"], "/readyz")
+    if name in READY:
+        return Peer([str(venv(name, venvs)), f"serve_{name}.py"], READY[name])
     _save_for_mlflow(found, folder / "mlflow")
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     options = ["-m", str(folder / "mlflow"), "-p", str(port), "-w", "2"]

@@ -83,6 +83,8 @@ class TextFeatures(Features):
                 raise RefusedRequest(str(error)) from None
         if not isinstance(record, str):
             raise RefusedRequest(f'a text is a string or {{"{TEXT}": string}}')
+        if len(record) > LONGEST:
+            raise RefusedRequest(f"{len(record):,} characters are over {LONGEST:,}")
         text = tidy(record)
         if not text:
             raise RefusedRequest("the text is empty")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,12 @@ Number = Annotated[int, typer.Argument(min=1, help="Number of a registered versi
 Workers = Annotated[
     int | None, typer.Option(min=1, max=256, help="Processes of the model server; 1 by default.")
 ]
+Https = Annotated[bool, typer.Option("--https", help="Also answer over TLS, on a port of its own.")]
+Certificate = Annotated[
+    Path | None,
+    typer.Option(exists=True, help="PEM file for --https; by default one made for this machine."),
+]
+PrivateKey = Annotated[Path | None, typer.Option(exists=True, help="PEM file of its private key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

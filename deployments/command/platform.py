@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deployments.command.output import AsJson, Workers, show
+from deployments.command.output import AsJson, Certificate, Https, PrivateKey, Workers, show
 
 if TYPE_CHECKING:
     from deployments.local.supervisor import Status
@@ -20,15 +20,20 @@ ServiceName = Annotated[str, typer.Argument(help="Name of a service; see `modelm
 def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return once all of it serves.")] = False,
     workers: Workers = None,
+    https: Https = False,
+    certificate: Certificate = None,
+    private_key: PrivateKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring the whole stack up on this machine and keep it up, until Ctrl-C or `down`."""
     from rich.console import Console
 
     from deployments.local import supervisor
-    from deployments.local.model_server import use_workers
+    from deployments.local.model_server import use_https, use_workers
+    from deployments.local.stack import home
 
     use_workers(workers)
+    use_https(home(), https, certificate, private_key)
     ended = threading.Event()
     if not detach:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -100,5 +105,6 @@ def _table(found: "list[Status]") -> None:
     for one in found:
         health = "[green]healthy[/green]" if one.healthy else f"[red]{one.problem}[/red]"
         memory = f"{one.memory_mb:.0f}"
-        drawn.add_row(one.name, one.url, health, one.version, str(one.pid or ""), memory)
+        urls = "\n".join((one.url, *one.others))
+        drawn.add_row(one.name, urls, health, one.version, str(one.pid or ""), memory)
     Console().print(drawn)

@@ -1,25 +1,14 @@
 """Commands that prove and compare versions: replay, verify, lineage, compare, export, import."""
 
-import json
-import os
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from deployments.command.output import AsJson, LineName, Number, show, table
+from deployments.command.refusals import refusing
 
 app = typer.Typer()
-# How libraries say that a service does not answer or refuses; sockets and files raise OSError.
-OUTAGES = (
-    ("mlflow.exceptions", "MlflowException"),
-    ("httpx", "HTTPError"),
-    ("distributed", "KilledWorker"),
-)
 Folder = Annotated[Path, typer.Argument(help="An exported version.")]
 
 
@@ -48,7 +37,7 @@ def replay(
 
     Exit code 0: identical; 1: a stage differs; 2: it cannot be made again here; 70: a bug.
     """
-    with _refusing(f"{line} {version} cannot be replayed here", as_json):
+    with refusing(f"{line} {version} cannot be replayed here", as_json):
         from rich.console import Console
 
         from deployments.local.stack import PREFECT, STORE, stack
@@ -86,7 +75,7 @@ def verify(
     Exit code 0: all of it holds; 2: refused, with the file and the reason.
     """
     named = line if version is None else f"{line} {version}"
-    with _refusing(f"{named} is refused", as_json):
+    with refusing(f"{named} is refused", as_json):
         from deployments.local.stack import STORE, stack
 
         # A folder needs no store: only the trusted keys of this place.
@@ -124,7 +113,7 @@ def lineage(
     """
     from deployments.local.stack import SERVER, STORE, stack
 
-    with _refusing(f"the origin of {origin} is refused", as_json), stack(STORE, SERVER):
+    with refusing(f"the origin of {origin} is refused", as_json), stack(STORE, SERVER):
         from tasks.lineage import lineage as trace
 
         found = trace(origin)
@@ -146,7 +135,7 @@ def compare(
 
     Exit code 0: compared, whatever differs; 2: one of them does not verify.
     """
-    with _refusing(f"{line} {a} and {b} cannot be compared", as_json):
+    with refusing(f"{line} {a} and {b} cannot be compared", as_json):
         from deployments.local.stack import STORE, stack
 
         with stack(STORE):
@@ -174,7 +163,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a version as a folder another site can verify, import and replay."""
-    with _refusing(f"{line} {version} cannot be exported", as_json):
+    with refusing(f"{line} {version} cannot be exported", as_json):
         from deployments.local.stack import STORE, stack
 
         with stack(STORE):
@@ -188,7 +177,7 @@ def export(
 @app.command("import")
 def import_(folder: Folder, as_json: AsJson = False) -> None:
     """Register an exported version here, once everything in it is proven."""
-    with _refusing(f"{folder} cannot be imported", as_json):
+    with refusing(f"{folder} cannot be imported", as_json):
         from deployments.local.stack import STORE, stack
 
         with stack(STORE):
@@ -197,50 +186,3 @@ def import_(folder: Folder, as_json: AsJson = False) -> None:
             found, number = import_folder(folder)
         answer = {"version": number, **found.model_dump(mode="json")}
         show(as_json, answer, lambda: table([answer]))
-
-
-@contextmanager
-def _refusing(what: str, as_json: bool) -> Iterator[None]:
-    """A refusal inside is one line, its reason, and exit code 2.
-
-    Anything else is a bug: its traceback, and exit code 70 (EX_SOFTWARE), which no verdict has.
-    """
-    try:
-        yield
-    except Exception as error:
-        # Prefect says in a RuntimeError that its server does not answer; the cause tells.
-        refused = any(isinstance(e, _refusals()) for e in (error, error.__cause__))
-        said = what if refused else "this is a bug of Modelmint"
-        reason = f"{type(error).__name__}: {error}"
-        if not refused or os.environ.get("MODELMINT_TRACEBACK"):
-            traceback.print_exc()
-        if as_json:
-            print(json.dumps({"error": said, "reason": reason}), flush=True)
-        else:
-            typer.echo(f"modelmint: {said}: {reason}", err=True)
-        raise typer.Exit(2 if refused else os.EX_SOFTWARE) from None
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    """What says that a version, or this place, is not as it must be, and services that are down."""
-    from deployments.local.service import ServiceError
-    from models.catalog import LineError
-    from models.digests import IntegrityError
-    from models.trust import TrustError
-    from tasks.export import ExportError
-    from tasks.identity import OtherCodeError
-    from tasks.isolated import ResourceError
-    from tasks.lease import LeaseError
-    from tasks.openssf import MissingLibraryError
-    from tasks.recorded import CannotReplayError
-    from tasks.register import UnknownVersionError
-    from tasks.store import MissingError, StoreError
-
-    ours = (
-        CannotReplayError, ExportError, IntegrityError, LeaseError, LineError, MissingError,
-        MissingLibraryError, OtherCodeError, ResourceError, ServiceError, StoreError, TrustError,
-        UnknownVersionError,
-    )  # fmt: skip
-    # What was never imported has raised nothing, and takes seconds to import.
-    imported = (getattr(sys.modules.get(module), name, None) for module, name in OUTAGES)
-    return (*ours, OSError, *filter(None, imported))

@@ -221,26 +221,35 @@ class Service:
                 "free some space there, or choose another home",
             )
 
-    def _remembered(self) -> Ports | None:
+    def _known(self) -> Ports:
+        """Every port it ever remembered and has not given up, those of options not in use too."""
         try:
             ports = json.loads((self.state / "ports.json").read_text())
         except (OSError, ValueError):
-            return None
-        return ports if isinstance(ports, dict) and set(ports) == set(self.ports) else None
+            return {}
+        return ports if isinstance(ports, dict) else {}
+
+    def _remembered(self) -> Ports | None:
+        known = self._known()
+        return {n: known[n] for n in self.ports} if set(self.ports) <= set(known) else None
 
     def _ports(self) -> Ports:
-        """The remembered ports if they are free, else new ones, which are remembered."""
-        ports = self._remembered()
-        if ports is not None and not taken(ports, paired=self.paired):
-            return ports
+        """The remembered ports if they are free, and new ones, which are remembered, for others."""
+        known = self._known()
+        kept = {name: known[name] for name in self.ports if name in known}
+        if taken(kept, paired=self.paired):
+            kept, known = {}, {}
+        wanted = [name for name in self.ports if name not in kept]
+        if not wanted:
+            return kept
         try:
-            ports = free_ports(self.ports, paired=self.paired)
+            drawn = free_ports(wanted, paired=self.paired)
         except OSError as error:
             self._fail(str(error), "end the programs that listen on so many ports")
         partial = self.state / "ports.partial"
-        partial.write_text(json.dumps(ports))
+        partial.write_text(json.dumps(known | drawn))
         partial.replace(self.state / "ports.json")
-        return ports
+        return {name: (kept | drawn)[name] for name in self.ports}
 
     def _started(self) -> Running:
         self._check_disk()

@@ -45,6 +45,8 @@ class Status(NamedTuple):
     version: str
     problem: str
     """What keeps it from serving; empty when it does."""
+    others: tuple[str, ...] = ()
+    """Its other addresses, of gRPC and https."""
 
 
 def services(folder: Path) -> list[Service]:
@@ -214,8 +216,13 @@ def _status(service: Service) -> Status:
             memory += process.memory_info().rss
         except psutil.Error:
             continue
-    healthy = problem == ""
-    return Status(service.name, url, healthy, running.pid, round(memory / 1e6, 1), version, problem)
+    others: tuple[str, ...] = ()
+    if service.name == "model_server":
+        others = tuple(model_server.addresses(service.state.parent).values())
+    return Status(
+        service.name, url, problem == "", running.pid, round(memory / 1e6, 1), version, problem,
+        others,
+    )  # fmt: skip
 
 
 def _version(name: str) -> str:

@@ -12,13 +12,14 @@ the process that started them.
 """
 
 import argparse
-import logging
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
+
+from deployments.serving.logs import FORMATS, configure
 
 
 def main() -> None:
@@ -27,12 +28,12 @@ def main() -> None:
     options = parser.parse_args()
     if bool(options.certificate) != bool(options.private_key):
         parser.error("--certificate and --private-key belong together")
+    if options.https_port and not options.certificate:
+        parser.error("--https-port needs --certificate and --private-key")
     # uvicorn raises a caught signal again once drained: here that is a clean exit, not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(options.log_level, options.log_format)
     private = options.private or options.repository / ".server"
     # prometheus_client looks when it is imported; the workers of one server count together there.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(private / "metrics")
@@ -40,7 +41,7 @@ def main() -> None:
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
-    from deployments.serving import capture, metrics, tls
+    from deployments.serving import metrics, tls
     from deployments.serving.folder import hold
     from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
@@ -59,20 +60,14 @@ def main() -> None:
         Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
         sys.exit(f"the keys in {private} cannot be used: restore keys.json\n{error}")
-    if options.grpc_port:
-        _check_free(options.host, options.grpc_port)
+    _check_free(options.host, gRPC=options.grpc_port, https=options.https_port)
     given: dict[str, Any] = {}
     if options.certificate:
         _check_pair(options.certificate, options.private_key)
-        given = {
-            "ssl_certfile": options.certificate,
-            "ssl_keyfile": options.private_key,
-            "ssl_context_factory": tls.context,
-        }
-    try:
-        capture.rates(os.environ.get(capture.SETTING, ""))
-    except ValueError as error:
-        sys.exit(str(error))
+        if not options.https_port:
+            given = tls.settings(options.certificate, options.private_key)
+    _check_exporter()
+    _check_capture()
     told = {name: getattr(options, name) for name in Options.model_fields} | {"private": private}
     os.environ[SETTING] = Options(**told).model_dump_json()
     config = uvicorn.Config(
@@ -89,7 +84,7 @@ def main() -> None:
         server_header=False,
         log_config=None,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        headers=tls.HEADERS + (tls.TLS_HEADERS if options.certificate else []),
+        headers=tls.HEADERS + (tls.TLS_HEADERS if given else []),
         **given,
     )
     with held:
@@ -116,12 +111,34 @@ def _check_pair(certificate: str, private_key: str) -> None:
         sys.exit(f"certificate and private key cannot be used, or are no pair: {error}")
 
 
-def _check_free(host: str, port: int) -> None:
-    # The workers share gRPC's port, so none of them would notice that it is taken.
+def _check_free(host: str, **ports: int | None) -> None:
+    # The workers share these ports, so none of them would notice that one is taken.
+    for name, port in ports.items():
+        try:
+            if port is not None:
+                socket.create_server((host, port)).close()
+        except OSError as error:
+            sys.exit(f"{name} cannot listen at {host}:{port}: {error.strerror}")
+
+
+def _check_capture() -> None:
+    from deployments.serving import capture
+
     try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        sys.exit(f"gRPC cannot listen at {host}:{port}: {error.strerror}")
+        capture.rates(os.environ.get(capture.SETTING, ""))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def _check_exporter() -> None:
+    from deployments.serving.worker import COLLECTORS
+
+    named = [name for name in COLLECTORS if os.environ.get(name)]
+    try:
+        if named:
+            import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
+    except ImportError:
+        sys.exit(f"{named[0]} is set, and nothing here can send traces: install modelmint[tracing]")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,10 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
     parser.add_argument("--grpc-port", type=int, help="port of gRPC; without one there is none")
+    parser.add_argument(
+        "--https-port", type=int,
+        help="port of TLS beside a plain --port; without one --port itself has TLS",
+    )  # fmt: skip
     parser.add_argument("--workers", type=_count, default=1, help="processes that serve it")
     parser.add_argument(
         "--certificate",
-        help="PEM file of the certificate chain for TLS; watched for changes",
+        help="PEM file of the certificate chain for TLS, gRPC's too; watched for changes",
     )
     parser.add_argument("--private-key", help="PEM file of its private key")
     parser.add_argument(
@@ -159,6 +180,16 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
     )
     parser.add_argument(
+        "--decoders", type=int, default=2,
+        help="processes of each worker that decode images, sounds, tables, texts",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decode-mb", type=float, default=1000.0, help="memory one request may take to decode"
+    )
+    parser.add_argument(
+        "--decode-seconds", type=int, default=5, help="CPU seconds it may take to decode"
+    )
+    parser.add_argument(
         "--cache-bytes", type=int, default=64_000_000, help="response cache of a worker; 0 is none"
     )
     parser.add_argument(
@@ -166,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", choices=levels, default="warning", help="least level logged")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="json: one object a line"
+    )
     return parser
 
 

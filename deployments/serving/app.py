@@ -4,13 +4,18 @@ All but its health is for callers with a key (`access`). Bare Starlette: on a sm
 and routing cost more than computing.
 """
 
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from deployments.serving.access import Access
@@ -28,8 +33,13 @@ from deployments.serving.repository import Repository
 from deployments.serving.traffic import Traffic
 from deployments.serving.trials import Trials
 
+if TYPE_CHECKING:
+    from deployments.serving.tracing import Tracing
+
 MAX_BODY = 16_000_000
 BODY_SECONDS = 30.0
+WARM_SECONDS = 1.0
+"""From the start until a decoder is made ready."""
 
 
 def create(
@@ -43,14 +53,16 @@ def create(
     settings: Settings = DEFAULTS,
     capture: Capture | None = None,
     grpc: Address | None = None,
+    tracing: "Tracing | None" = None,
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
     `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
     given what was answered. While it runs, the protocol is also spoken over gRPC at `grpc`.
+    `tracing` is told of every request.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
-    inference = Inference(access.ledger, settings)
+    inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     body = partial(read_body, largest=max_body, seconds=body_seconds)
     parts = (
         Predictions(inference, traffic, capture, body),
@@ -64,19 +76,51 @@ def create(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        # After the first answers: what it imports would slow the start.
+        warming = threading.Timer(WARM_SECONDS, inference.decoders.warm)
+        warming.daemon = True
+        warming.start()
         try:
             if grpc is None:
                 yield
                 return
             from deployments.serving.grpc_server import GrpcServer
 
-            spoken = GrpcServer(repository, access, inference, traffic, capture)
+            spoken = GrpcServer(repository, access, inference, traffic, capture, tracing)
             async with spoken.running(grpc, max_body):
                 yield
         finally:
+            warming.cancel()
+            await anyio.to_thread.run_sync(inference.decoders.close)
             if capture is not None:
                 await anyio.to_thread.run_sync(capture.close)
+            if tracing is not None:
+                await anyio.to_thread.run_sync(tracing.close)
 
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app = Starlette(routes=_by_path(routes), exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
-    return with_pages(access.guard(traffic.watch(app)), routes)
+    inside: ASGIApp = traffic.watch(app)
+    if tracing is not None:
+        inside = tracing.watch(inside, routes)
+    return with_pages(access.guard(inside), routes)
+
+
+def _by_path(routes: Sequence[Route]) -> list[Route]:
+    """One route a path, whatever its methods: Starlette's 405 names those of the first alone."""
+    grouped: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        for method in route.methods or ():
+            grouped.setdefault(route.path, {}).setdefault(method, route)
+
+    def joined(path: str, methods: dict[str, Route]) -> Route:
+        first = next(iter(methods.values()))
+        if all(route is first for route in methods.values()):
+            return first
+
+        async def answer(request: Request) -> Response:
+            response: Response = await methods[request.method].endpoint(request)
+            return response
+
+        return Route(path, answer, methods=sorted(methods))
+
+    return [joined(path, methods) for path, methods in grouped.items()]

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +28,17 @@ MOST_BYTES = 128_000_000
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class Waiting:
+    """A request that waits for its turn."""
+
     tensors: Tensors
     rows: int
     size: int
     answer: "asyncio.Future[Tensors]"
+    origin: Any = None
+    """What a trace has to know of where it came from."""
 
-    def fits(self, other: "_Waiting") -> bool:
+    def fits(self, other: "Waiting") -> bool:
         """Whether both can be rows of one batch: all lengths but the first are equal."""
         ours, theirs = self.tensors, other.tensors
         return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
@@ -58,7 +63,7 @@ class Batching:
         """
         loop = asyncio.get_running_loop()
         size = sum(tensor.nbytes for tensor in tensors.values())
-        waiting = _Waiting(tensors, rows, size, loop.create_future())
+        waiting = Waiting(tensors, rows, size, loop.create_future(), self._origin())
         name = served.line, served.digest
         queue = self._queues.get(name)
         if queue is None:
@@ -71,6 +76,12 @@ class Batching:
         except TimeoutError:
             raise ProtocolError(504, "the deadline passed before the answer", "deadline") from None
 
+    def _origin(self) -> Any:
+        """Overridden where requests are traced."""
+
+    def _computed(self, served: Served, batch: list[Waiting]) -> list[Tensors | Exception]:
+        return _compute(served, batch)
+
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and self._queues:
             name, queue = self._queues.popitem(last=False)
@@ -79,13 +90,13 @@ class Batching:
                 self._queues[name] = queue  # to the end: versions take turns
             if batch:
                 self._free -= 1
-                running = loop.run_in_executor(self._threads, _compute, queue.served, batch)
+                running = loop.run_in_executor(self._threads, self._computed, queue.served, batch)
                 running.add_done_callback(partial(self._finish, loop, batch))
 
     def _finish(
         self,
         loop: asyncio.AbstractEventLoop,
-        batch: list[_Waiting],
+        batch: list[Waiting],
         done: "asyncio.Future[list[Tensors | Exception]]",
     ) -> None:
         self._free += 1
@@ -106,10 +117,10 @@ class _Queue:
         self.served = served
         self.length = 0
         self._bytes = 0
-        self._keys: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._keys: OrderedDict[str, deque[Waiting]] = OrderedDict()
         self._gauge = metrics.queue(served.line)
 
-    def put(self, key: str, waiting: _Waiting, slots: int) -> None:
+    def put(self, key: str, waiting: Waiting, slots: int) -> None:
         """Raises ProtocolError 429 when the queue is full and the key's share used up."""
         if self._full(waiting):
             self._purge()
@@ -128,10 +139,10 @@ class _Queue:
         self._keys.setdefault(key, deque()).append(waiting)
         self._count(1, waiting)
 
-    def take(self) -> list[_Waiting]:
+    def take(self) -> list[Waiting]:
         """The next batch: requests that can be computed together, none that expired."""
         most = self.served.batch_rows
-        batch: list[_Waiting] = []
+        batch: list[Waiting] = []
         rows, more = 0, True
         while more:
             more = False
@@ -148,12 +159,12 @@ class _Queue:
                     return batch
         return batch
 
-    def _full(self, waiting: _Waiting) -> bool:
+    def _full(self, waiting: Waiting) -> bool:
         return self.length >= MOST_WAITING or (
             self.length > 0 and self._bytes + waiting.size > MOST_BYTES
         )
 
-    def _pop(self, key: str, newest: bool = False) -> _Waiting:
+    def _pop(self, key: str, newest: bool = False) -> Waiting:
         """Take a key's next request; the key goes to the end of the line."""
         queue = self._keys.pop(key)
         found = queue.pop() if newest else queue.popleft()
@@ -170,13 +181,13 @@ class _Queue:
             if not queue:
                 del self._keys[key]
 
-    def _count(self, change: int, waiting: _Waiting) -> None:
+    def _count(self, change: int, waiting: Waiting) -> None:
         self.length += change
         self._bytes += change * waiting.size
         self._gauge.inc(change)
 
 
-def _compute(served: Served, batch: list[_Waiting]) -> list[Tensors | Exception]:
+def _compute(served: Served, batch: list[Waiting]) -> list[Tensors | Exception]:
     """The outputs of each request, or why there are none."""
     metrics.batches(served.line, served.number).observe(sum(one.rows for one in batch))
     if len(batch) == 1:
@@ -196,7 +207,7 @@ def _compute(served: Served, batch: list[_Waiting]) -> list[Tensors | Exception]
     return answers
 
 
-def _alone(served: Served, one: _Waiting) -> Tensors | Exception:
+def _alone(served: Served, one: Waiting) -> Tensors | Exception:
     try:
         return served.run(one.tensors)
     except Exception as error:  # the caller's, not the thread's

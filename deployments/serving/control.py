@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments.serving.access import Access, allow
+from deployments.serving.folder import LINE, matches
 from deployments.serving.http import Body, as_json, as_object, parameters, texts
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.recorder import Recorder
@@ -79,7 +80,7 @@ class Control:
         name = request.path_params["name"]
         allow(request, "manage", name)
         given = as_object(await self._body(request))
-        wanted = texts(given, ("version",), ("reason", "recorded"))
+        wanted = _reasoned(texts(given, ("version",), ("reason", "recorded")))
         entry = None if "recorded" in wanted else self._entry(request, "promote", wanted)
         change = partial(self._repository.set_default, name, wanted["version"], entry)
         return as_json(_identity(await self._change(request, "promote", name, wanted, change)))
@@ -88,7 +89,7 @@ class Control:
         """Put an earlier version back into production, with nothing but what is here."""
         name = request.path_params["name"]
         allow(request, "manage", name)
-        wanted = texts(as_object(await self._body(request)), (), ("version", "reason"))
+        wanted = _reasoned(texts(as_object(await self._body(request)), (), ("version", "reason")))
         entry = self._entry(request, "rollback", wanted)
         change = partial(self._repository.roll_back, name, wanted.get("version"), entry)
         served, replaced = await self._change(request, "rollback", name, wanted, change)
@@ -96,7 +97,11 @@ class Control:
 
     async def record(self, request: Request) -> Response:
         """Write into the promotion record, now, what is not there yet."""
-        allow(request, "manage", request.path_params["name"])
+        name = request.path_params["name"]
+        allow(request, "manage", name)
+        # It may be one that this server does not know yet.
+        if not matches(LINE, name):
+            raise ProtocolError(400, f"name must have the form {LINE}", "bad_name")
         left = await anyio.to_thread.run_sync(self._recorder.record, limiter=self._one_load)
         return as_json({"unrecorded": left})
 
@@ -104,8 +109,6 @@ class Control:
         self, request: Request, kind: Literal["promote", "rollback"], wanted: dict[str, str]
     ) -> Entry:
         why = wanted.get("reason", "")
-        if len(why) > LONGEST_REASON:
-            raise ProtocolError(400, f"reason has more than {LONGEST_REASON} characters")
         # The repository fills in which version it is, once it is known which it will be.
         by = self._access.who(request)
         return Entry(number=0, digest="0" * 64, kind=kind, by=by, why=why)
@@ -124,6 +127,13 @@ class Control:
             return change()
 
         return await anyio.to_thread.run_sync(recorded, limiter=limiter or self._one_change)
+
+
+def _reasoned(wanted: dict[str, str]) -> dict[str, str]:
+    """The members, once their reason is not too long; raises ProtocolError 400."""
+    if len(wanted.get("reason", "")) > LONGEST_REASON:
+        raise ProtocolError(400, f"reason has more than {LONGEST_REASON} characters")
+    return wanted
 
 
 def _identity(served: Served) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import grpc
@@ -36,6 +36,9 @@ from deployments.serving.inference import Call, Inference
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.traffic import Traffic
+
+if TYPE_CHECKING:
+    from deployments.serving.tracing import Tracing
 
 SERVICE = "inference.GRPCInferenceService"
 GRACE_SECONDS = 5.0
@@ -59,9 +62,10 @@ class GrpcServer:
         inference: Inference,
         traffic: Traffic,
         capture: Capture | None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._repository, self._access, self._inference = repository, access, inference
-        self._traffic, self._capture = traffic, capture
+        self._traffic, self._capture, self._tracing = traffic, capture, tracing
 
     @asynccontextmanager
     async def running(self, address: Address, largest: int) -> AsyncIterator[None]:
@@ -142,7 +146,7 @@ class GrpcServer:
             code = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
             return await context.abort(code, refusal.message, asked.trailers(refusal))
 
-        return answer
+        return self._tracing.rpc(f"{SERVICE}/{name}", answer) if self._tracing else answer
 
     async def live(self, _: "_Asked") -> Any:
         return pb.ServerLiveResponse(live=True)

@@ -18,6 +18,8 @@ import numpy as np
 from deployments.serving import metrics
 from deployments.serving.batching import Batching
 from deployments.serving.cache import Cache
+from deployments.serving.decoder import Limits
+from deployments.serving.decoding import Decoders
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Counts, Ledger
 from deployments.serving.protocol import ProtocolError, Tensors
@@ -59,6 +61,8 @@ class Settings(NamedTuple):
     """Size of the response cache; 0 is none."""
     uncached: frozenset[str] = frozenset()
     """Lines whose answers are never kept."""
+    limits: Limits = Limits()
+    """Of what decodes images, sounds and tables."""
 
 
 DEFAULTS = Settings()
@@ -69,10 +73,17 @@ class Inference:
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.seconds = settings.seconds
+        self.decoders = Decoders(settings.limits)
         self._ledger = ledger
         self._batching = Batching(settings.slots)
         self._writers = anyio.CapacityLimiter(settings.slots)
         self._cache = Cache(settings.cache_bytes, settings.uncached)
+
+    async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
+        """What a person sent as tensors, and its number of rows; raises as `Decoders.read` does."""
+        left = call.deadline - asyncio.get_running_loop().time()
+        work = partial(self.decoders.read, call.served, payload, media_type, left)
+        return await in_thread(work, call.deadline, self.decoders.limiter)
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
         """Charge for the rows and compute them.

@@ -12,6 +12,7 @@ from deployments.serving import metrics
 from deployments.serving.access import allow
 from deployments.serving.http import Body, as_json, as_object, release
 from deployments.serving.line import Line
+from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from models.tensors import TensorSpec
 
@@ -92,7 +93,9 @@ class Listing:
 
     async def repository_index(self, request: Request) -> Response:
         key = request.state.key
-        only_ready = as_object(await self._body(request)).get("ready") is True
+        only_ready = as_object(await self._body(request)).get("ready", False)
+        if not isinstance(only_ready, bool):
+            raise ProtocolError(400, "ready must be true or false")
         found: list[dict[str, Any]] = []
         for name, line in self._repository.lines.items():
             if not key.allows("read", name):

@@ -6,6 +6,8 @@ from typing import Any
 
 from starlette.routing import Route
 
+from deployments.serving.folder import DIGEST, LINE, NUMBER
+
 Json = dict[str, Any]
 _JSON, _BINARY = "application/json", "application/octet-stream"
 
@@ -15,13 +17,24 @@ def _object(required: tuple[str, ...] = (), /, **properties: Json) -> Json:
     return found | ({"required": list(required)} if required else {})
 
 
+def _closed(required: tuple[str, ...] = (), /, **properties: Json) -> Json:
+    """An object with no other members: they are refused."""
+    return _object(required, **properties) | {"additionalProperties": False}
+
+
 def _array(items: Json, **more: Any) -> Json:
     return {"type": "array", "items": items, **more}
 
 
 _TEXT: Json = {"type": "string"}
-_NUMBER: Json = {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"}
-_DIGEST: Json = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_LINE: Json = {"type": "string", "pattern": LINE}
+_NUMBER: Json = {"type": "string", "pattern": NUMBER}
+_DIGEST: Json = {"type": "string", "pattern": DIGEST}
+_TENANT: Json = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"}
+_SCOPE: Json = {
+    "type": "string",
+    "pattern": r"^(predict|read|manage|admin):(\*|[a-z][a-z0-9-]{1,40})$",
+}
 _DATATYPES = [
     "BOOL", *(f"{u}INT{bits}" for u in ("U", "") for bits in (8, 16, 32, 64)),
     "FP16", "FP32", "FP64", "BYTES",
@@ -84,26 +97,38 @@ _PAYLOAD: Json = {
 }
 _LOAD = _object(
     ("parameters",),
-    parameters=_object(("version", "digest"), version=_NUMBER, digest=_DIGEST, source=_TEXT),
+    parameters=_closed(("version", "digest"), version=_NUMBER, digest=_DIGEST, source=_TEXT),
 )
-_UNLOAD = _object(("parameters",), parameters=_object(("version",), version=_NUMBER))
-_KEY = _object(
+_UNLOAD = _object(
+    ("parameters",), parameters=_closed(("version",), version=_NUMBER, unload_dependents={})
+)
+_MOMENT: Json = {"type": ["string", "null"], "format": "date-time"}
+_COUNT: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": 10**15}
+_LIMITS = _closed(
+    rate={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1e6},
+    burst=_COUNT | {"maximum": 1_000_000},
+    daily_rows=_COUNT,
+    daily_bytes=_COUNT,
+)
+_KEY = _closed(
     ("tenant", "scopes"),
-    tenant=_TEXT,
-    scopes=_array(_TEXT, minItems=1),
-    expires={"type": "string", "format": "date-time"},
-    limits={"type": "object"},
+    tenant=_TENANT,
+    scopes=_array(_SCOPE, minItems=1, maxItems=200),
+    expires=_MOMENT,
+    limits=_LIMITS,
 )
-_REASON = _object(version=_NUMBER, reason=_TEXT)
-_CANARY = _object(
+_WHY: Json = {"type": "string", "maxLength": 1000}
+_PROMOTE = _closed(("version",), version=_NUMBER, reason=_WHY, recorded=_TEXT)
+_ROLLBACK = _closed(version=_NUMBER, reason=_WHY)
+_CANARY = _closed(
     ("version",),
     version=_NUMBER,
     percent={"type": "number", "exclusiveMinimum": 0, "maximum": 100},
-    tenant=_TEXT,
+    tenant={"type": "string", "minLength": 1, "maxLength": 60},
     by={"enum": ["request", "key"]},
-)
-_SHADOW = _object(("version",), version=_NUMBER)
-_ROTATE = _object(grace={"type": "number", "minimum": 0}, expires=_KEY["properties"]["expires"])
+) | {"oneOf": [{"required": ["percent"]}, {"required": ["tenant"]}]}
+_SHADOW = _closed(("version",), version=_NUMBER)
+_ROTATE = _closed(grace={"type": "number", "minimum": 0, "maximum": 30 * 86_400}, expires=_MOMENT)
 
 # Summary, request content, response schema. A version in the path changes none of them.
 KNOWN: dict[tuple[str, str], tuple[str, Json | None, Json]] = {
@@ -129,10 +154,10 @@ KNOWN: dict[tuple[str, str], tuple[str, Json | None, Json]] = {
     ),
     ("POST", "/v1/lines/{name}/promote"): (
         "Let a loaded version answer by default",
-        {_JSON: {"schema": _REASON | {"required": ["version"]}}}, {"type": "object"},
+        {_JSON: {"schema": _PROMOTE}}, {"type": "object"},
     ),
     ("POST", "/v1/lines/{name}/rollback"): (
-        "Let an earlier version answer again", {_JSON: {"schema": _REASON}}, {"type": "object"}
+        "Let an earlier version answer again", {_JSON: {"schema": _ROLLBACK}}, {"type": "object"}
     ),
     ("POST", "/v1/lines/{name}/record"): (
         "Write promotions into the store's record", None, {"type": "object"}
@@ -173,6 +198,8 @@ _QUERIES: dict[str, list[tuple[str, Json]]] = {
     "/v1/usage": [("days", {"type": "integer", "minimum": 0, "maximum": 366})],
     "/v1/audit": [("after", {"type": "integer", "minimum": 0})],
 }
+_OPTIONAL = ("/v2/repository/index", "/v1/lines/{name}/rollback", "/v1/keys/{id}/rotate")
+"""Routes that take an empty body for an empty object."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
 
 
@@ -211,13 +238,13 @@ def _operation(method: str, path: str) -> Json:
         },
     }
     named = re.findall(r"{(\w+)}", path)
-    parameters = [_parameter("path", name, _NUMBER if name == "version" else _TEXT)
-                  for name in named]  # fmt: skip
+    kinds = {"version": _NUMBER, "name": _LINE}
+    parameters = [_parameter("path", name, kinds.get(name, _TEXT)) for name in named]
     parameters += [_parameter("query", *query) for query in _QUERIES.get(general, [])]
     if parameters:
         found["parameters"] = parameters
     if content is not None:
-        found["requestBody"] = {"required": True, "content": content}
+        found["requestBody"] = {"required": general not in _OPTIONAL, "content": content}
     if path in _OPEN:
         found["security"] = []
     return found

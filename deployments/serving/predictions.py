@@ -75,8 +75,7 @@ class Predictions:
         start, call = time.perf_counter(), self._call(request, served)
         body = await self._body(request)
         # Never inline: a small file can hold an image of millions of pixels.
-        read = partial(served.read, body, media_type(request))
-        tensors, rows = await in_thread(read, call.deadline)
+        tensors, rows = await self._inference.read(call, body, media_type(request))
         call = call._replace(size=len(body))
         if served.signature.objective.steps:
             found = Found({}, None)
@@ -97,8 +96,7 @@ class Predictions:
         served = await self._served(request)
         start, call = time.perf_counter(), self._call(request, served)
         body = await self._body(request)
-        read = partial(served.read, body, media_type(request))
-        tensors, rows = await in_thread(read, call.deadline)
+        tensors, rows = await self._inference.read(call, body, media_type(request))
         if rows != 1:
             raise ProtocolError(400, f"one row is explained at a time, not {rows}")
         asked = question(served, tensors, request.query_params.get("label"))

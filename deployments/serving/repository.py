@@ -217,7 +217,7 @@ class Repository(Follower):
             raise ProtocolError(
                 404, f"no version of {name} was in production before", "no_previous"
             )
-        return number or previous[-1]
+        return previous[-1] if number is None else number
 
     def _with(self, name: str, number: str, woken: Served) -> tuple[Line, Served]:
         """The line with that version in memory, which may have left it again meanwhile."""

@@ -1,17 +1,22 @@
 """TLS of the server, and what a browser is told: certificates that are replaced count at once."""
 
+import asyncio
 import logging
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.serving.folder import stamp
+from deployments.serving.http import Address
 
 LOOK_SECONDS = 1.0
 HEADERS = [
@@ -54,6 +59,57 @@ def _follow(made: ssl.SSLContext, certificate: str, private_key: str) -> None:
         except OSError as error:
             _log.error("the new certificate cannot be used, the one before still is: %s", error)
         seen = now
+
+
+def settings(certificate: str, private_key: str) -> dict[str, Any]:
+    """uvicorn's options for TLS with these files."""
+    return {
+        "ssl_certfile": certificate,
+        "ssl_keyfile": private_key,
+        "ssl_context_factory": context,
+    }
+
+
+class _Beside(uvicorn.Server):
+    """A server beside the worker's own, which alone hears signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def also_secure(app: ASGIApp, address: Address, drain: int) -> ASGIApp:
+    """The application, which while it runs also answers over TLS at an address.
+
+    The workers of one server share it. At the end, requests in flight have `drain` seconds.
+    """
+    assert address.certificate is not None
+    assert address.private_key is not None
+    config = uvicorn.Config(
+        app, loop="none", http="httptools", ws="none", lifespan="off", access_log=False,
+        server_header=False, log_config=None, timeout_graceful_shutdown=drain,
+        headers=HEADERS + TLS_HEADERS, **settings(address.certificate, address.private_key),
+    )  # fmt: skip
+    server = _Beside(config)
+
+    async def both(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        listening = socket.create_server((address.host, address.port), reuse_port=True)
+        serving = asyncio.create_task(server.serve([listening]))
+
+        async def received() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                # Before the application ends what its requests need.
+                server.should_exit = True
+                await serving
+            return message
+
+        await app(scope, received, send)
+
+    return both
 
 
 def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

@@ -173,7 +173,7 @@ class Traffic:
                 spent = time.perf_counter_ns() - start
                 rows, different, distance = _difference(served, other, served.run(tensors), theirs)
             except Exception as error:  # whatever the shadow cannot do concerns no caller
-                _log.info("shadow %s/%s: %s", other.line, other.number, error)
+                _log.info("shadow %s/%s: %s", other.line, other.number, type(error).__name__)
                 counters.add(requests=1, failed=1)
                 continue
             counters.add(

@@ -1,20 +1,27 @@
 """One worker process of the model server: the application over the repository it follows."""
 
-import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from starlette.types import ASGIApp
+
+from deployments.serving.logs import configure
+
+if TYPE_CHECKING:
+    from deployments.serving.tracing import Tracing
 
 DRAIN_SECONDS = 8
 """Under the 10 s after which `deployments.local` and Docker kill."""
 SETTING = "MODELMINT_SERVER"
 """The variable that hands the options to the workers."""
+COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""Either names who is sent traces; without one there are none."""
 
 
 class Options(BaseModel):
@@ -25,14 +32,19 @@ class Options(BaseModel):
     max_body: int
     body_seconds: float
     log_level: str
+    log_format: str
     allow_origin: list[str]
     memory_mb: float | None
     workers: int
     timeout_seconds: float
+    decoders: int
+    decode_mb: float
+    decode_seconds: int
     cache_bytes: int
     no_cache: list[str]
     host: str
     grpc_port: int | None
+    https_port: int | None
     certificate: str | None
     private_key: str | None
 
@@ -44,18 +56,17 @@ def application() -> ASGIApp:
     """
     options = Options.model_validate_json(os.environ[SETTING])
     _end_with_parent()
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(options.log_level, options.log_format)
     from deployments.serving.access import Access
     from deployments.serving.app import create
     from deployments.serving.capture import SETTING as CAPTURE
     from deployments.serving.capture import Capture, rates
+    from deployments.serving.decoder import Limits
     from deployments.serving.http import Address
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
-    from deployments.serving.tls import cross_origin
+    from deployments.serving.tls import also_secure, cross_origin
     from deployments.serving.traffic import Traffic
     from models.trust import trust
 
@@ -71,11 +82,13 @@ def application() -> ASGIApp:
         seconds=options.timeout_seconds,
         cache_bytes=options.cache_bytes,
         uncached=frozenset(options.no_cache),
+        limits=Limits(options.decoders, int(options.decode_mb * 1e6), options.decode_seconds),
     )
     shares = rates(os.environ.get(CAPTURE, ""))
     capture = Capture(options.private / "captured", shares) if shares else None
     tls = options.certificate, options.private_key
     address = Address(options.host, options.grpc_port, *tls) if options.grpc_port else None
+    secure = Address(options.host, options.https_port, *tls) if options.https_port else None
     made = create(
         repository,
         access,
@@ -86,8 +99,18 @@ def application() -> ASGIApp:
         settings=settings,
         capture=capture,
         grpc=address,
+        tracing=_tracing(),
     )
-    return cross_origin(made, options.allow_origin)
+    made = cross_origin(made, options.allow_origin)
+    return made if secure is None else also_secure(made, secure, DRAIN_SECONDS)
+
+
+def _tracing() -> "Tracing | None":
+    if not any(os.environ.get(name) for name in COLLECTORS):
+        return None
+    from deployments.serving.tracing import Tracing
+
+    return Tracing()
 
 
 def _end_with_parent() -> None:

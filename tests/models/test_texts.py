@@ -93,6 +93,7 @@ def test_json_is_one_text_or_several() -> None:
         (b'{"text": "a", "label": "pos"}', "application/json", "a text is a string"),
         (b'["a", null]', "application/json", "a text is a string"),
         (b"[" + b'"a",' * 1024 + b'"a"]', "application/json", "1,025 texts are over 1,024"),
+        (b"a" * 100_001, "text/plain", "100,001 characters are over 100,000"),
         (b"a", "image/png", "image/png is neither text/plain nor application/json"),
     ],
 )

@@ -318,6 +318,7 @@ class Server:
     def __init__(self, root: Path, *options: str, environment: dict[str, str] | None = None):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
+        self.root = root
         self._log = root.parent / f"{root.name}.log"
         self._key = root / ".server" / "first-key"
         places = {KEYS_SETTING: str(trusted().folder)}

@@ -1,0 +1,114 @@
+"""A decoder's own side: a process that turns what a person sent into tensors, within bounds.
+
+It imports neither ONNX Runtime nor anything of the server. `decoding` starts it and asks it.
+"""
+
+import resource
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from deployments.serving.elements import pack
+
+# Imported before processes are forked, so that none of them has to.
+from models import audio, catalog, images, passages, tables, texts  # noqa: F401
+from models.data import RefusedRequest
+from models.signature import Signature
+
+KNOWN = 64
+"""Versions whose signature a decoder keeps."""
+_HEAD = 4
+"""Bytes that hold the length of a message's JSON."""
+
+
+class Limits(NamedTuple):
+    """What one request may cost a decoder."""
+
+    decoders: int = 2
+    """Processes of one worker that decode at once."""
+    memory: int = 1_000_000_000
+    """Bytes of address space beyond what a decoder has when it begins."""
+    seconds: int = 5
+    """CPU seconds; by the clock it is the request's deadline."""
+
+
+def message(head: dict[str, Any], *content: bytes) -> bytes:
+    """JSON and bytes as one message; see `parts`."""
+    text = orjson.dumps(head)
+    return b"".join((len(text).to_bytes(_HEAD, "little"), text, *content))
+
+
+def parts(found: bytes) -> tuple[dict[str, Any], bytes]:
+    """A message's JSON and what follows it; raises ValueError when it is none."""
+    end = _HEAD + int.from_bytes(found[:_HEAD], "little")
+    head = orjson.loads(found[_HEAD:end])
+    if not isinstance(head, dict):
+        raise ValueError("no JSON object")
+    return head, found[end:]
+
+
+def decode(connection: Connection, limits: Limits) -> None:
+    """The life of a decoder: it ends with whoever asks it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _bound(limits.memory)
+    known: dict[str, Signature] = {}
+    while True:
+        try:
+            head, payload = parts(connection.recv_bytes())
+        except EOFError:
+            return
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        most = int(spent.ru_utime + spent.ru_stime) + 1 + limits.seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+        try:
+            answer = _answer(head, payload, known)
+        except RefusedRequest as error:
+            answer = message({"refused": str(error)})
+        except MemoryError:
+            answer = message({"refused": "to decode it takes more memory than a request may"})
+        except Exception as error:
+            # Whatever a library raises, the bytes caused it; its words may quote them.
+            answer = message({"failed": f"{type(error).__name__} at {_place(error)}"})
+        connection.send_bytes(answer)
+
+
+def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -> bytes:
+    signature = known.get(head["digest"])
+    if signature is None:
+        if "signature" not in head:
+            return message({"unknown": True})
+        # A line may bring features of its own.
+        catalog.modules()
+        if len(known) >= KNOWN:
+            known.clear()
+        signature = known[head["digest"]] = Signature.model_validate_json(head["signature"])
+    features = signature.features
+    rows = features.read(payload, head["media_type"])
+    if not rows.height:
+        return message({"refused": "the request holds no record"})
+    encoded = features.encode(rows)
+    tensors = [encoded[spec.name] for spec in features.inputs]
+    packed = [pack(tensor) for tensor in tensors]
+    shapes = [(tensor.shape, len(raw)) for tensor, raw in zip(tensors, packed, strict=True)]
+    return message({"rows": rows.height, "tensors": shapes}, *packed)
+
+
+def _bound(memory: int) -> None:
+    """Bound this process's address space, and have it go first when the machine has no memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + memory
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "an unknown place"
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

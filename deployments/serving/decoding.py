@@ -1,0 +1,140 @@
+"""Foreign bytes are parsed by processes of their own, with bounds on memory and time.
+
+Images, sounds, tables and texts go through decoders written in C and Rust, which a crafted file may
+crash, fill with gigabytes or keep busy. Here that costs its sender an answer with status 400, and
+this place a process, which is forked anew; the worker and all other requests go on.
+
+A decoder is trusted no more than a caller: it answers in JSON and raw tensors, which are checked as
+those of a request are, and nothing that comes from it is unpickled. Tensors sent to `infer` need no
+decoder and come nowhere near one.
+"""
+
+import logging
+import multiprocessing
+import signal
+import threading
+import time
+from typing import Any
+
+import anyio
+
+from deployments.serving.decoder import Limits, decode, message, parts
+from deployments.serving.elements import check_shape, from_binary
+from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.session import Served
+
+_log = logging.getLogger("modelmint.serving")
+
+
+class Decoders:
+    """The decoders of one worker process; started when they are needed."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limiter = anyio.CapacityLimiter(limits.decoders)
+        self._limits = limits
+        self._context = multiprocessing.get_context("forkserver")
+        # What a decoder needs is imported once; each is then forked in milliseconds.
+        self._context.set_forkserver_preload(["deployments.serving.decoder"])
+        self._idle: list[_Decoder] = []
+        self._lock = threading.Lock()
+
+    def read(
+        self, served: Served, payload: bytes, media_type: str, seconds: float
+    ) -> tuple[Tensors, int]:
+        """What a person sent as tensors, and its number of rows; for a thread `limiter` lets in.
+
+        Raises ProtocolError: 400 for bytes that cannot be read, or not within the limits, 504 when
+        it takes over `seconds`.
+        """
+        with self._lock:
+            decoder = self._idle.pop() if self._idle else None
+        if decoder is None:
+            decoder = _Decoder(self._context, self._limits)
+        try:
+            said, raw = decoder.ask(served, payload, media_type, time.monotonic() + seconds)
+            found = _tensors(served, said, raw) if "rows" in said else {}
+        except BaseException:
+            decoder.end()
+            raise
+        self._keep(decoder)
+        if "refused" in said:
+            raise ProtocolError(400, said["refused"], "refused_request")
+        if "failed" in said:
+            _log.error("%s/%s cannot decode: %s", served.line, served.number, said["failed"])
+            raise ProtocolError(400, "these bytes cannot be decoded", "undecodable")
+        return found, said["rows"]
+
+    def warm(self) -> None:
+        """Have a decoder ready, so that the first request need not wait for it."""
+        with self._lock:
+            if self._idle:
+                return
+        self._keep(_Decoder(self._context, self._limits))
+
+    def close(self) -> None:
+        """End the decoders that are idle; the others end with this process."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for decoder in idle:
+            decoder.end()
+
+    def _keep(self, decoder: "_Decoder") -> None:
+        with self._lock:
+            self._idle.append(decoder)
+
+
+class _Decoder:
+    """One process, asked by one thread at a time."""
+
+    def __init__(self, context: Any, limits: Limits) -> None:
+        self._connection, theirs = context.Pipe()
+        self._most = limits.memory
+        self._process = context.Process(target=decode, args=(theirs, limits), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(
+        self, served: Served, payload: bytes, media_type: str, deadline: float
+    ) -> tuple[dict[str, Any], bytes]:
+        """The JSON and the raw tensors it answers; raises ProtocolError 400 when it dies, 504."""
+        head = {"digest": served.digest, "media_type": media_type}
+        said, raw = self._exchange(head, payload, deadline)
+        if "unknown" in said:
+            head["signature"] = served.signature.model_dump_json()
+            said, raw = self._exchange(head, payload, deadline)
+        return said, raw
+
+    def end(self) -> None:
+        """Kill it, if it lives."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def _exchange(
+        self, head: dict[str, str], payload: bytes, deadline: float
+    ) -> tuple[dict[str, Any], bytes]:
+        try:
+            self._connection.send_bytes(message(head, payload))
+            if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+                raise ProtocolError(504, "the deadline passed before the answer", "deadline")
+            return parts(self._connection.recv_bytes(self._most))
+        except (OSError, EOFError, ValueError):
+            self._process.join(1)
+            code = self._process.exitcode
+            _log.warning("a decoder ended with %s on %s bytes", code, f"{len(payload):,}")
+            why = "takes too long" if code == -signal.SIGXCPU else "cannot be done"
+            said = f"decoding these bytes {why}"
+            raise ProtocolError(400, said, "undecodable") from None
+
+
+def _tensors(served: Served, said: dict[str, Any], raw: bytes) -> Tensors:
+    """What a decoder sent, checked as if a caller had; raises RuntimeError when it does not fit."""
+    found: Tensors = {}
+    at = 0
+    try:
+        for spec, (shape, size) in zip(served.inputs, said["tensors"], strict=True):
+            found[spec.name] = from_binary(raw, at, size, check_shape(shape, spec), spec)
+            at += size
+    except (LookupError, TypeError, ValueError) as error:
+        raise RuntimeError(f"a decoder's tensors do not fit: {error}") from None
+    return found

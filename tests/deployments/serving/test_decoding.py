@@ -1,0 +1,105 @@
+"""Whatever a file does to its decoder, its sender is refused and everybody else is answered."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+
+from models.signature import SIGNATURE_FILE
+from tests.deployments.serving.test_control import eventually
+
+INFER = "/v2/models/air-time/infer"
+GOOD = {"inputs": [{"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}]}
+PREDICT = "/v1/lines/air-time/predict"
+RECORD = {"distance": 3, "hour": 4}
+
+
+@pytest.fixture(scope="module")
+def hostile(
+    tmp_path_factory: pytest.TempPathFactory, serve: Any, table: Any, sealed: Any
+) -> Iterator[Any]:
+    """A server of `air-time` 1, whose decoder does as it is told."""
+    root = tmp_path_factory.mktemp("hostile") / "repository"
+    files = dict(table().files)
+    theirs = b"tests.deployments.serving.hostile:HostileFeatures"
+    files[SIGNATURE_FILE] = files[SIGNATURE_FILE].replace(b"models.tables:TableFeatures", theirs)
+    assert theirs in files[SIGNATURE_FILE]
+    kept = ("model.onnx", SIGNATURE_FILE, "sample.safetensors")
+    version = sealed("air-time", {name: files[name] for name in kept})
+    version.place(root, "1")
+    server = serve(root, "--decode-seconds", "1")
+    try:
+        assert server.load(version, "1").status == 200
+        assert server.promote("air-time", "1").status == 200
+        yield server
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.fixture(autouse=True)
+def healthy(hostile: Any) -> Iterator[None]:
+    """The same process answers before and after, tensors and records."""
+    before = psutil.Process(hostile.process.pid).create_time()
+    yield
+    assert hostile.ask("POST", INFER, GOOD).status == 200
+    assert hostile.ask("POST", PREDICT, RECORD).json["predictions"][0]["air_time"] == 11.0
+    assert psutil.Process(hostile.process.pid).create_time() == before
+    assert "Traceback" not in hostile.log
+
+
+@pytest.mark.parametrize(
+    ("payload", "code", "words"),
+    [
+        (b"crash", "undecodable", "cannot be done"),
+        (b"abort", "undecodable", "cannot be done"),
+        (b"spin", "undecodable", "takes too long"),
+        (b"lie", "undecodable", ""),
+        (b"memory", "refused_request", "more memory"),
+        (b"surprise", "undecodable", "cannot be decoded"),
+    ],
+)
+def test_what_breaks_a_decoder_is_refused(
+    hostile: Any, payload: bytes, code: str, words: str
+) -> None:
+    answer = hostile.ask("POST", PREDICT, payload, x_request_id="mine")
+    assert (answer.status, answer.json["code"]) == (400, code)
+    assert words in answer.json["error"]
+    assert answer.json["request_id"] == "mine"
+    assert "secret" not in hostile.log
+
+
+def test_others_are_answered_while_decoders_are_busy(hostile: Any) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(hostile.ask, "POST", PREDICT, b"spin") for _ in range(2)]
+        answers = [hostile.ask("POST", INFER, GOOD).status for _ in range(20)]
+        assert not all(one.done() for one in busy)
+        assert answers == [200] * 20
+        assert {one.result().status for one in busy} == {400}
+
+
+def test_a_decoder_that_does_not_answer_ends_with_the_deadline(hostile: Any) -> None:
+    def decoders() -> int:
+        tree = psutil.Process(hostile.process.pid).children(recursive=True)
+        return len([one for one in tree if one.status() != psutil.STATUS_ZOMBIE])
+
+    hostile.ask("POST", PREDICT, RECORD)
+    before = decoders()
+    answer = hostile.ask("POST", PREDICT, b"sleep", modelmint_timeout_ms="200")
+    assert (answer.status, answer.json["code"]) == (504, "deadline")
+    assert eventually(lambda: decoders() < before)
+
+
+def test_decoders_end_with_a_worker_that_is_killed(start: Any, table: Any, tmp_path: Any) -> None:
+    root = tmp_path / "repository"
+    table().place(root, "1")
+    server = start(root)
+    server.load(table(), "1")
+    server.promote("air-time", "1")
+    assert server.ask("POST", PREDICT, RECORD).status == 200
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    assert children
+    server.process.kill()
+    server.process.wait()
+    assert eventually(lambda: not any(one.is_running() for one in children))
