@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog
 from models.data import RefusedRequest
-from models.objectives import NotFiniteError
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
 
@@ -97,13 +96,6 @@ class Served:
                 422, "the model gives no finite answer for these values", "not_finite"
             )
         return self.signature.objective.answer(output)
-
-    def respond(self, tensors: Tensors) -> list[dict[str, Any]]:
-        """The same where an answer takes several runs of the network; raises ProtocolError."""
-        try:
-            return self.signature.objective.respond(self.run, tensors)
-        except NotFiniteError as error:
-            raise ProtocolError(422, str(error), "not_finite") from None
 
 
 def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:

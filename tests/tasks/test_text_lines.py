@@ -14,6 +14,7 @@ from models import rnn
 from models.data import Data, Tensors
 from models.digests import json_digest
 from models.forms import Form
+from models.generation import SAMPLING, Sampling
 from models.language import NextToken
 from models.objectives import Classification, Objective
 from models.passages import BLOCK, Passages
@@ -133,8 +134,11 @@ def made_rhymes(made: Made, rhymes: dict[str, Made_], request: pytest.FixtureReq
 
 def answers(served: Served, tensors: Tensors) -> list[dict[str, Any]]:
     """What the server answers to what it read."""
-    if served.signature.objective.steps:
-        return served.respond(tensors)
+    objective = served.signature.objective
+    if isinstance(objective, NextToken):
+        [sampling] = [Sampling.model_validate_json(one) for one in tensors[SAMPLING]]
+        steps = objective.write(served.run, tensors, sampling)
+        return [objective.written(list(steps), sampling)]
     return served.answers(served.run(tensors))
 
 
