@@ -32,6 +32,15 @@ MOST_ROWS, MOST_ORDERS = 2048, 64
 """Bounds of the rows computed for a table's row, and of the sampled orders."""
 
 
+def explainable(served: Served) -> bool:
+    """Whether `question` has an answer for rows of this version."""
+    features, objective = served.signature.features, served.signature.objective
+    if isinstance(features, AudioFeatures):
+        return isinstance(objective, Transcription)
+    kinds = ImageFeatures, TableFeatures, TextFeatures
+    return isinstance(features, kinds) and isinstance(objective, Regression | Classification)
+
+
 def question(served: Served, tensors: Tensors, label: str | None) -> Question:
     """What to compute to explain one row: its predicted class, or the one called `label`.
 

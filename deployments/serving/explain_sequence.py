@@ -32,9 +32,9 @@ SOUND_CHUNK = 8
 
 
 class Windows(NamedTuple):
-    """Windows over `count` places, which together cover them all."""
+    """Windows over so many places, which together cover them all."""
 
-    count: int
+    places: int
     width: int
     starts: range
 
@@ -56,8 +56,8 @@ class Windows(NamedTuple):
             yield hidden(rows[start : start + size])
 
     def worth(self, scores: Floats) -> NDArray[np.float64]:
-        """What every place is worth, [count]: how much lower the scores are without it."""
-        found, covered = np.zeros(self.count), np.zeros(self.count)
+        """What every place is worth, [places]: how much lower the scores are without it."""
+        found, covered = np.zeros(self.places), np.zeros(self.places)
         for start, drop in zip(self.starts, scores[-1] - scores[:-1], strict=True):
             found[start : start + self.width] += drop
             covered[start : start + self.width] += 1
@@ -74,7 +74,7 @@ def of_text(
         rows = np.repeat(tokens, len(starts), axis=0)
         for row, start in zip(rows, starts, strict=True):
             if start >= 0:
-                row[start : min(start + windows.width, windows.count)] = UNKNOWN
+                row[start : min(start + windows.width, windows.places)] = UNKNOWN
         return {"tokens": rows}
 
     def explain(out: Floats) -> dict[str, Any]:
@@ -83,10 +83,10 @@ def of_text(
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         told: list[dict[str, Any]] = []
         waiting = 0.0
-        read = tokens[0, : windows.count]
+        read = tokens[0, : windows.places]
         for place, worth in enumerate(windows.worth(scores)):
             piece = texts_of(features.vocabulary, [int(read[place])])
-            text = decoder.decode(piece, final=place == windows.count - 1)
+            text = decoder.decode(piece, final=place == windows.places - 1)
             waiting += float(worth)
             if text:
                 told.append({"text": text, "attribution": round(waiting, 6)})
