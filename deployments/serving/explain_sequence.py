@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.serving.explanation import CHUNK, Floats, Question, Score, Words, heat_map
+from deployments.serving.explanation import CHUNK, Floats, Question, Score, Words, png
 from deployments.serving.protocol import Tensors
 from models.audio import AudioFeatures
 from models.padding import LENGTH
@@ -133,7 +133,6 @@ def of_sound(features: AudioFeatures, objective: Transcription, tensors: Tensors
         level = sound[0, :frames].T[::-1]  # low sounds below
         low, high = float(level.min()), float(level.max())
         grey = np.clip((level - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-        heat = np.broadcast_to(worth, grey.shape)
         return {
             "method": "occlusion",
             "explained": f"log-probability a letter of \u201c{said}\u201d",
@@ -141,7 +140,15 @@ def of_sound(features: AudioFeatures, objective: Transcription, tensors: Tensors
             "window": round(windows.width * hop, 3),
             "occluded_by": "mean of the clip",
             "attributions": stretches,
-            "png": base64.b64encode(heat_map(grey[None], heat)).decode(),
+            "png": base64.b64encode(tinted(grey, worth)).decode(),
         }
 
     return Question(len(windows.starts) + 1, windows.chunks(SOUND_CHUNK, hidden), explain)
+
+
+def tinted(grey: NDArray[np.uint8], worth: NDArray[np.float64]) -> bytes:
+    """A PNG of the spectrogram [bands, T]: red where it speaks for the answer, blue against it."""
+    strength = worth / (np.abs(worth).max() or 1.0)
+    colours = np.where(strength[:, None] > 0, (235.0, 45.0, 20.0), (40.0, 95.0, 245.0))
+    share = 0.65 * np.abs(strength)[:, None]  # what is heard shows through
+    return png(grey[:, :, None] * (1 - share) + colours * share)

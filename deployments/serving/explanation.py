@@ -34,7 +34,11 @@ def heat_map(image: NDArray[np.uint8], heat: Floats) -> bytes:
     red, blue = np.clip(strength, 0, 1), np.clip(-strength, 0, 1)
     faded = 0.4 * grey[0] * (1 - np.maximum(red, blue))
     colours = [faded + 255 * red, faded + 90 * (red + blue) * 0.5, faded + 255 * blue]
+    return png(np.stack(colours, axis=-1))
+
+
+def png(colours: Floats) -> bytes:
+    """A PNG of colours [height, width, 3] from 0 to 255."""
     stream = io.BytesIO()
-    pixels = np.clip(np.stack(colours, axis=-1), 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(stream, "PNG")
+    Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8)).save(stream, "PNG")
     return stream.getvalue()

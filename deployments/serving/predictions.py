@@ -104,7 +104,10 @@ class Predictions:
         self._inference.answered(call, "predict", start, rows, len(answered.body))
         if self._capture is not None:
             self._capture.take(served, tensors)
-        answered.background = self._traffic.mirror(served, tensors)
+        kind = media_type(request)
+        answered.background = self._traffic.mirror(
+            served, tensors, lambda other: other.read(body, kind)[0]
+        )
         return answered
 
     async def _continue(

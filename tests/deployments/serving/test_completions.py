@@ -1,6 +1,11 @@
 """OpenAI's own client against the real server, and what its protocol refuses."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,18 +22,19 @@ COMPLETE = "/v1/completions"
 def server(
     begun: Callable[..., Any], sealed: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """A server of `letters` 1 (default) and 2, which is surer, and of `slow-letters`."""
+    """A server of `letters` 1 (default) and 2, which is surer, `slow-letters` and `verses`."""
     root = tmp_path_factory.mktemp("completions") / "repository"
     versions = [
         (sealed("letters", letters()), "1"),
         (sealed("letters", letters(0.999)), "2"),
         (sealed("slow-letters", letters(slow=True)), "1"),
+        (sealed("verses", letters()), "1"),
     ]
     with begun(root) as running:
         for version, number in versions:
             version.place(root, number)
             assert running.load(version, number).status == 200
-        for line in ("letters", "slow-letters"):
+        for line in ("letters", "slow-letters", "verses"):
             assert running.promote(line, "1").status == 200
         yield running
 
@@ -57,8 +63,8 @@ def test_a_prompt_is_completed(client: openai.OpenAI, server: Any) -> None:
     # The request id leads to the version, as everywhere.
     identity = found.id.removeprefix("cmpl-")
     path = f"/v1/requests/{identity}"
-    assert eventually(lambda: server.ask("GET", path).status == 200)
-    assert server.ask("GET", path).json["version"] == "1"
+    assert eventually(lambda: bool(server.ask("GET", path).json["requests"]))
+    assert server.ask("GET", path).json["requests"][0]["version"] == "1"
 
 
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
@@ -121,7 +127,7 @@ def test_versions_have_names_of_their_own(client: openai.OpenAI) -> None:
     assert client.completions.create(model="letters@1", **asked).choices[0].text != "bcda" * 10
     listed = {one.id: one for one in client.models.list()}
     assert set(listed) == {
-        "letters", "letters@1", "letters@2", "slow-letters", "slow-letters@1",
+        "letters", "letters@1", "letters@2", "slow-letters", "slow-letters@1", "verses", "verses@1",
     }  # fmt: skip
     found = client.models.retrieve("letters@2")
     assert found == listed["letters@2"]
@@ -132,6 +138,25 @@ def test_versions_have_names_of_their_own(client: openai.OpenAI) -> None:
             client.models.retrieve(absent)
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model=absent, prompt="a")
+
+
+def test_what_the_readme_shows_works(server: Any) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    [script] = re.findall(r"```python\n(import os\nfrom openai .*?)```", readme, re.DOTALL)
+    [command] = re.findall(
+        r"^curl (?:(?!\n```).)*?verses/predict$", readme, re.DOTALL | re.MULTILINE
+    )
+    here = {
+        "MODELMINT_ENDPOINT": f"http://127.0.0.1:{server.port}", "MODELMINT_API_KEY": server.key,
+    }  # fmt: skip
+
+    def shown(*words: str) -> str:
+        return subprocess.run(
+            words, env=os.environ | here, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    assert set(shown(sys.executable, "-c", script)) == set("abcd")
+    assert shown("sh", "-c", command).startswith("event: piece\ndata: ")
 
 
 def test_a_stop_ends_the_text_and_its_tokens(client: openai.OpenAI) -> None:
