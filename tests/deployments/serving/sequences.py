@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from models.audio import AudioFeatures, Clip
@@ -18,9 +19,9 @@ RATE = 8000
 TONES = {"a": 400.0, "b": 2400.0}
 
 
-def opinion_version(line: str = "opinions") -> Version:
+def opinion_version(known: str = "+-abc 好") -> Version:
     """For or against a text: every `+` in it counts for, every `-` against, nothing else does."""
-    vocabulary = Characters(known=tuple(sorted("+-abc 好")))
+    vocabulary = Characters(known=tuple(sorted(known)))
     features = TextFeatures(vocabulary=vocabulary, length=200)
     worth = np.zeros((vocabulary.size, 2), np.float32)
     worth[SPECIAL + vocabulary.known.index("+"), 1] = 1.0
@@ -41,10 +42,10 @@ def opinion_version(line: str = "opinions") -> Version:
     found = onnxruntime.InferenceSession(model).run(None, {"tokens": tokens})[0]
     objective = Classification(target="opinion", labels=("against", "for"))
     sample = {"tokens": tokens, "probabilities": found}
-    return assemble(line, model, features, objective, sample)
+    return assemble("opinions", model, features, objective, sample)
 
 
-def tones_version(line: str = "tones") -> Version:
+def tones_version() -> Version:
     """What is said where a low tone is the letter `a` and a high one `b`."""
     mel = LogMel(bands=4)
     features = AudioFeatures(clip=Clip(rate=RATE), mel=mel, mean=(0.0,) * 4, deviation=(1.0,) * 4)
@@ -71,16 +72,17 @@ def tones_version(line: str = "tones") -> Version:
     feeds = {"spectrogram": heard, LENGTH: np.array([heard.shape[1]])}
     found = onnxruntime.InferenceSession(model).run(None, feeds)[0]
     objective = Transcription(target="transcript", alphabet="ab", beam=2)
-    return assemble(line, model, features, objective, {**feeds, "probabilities": found})
+    sample = {**feeds, "probabilities": found}
+    return assemble("tones", model, features, objective, sample)
 
 
-def tone(hertz: float, seconds: float) -> np.ndarray:
+def tone(hertz: float, seconds: float) -> NDArray[np.int16]:
     """Samples int16 of a sine."""
     time = np.arange(round(seconds * RATE)) / RATE
     return (10_000 * np.sin(2 * np.pi * hertz * time)).astype(np.int16)
 
 
-def spoken(letters: str) -> np.ndarray:
+def spoken(letters: str) -> NDArray[np.int16]:
     """Samples of letters of 0.3 s each, with 0.3 s of silence before, between and behind them."""
     silence = np.zeros(round(0.3 * RATE), np.int16)
     parts = [silence]
