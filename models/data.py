@@ -63,6 +63,11 @@ class Features(Open):
         """The tensors `encode` gives and the network takes, in this order."""
 
     @property
+    def asked(self) -> tuple[TensorSpec, ...]:
+        """What `encode` also gives of a request, for the objective alone; mostly none."""
+        return ()
+
+    @property
     def state(self) -> TensorSpec | None:
         """The input a served network gives back changed, as `next_state`; mostly none."""
         return None
@@ -78,6 +83,13 @@ class Features(Open):
     @abstractmethod
     def read(self, payload: bytes, media_type: str) -> pl.DataFrame:
         """Rows from what a person sends; raises RefusedRequest."""
+
+    def request(self, payload: bytes, media_type: str) -> tuple[Tensors, int]:
+        """What a person sends as tensors, and its number of rows; raises RefusedRequest."""
+        rows = self.read(payload, media_type)
+        if not rows.height:
+            raise RefusedRequest("the request holds no record")
+        return self.encode(rows), rows.height
 
     @abstractmethod
     def write(self, row: pl.DataFrame) -> tuple[bytes, str]:

@@ -91,6 +91,37 @@ def _search(frames: NDArray[np.float64], beam: int, prior: Prior) -> Decoded:
     return Decoded(best, scale + math.log(sum(texts[best])))
 
 
+def log_likelihood(
+    frames: NDArray[np.floating[Any]], symbols: Sequence[int]
+) -> NDArray[np.float64]:
+    """Natural logarithm of what each row of probabilities [n, T, symbols] gives a text, [n].
+
+    The forward algorithm of CTC: the sum over all paths that are the text.
+    """
+    path = np.zeros(2 * len(symbols) + 1, np.int64)
+    path[1::2] = symbols
+    # From one letter to the next without a blank, unless they are equal.
+    skips = np.zeros(len(path), bool)
+    skips[2:] = (path[2:] != BLANK) & (path[2:] != path[:-2])
+    with np.errstate(divide="ignore"):
+        given = np.log(frames.astype(np.float64)[:, :, path])
+    found = np.full((len(frames), len(path) + 2), -np.inf)
+    found[:, 2] = 0.0  # before the first frame: two places of nothing, then the path
+    inside = frames.sum(axis=2) > 0.5
+    begun = np.zeros(len(frames), bool)
+    for time in range(frames.shape[1]):
+        stay, step, skip = found[:, 2:], found[:, 1:-1], np.where(skips, found[:, :-2], -np.inf)
+        after = np.logaddexp(np.logaddexp(stay, step), skip) + given[:, time]
+        # The first frame is a blank or the first letter.
+        first = np.full_like(after, -np.inf)
+        first[:, :2] = given[:, time, :2]
+        after = np.where(begun[:, None], after, first)
+        found[:, 2:] = np.where(inside[:, time, None], after, found[:, 2:])
+        begun |= inside[:, time]
+    ends: NDArray[np.float64] = np.logaddexp(found[:, -1], found[:, -2] if symbols else -np.inf)
+    return ends
+
+
 def one_hot(symbols: Sequence[int], width: int) -> NDArray[np.float32]:
     """Probabilities [T, width] that are sure of a text."""
     path: list[int] = []

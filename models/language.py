@@ -1,7 +1,7 @@
 """The objective of a language model: what comes next, in bits a character."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import SerializeAsAny
 
 from models.data import Check, Features, Tensors
-from models.generation import SAMPLING, Sampling, write
+from models.generation import Sampling, Step, write
 from models.objectives import Floats, Objective, Primary, Run
 from models.passages import PassageFeatures
 from models.tensors import TensorSpec
@@ -94,16 +94,28 @@ class NextToken(Objective):
             for row in output[:, -1]
         ]
 
-    def respond(self, run: Run, tensors: Tensors) -> list[dict[str, Any]]:
-        """What follows each prompt, and how it was drawn; raises NotFiniteError."""
-        inputs = {name: t for name, t in tensors.items() if name != SAMPLING}
-        found = []
-        for row, values in enumerate(tensors[SAMPLING]):
-            one = {name: t[row : row + 1] for name, t in inputs.items()}
-            sampling = Sampling.of(values)
-            pieces = write(run, one, self.output.name, self.vocabulary, sampling)
-            found.append({self.target: "".join(pieces), **sampling.model_dump()})
-        return found
+    def write(
+        self, run: Run, tensors: Tensors, sampling: Sampling, *, choice: int = 0, likeliest: int = 0
+    ) -> Iterator[Step]:
+        """What follows one encoded prompt; `generation.write` says what it raises."""
+        return write(
+            run,
+            tensors,
+            self.output.name,
+            self.vocabulary,
+            sampling,
+            choice=choice,
+            likeliest=likeliest,
+        )
+
+    def written(self, steps: Sequence[Step], sampling: Sampling) -> dict[str, Any]:
+        """What a person reads: the text, why it ends, its tokens, and how it was drawn."""
+        return {
+            self.target: "".join(step.text for step in steps),
+            "finish_reason": steps[-1].end,
+            "completion_tokens": len(steps),
+            **sampling.model_dump(exclude={"stream"}),
+        }
 
 
 def frequencies(tokens: NDArray[Any], width: int) -> NDArray[np.float64]:

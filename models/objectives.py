@@ -112,21 +112,11 @@ class Objective(Open):
         """What a person reads, one record for each row of the served output."""
 
     steps: ClassVar[bool] = False
-    """Whether `respond` runs the network more than once for an answer."""
+    """Whether an answer is a text, written token by token: see `models.language`."""
 
     def table(self, output: NDArray[Any]) -> pl.DataFrame:
         """The same as columns, for files of many rows."""
         return pl.DataFrame(self.answer(output))
-
-    def respond(self, run: Run, tensors: Tensors) -> list[dict[str, Any]]:
-        """The answers to what `Features.read` and `encode` made of a request, one a row.
-
-        `run` is the served network. Raises NotFiniteError.
-        """
-        output = run(tensors)[self.output.name]
-        if not np.isfinite(output).all():
-            raise NotFiniteError("the model gives no finite answer for these values")
-        return self.answer(output)
 
 
 class Regression(Objective):

@@ -31,7 +31,7 @@ class PassageFeatures(Features):
     """`tokens` INT64 [n, length + 1]: the beginning, the tokens of a passage, then 0.
 
     As served also `state` FP32 [n, values], what the network knows of the text before; zeros at a
-    beginning. A request's `sampling` FP32 [n, 4] is for the writing, not for the network.
+    beginning. A request's `sampling` BYTES [n], JSON, is for the writing, not for the network.
     """
 
     vocabulary: SerializeAsAny[Vocabulary]
@@ -43,6 +43,10 @@ class PassageFeatures(Features):
     def inputs(self) -> tuple[TensorSpec, ...]:
         tokens = TensorSpec(name="tokens", datatype="INT64", shape=(-1, -1))
         return (tokens, self.state) if self.state else (tokens,)
+
+    @property
+    def asked(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name=SAMPLING, datatype="BYTES", shape=(-1,)),)
 
     @property
     def state(self) -> TensorSpec | None:
@@ -61,7 +65,7 @@ class PassageFeatures(Features):
         if self.values:
             found["state"] = np.zeros((len(texts), self.values), np.float32)
         if SAMPLING in rows.columns:
-            found[SAMPLING] = np.array(rows.get_column(SAMPLING).to_list(), np.float32)
+            found[SAMPLING] = np.array(rows.get_column(SAMPLING).to_list(), object)
         return found
 
     def read(self, payload: bytes, media_type: str) -> pl.DataFrame:
@@ -84,17 +88,26 @@ class PassageFeatures(Features):
             raise RefusedRequest(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         except ValueError as error:
             raise RefusedRequest(f"not readable as {media_type}: {error}") from None
-        if len(prompt) > MOST_PROMPT:
+        return self.prompts([prompt], sampling)
+
+    def prompts(self, prompts: Sequence[str], sampling: Sampling) -> pl.DataFrame:
+        """Rows of prompts to be continued alike, their beginnings cut off where they are long.
+
+        Raises RefusedRequest.
+        """
+        if max(map(len, prompts)) > MOST_PROMPT:
             raise RefusedRequest(f"the prompt is over {MOST_PROMPT:,} characters")
+        return pl.DataFrame(
+            {TEXT: [self._end(prompt) for prompt in prompts]}, schema={TEXT: pl.String}
+        ).with_columns(pl.lit(sampling.model_dump_json()).alias(SAMPLING))
+
+    def _end(self, prompt: str) -> str:
         # A network that starts afresh at every passage makes nothing of what was before one.
         kept = prompt[-self.length :]
         while (excess := len(self.vocabulary.encode(kept)) - self.length) > 0:
             # A character is at most four bytes, so not one too many goes.
             kept = kept[max(1, excess // 4) :]
-        return pl.DataFrame(
-            {TEXT: [kept], SAMPLING: [sampling.values]},
-            schema={TEXT: pl.String, SAMPLING: pl.List(pl.Float64)},
-        )
+        return kept
 
     def write(self, row: pl.DataFrame) -> tuple[bytes, str]:
         """The passage, as a prompt."""

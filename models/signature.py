@@ -24,7 +24,7 @@ class Signature(Frozen):
     """Fitted preprocessing and objective: enough to turn raw input into an answer, without torch.
 
     `SAMPLE_FILE` beside it holds a few encoded inputs, each under its tensor's name, and the
-    output the uncompressed network gave for them under the output's name.
+    output the uncompressed network gave for them under the output's name: see `models.samples`.
     """
 
     features: SerializeAsAny[Features]

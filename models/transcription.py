@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.data import Check
-from models.decoding import BLANK, Decoded, decode, one_hot
+from models.decoding import BLANK, Decoded, decode, log_likelihood, one_hot
 from models.objectives import Floats, Objective, Primary
 from models.spelling import EDGE, Spelling, count
 from models.tensors import TensorSpec
@@ -123,6 +123,11 @@ class Transcription(Objective):
     def answer(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """The text, and the decoder's confidence: the mean probability of a letter of it."""
         return [self._said(self._decoded(frames)) for frames in output]
+
+    def log_likelihood(self, output: NDArray[Any]) -> tuple[str, NDArray[np.float64]]:
+        """The text of the last row, and what every row [n, T, letters] gives it, a letter."""
+        symbols = self._decoded(output[-1]).symbols
+        return self._text(symbols), log_likelihood(output, symbols) / max(1, len(symbols))
 
     def _said(self, found: Decoded) -> dict[str, Any]:
         letter = found.log_probability / max(1, len(found.symbols))

@@ -11,8 +11,7 @@ found again after a crash, and under another budget.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import safetensors.numpy
-
+from models import samples
 from models.digests import Digest, canonical_json, json_digest
 from models.forms import UNCOMPRESSED, parts
 from models.padding import trimmed
@@ -86,7 +85,7 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
         {
             MODEL_FILE: models[chosen],
             SIGNATURE_FILE: canonical_json(signature.model_dump(mode="json")),
-            SAMPLE_FILE: safetensors.numpy.save(sample),
+            SAMPLE_FILE: samples.save(sample),
         }
     )
     for content in models.values():

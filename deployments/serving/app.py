@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from deployments.serving.access import Access
 from deployments.serving.accounts import Accounts
 from deployments.serving.capture import Capture
+from deployments.serving.completions import Completions
 from deployments.serving.control import Control
 from deployments.serving.http import Address, on_error, read_body
 from deployments.serving.inference import DEFAULTS, Inference, Settings
@@ -32,6 +33,7 @@ from deployments.serving.recorder import Recorder
 from deployments.serving.repository import Repository
 from deployments.serving.traffic import Traffic
 from deployments.serving.trials import Trials
+from deployments.serving.writing import Writing
 
 if TYPE_CHECKING:
     from deployments.serving.tracing import Tracing
@@ -63,9 +65,11 @@ def create(
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
+    writing = Writing(inference, access.ledger)
     body = partial(read_body, largest=max_body, seconds=body_seconds)
     parts = (
-        Predictions(inference, traffic, capture, body),
+        Predictions(inference, writing, traffic, capture, body),
+        Completions(repository, inference, writing, traffic, capture, body),
         Listing(repository, body),
         Pages(repository),
         Control(repository, access, recorder, body),

@@ -4,16 +4,18 @@ Nothing waits for a batch to fill. A request that finds a free slot runs at once
 and whenever a slot gets free the next version's turn has come (round robin), which takes one
 request of each key in turn (fair queuing, Nagle, RFC 970) until its batch is full. Queues are
 bounded; in a full one the key with the most requests gives way. A request whose deadline passes is
-answered then, and never computed.
+answered then, and never computed. What takes many runs, such as a text that is written, comes back
+for one turn after the other (iteration-level scheduling, Yu et al. 2022), and has it alone.
 """
 
 import asyncio
 import math
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +27,7 @@ MOST_WAITING = 1024
 """Requests that may wait for one version."""
 MOST_BYTES = 128_000_000
 """Bytes of tensors that may wait for one version."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -34,12 +37,16 @@ class Waiting:
     tensors: Tensors
     rows: int
     size: int
-    answer: "asyncio.Future[Tensors]"
+    answer: "asyncio.Future[Any]"
+    work: Callable[[], Any] | None = None
+    """What to do instead of computing the tensors, of which there are none."""
     origin: Any = None
     """What a trace has to know of where it came from."""
 
     def fits(self, other: "Waiting") -> bool:
         """Whether both can be rows of one batch: all lengths but the first are equal."""
+        if self.work is not None or other.work is not None:
+            return False
         ours, theirs = self.tensors, other.tensors
         return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
 
@@ -61,9 +68,24 @@ class Batching:
         Raises ProtocolError: 429 when too many wait, 504 when the deadline passes, and what
         `Served.run` raises.
         """
-        loop = asyncio.get_running_loop()
         size = sum(tensor.nbytes for tensor in tensors.values())
-        waiting = Waiting(tensors, rows, size, loop.create_future(), self._origin())
+        answer = asyncio.get_running_loop().create_future()
+        waiting = Waiting(tensors, rows, size, answer, origin=self._origin())
+        found: Tensors = await self._wait(served, waiting, key, deadline)
+        return found
+
+    async def turn(self, served: Served, work: Callable[[], T], key: str, deadline: float) -> T:
+        """What `work` gives, done in one of the slots when its turn has come.
+
+        Raises what it raises, and ProtocolError as `run` does.
+        """
+        answer = asyncio.get_running_loop().create_future()
+        waiting = Waiting({}, 1, 0, answer, work)
+        found: T = await self._wait(served, waiting, key, deadline)
+        return found
+
+    async def _wait(self, served: Served, waiting: Waiting, key: str, deadline: float) -> Any:
+        loop = asyncio.get_running_loop()
         name = served.line, served.digest
         queue = self._queues.get(name)
         if queue is None:
@@ -79,7 +101,7 @@ class Batching:
     def _origin(self) -> Any:
         """Overridden where requests are traced."""
 
-    def _computed(self, served: Served, batch: list[Waiting]) -> list[Tensors | Exception]:
+    def _computed(self, served: Served, batch: list[Waiting]) -> list[Any]:
         return _compute(served, batch)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -97,7 +119,7 @@ class Batching:
         self,
         loop: asyncio.AbstractEventLoop,
         batch: list[Waiting],
-        done: "asyncio.Future[list[Tensors | Exception]]",
+        done: "asyncio.Future[list[Any]]",
     ) -> None:
         self._free += 1
         self._start(loop)  # first: the cores work while the answers are written
@@ -187,19 +209,21 @@ class _Queue:
         self._gauge.inc(change)
 
 
-def _compute(served: Served, batch: list[Waiting]) -> list[Tensors | Exception]:
+def _compute(served: Served, batch: list[Waiting]) -> list[Any]:
     """The outputs of each request, or why there are none."""
+    if batch[0].work is not None:
+        return [_alone(batch[0].work)]
     metrics.batches(served.line, served.number).observe(sum(one.rows for one in batch))
     if len(batch) == 1:
-        return [_alone(served, batch[0])]
+        return [_alone(partial(served.run, batch[0].tensors))]
     try:
         names = batch[0].tensors
         joined = {name: np.concatenate([one.tensors[name] for one in batch]) for name in names}
         found = served.run(joined)
     except Exception:
         # Whose values the network refuses cannot be told from here: nobody else may suffer.
-        return [_alone(served, one) for one in batch]
-    answers: list[Tensors | Exception] = []
+        return [_alone(partial(served.run, one.tensors)) for one in batch]
+    answers: list[Any] = []
     start = 0
     for one in batch:
         answers.append({name: array[start : start + one.rows] for name, array in found.items()})
@@ -207,8 +231,8 @@ def _compute(served: Served, batch: list[Waiting]) -> list[Tensors | Exception]:
     return answers
 
 
-def _alone(served: Served, one: Waiting) -> Tensors | Exception:
+def _alone(work: Callable[[], Any]) -> Any:
     try:
-        return served.run(one.tensors)
+        return work()
     except Exception as error:  # the caller's, not the thread's
         return error

@@ -86,14 +86,11 @@ def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -
             known.clear()
         signature = known[head["digest"]] = Signature.model_validate_json(head["signature"])
     features = signature.features
-    rows = features.read(payload, head["media_type"])
-    if not rows.height:
-        return message({"refused": "the request holds no record"})
-    encoded = features.encode(rows)
-    tensors = [encoded[spec.name] for spec in features.inputs]
+    encoded, rows = features.request(payload, head["media_type"])
+    tensors = [encoded[spec.name] for spec in (*features.inputs, *features.asked)]
     packed = [pack(tensor) for tensor in tensors]
     shapes = [(tensor.shape, len(raw)) for tensor, raw in zip(tensors, packed, strict=True)]
-    return message({"rows": rows.height, "tensors": shapes}, *packed)
+    return message({"rows": rows, "tensors": shapes}, *packed)
 
 
 def _bound(memory: int) -> None:

@@ -132,7 +132,8 @@ def _tensors(served: Served, said: dict[str, Any], raw: bytes) -> Tensors:
     found: Tensors = {}
     at = 0
     try:
-        for spec, (shape, size) in zip(served.inputs, said["tensors"], strict=True):
+        specs = (*served.inputs, *served.signature.features.asked)
+        for spec, (shape, size) in zip(specs, said["tensors"], strict=True):
             found[spec.name] = from_binary(raw, at, size, check_shape(shape, spec), spec)
             at += size
     except (LookupError, TypeError, ValueError) as error:

@@ -1,43 +1,44 @@
 """Which parts of an input an answer rests on, found by asking the served network itself.
 
 Images: occlusion (Zeiler and Fergus 2014), a grey window is moved over the image and the answer's
-drop noted. Tables: Shapley values by sampled orders of the features (Castro et al. 2009), against
-the training means; they add up to the answer's distance from the mean row's. Both need nothing but
-the network's outputs, so they explain what is served, int8 and all.
+drop noted. Texts and sound: the same over tokens, in whose place an unknown one is put, and over
+time (`explain_sequence`). Tables: Shapley values by sampled orders of the features (Castro et al.
+2009), against the training means; they add up to the answer's distance from the mean row's. All
+need nothing but the network's outputs, so they explain what is served, int8 and all.
 """
 
 import base64
-import io
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from deployments.serving.explain_sequence import of_sound, of_text
+from deployments.serving.explanation import CHUNK, Floats, Question, Score, Words, heat_map
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served
+from models.audio import AudioFeatures
 from models.images import ImageFeatures
 from models.objectives import Classification, Regression
 from models.tables import UNKNOWN, TableFeatures
+from models.texts import TextFeatures
+from models.transcription import Transcription
 
-CHUNK = 32
-"""Rows computed at once, between which others have their turn."""
 WINDOWS = 7
 """Occluding windows side by side; they overlap by half."""
 MOST_ROWS, MOST_ORDERS = 2048, 64
 """Bounds of the rows computed for a table's row, and of the sampled orders."""
-Floats = NDArray[np.floating[Any]]
-Score = Callable[[Floats], Floats]
 
 
-class Question(NamedTuple):
-    """The rows an explanation takes, and what to make of their outputs."""
-
-    rows: int
-    chunks: Iterator[Tensors]
-    explain: Callable[[Floats], dict[str, Any]]
+def explainable(served: Served) -> bool:
+    """Whether `question` has an answer for rows of this version."""
+    features, objective = served.signature.features, served.signature.objective
+    if isinstance(features, AudioFeatures):
+        return isinstance(objective, Transcription)
+    kinds = ImageFeatures, TableFeatures, TextFeatures
+    return isinstance(features, kinds) and isinstance(objective, Regression | Classification)
 
 
 def question(served: Served, tensors: Tensors, label: str | None) -> Question:
@@ -45,28 +46,19 @@ def question(served: Served, tensors: Tensors, label: str | None) -> Question:
 
     Raises ProtocolError 400 for an unknown label, 422 for a kind that cannot be explained.
     """
-    features = served.signature.features
+    features, objective = served.signature.features, served.signature.objective
     if isinstance(features, ImageFeatures):
-        return _image(served, features, tensors["image"], label)
+        return _image(features, tensors["image"], *_score(served, label))
     if isinstance(features, TableFeatures):
-        return _table(served, features, tensors, label)
-    raise ProtocolError(422, f"{served.line} has no images and no tables", "unexplained")
+        return _table(features, tensors, *_score(served, label))
+    if isinstance(features, TextFeatures):
+        return of_text(features, tensors["tokens"], *_score(served, label))
+    if isinstance(features, AudioFeatures) and isinstance(objective, Transcription):
+        return of_sound(features, objective, tensors)
+    raise ProtocolError(422, f"what {served.line} answers is not explained here", "unexplained")
 
 
-def heat_map(image: NDArray[np.uint8], heat: Floats) -> bytes:
-    """A PNG of the image [channels, height, width]: red speaks for the answer, blue against it."""
-    grey = image.mean(axis=0, keepdims=True)
-    strength = heat / (np.abs(heat).max() or 1.0)
-    red, blue = np.clip(strength, 0, 1), np.clip(-strength, 0, 1)
-    faded = 0.4 * grey[0] * (1 - np.maximum(red, blue))
-    colours = [faded + 255 * red, faded + 90 * (red + blue) * 0.5, faded + 255 * blue]
-    stream = io.BytesIO()
-    pixels = np.clip(np.stack(colours, axis=-1), 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _score(served: Served, label: str | None) -> tuple[Callable[[Floats], str], Score]:
+def _score(served: Served, label: str | None) -> tuple[Words, Score]:
     """What is explained, in words and as a function of outputs [rows, ...] whose last is the row's.
 
     Both are given all outputs; the row itself is the last one.
@@ -87,7 +79,7 @@ def _score(served: Served, label: str | None) -> tuple[Callable[[Floats], str], 
 
 
 def _image(
-    served: Served, features: ImageFeatures, image: NDArray[np.uint8], label: str | None
+    features: ImageFeatures, image: NDArray[np.uint8], words: Words, score: Score
 ) -> Question:
     height, width = image.shape[2:]
     tall, wide = math.ceil(height / WINDOWS), math.ceil(width / WINDOWS)
@@ -95,7 +87,6 @@ def _image(
     lefts = range(0, width - wide + 1, max(1, wide // 2))
     places = [(top, left) for top in tops for left in lefts]
     grey = np.uint8(round(features.mean))
-    words, score = _score(served, label)
 
     def chunks() -> Iterator[Tensors]:
         for start in range(0, len(places) + 1, CHUNK):
@@ -126,9 +117,7 @@ def _image(
     return Question(len(places) + 1, chunks(), explain)
 
 
-def _table(
-    served: Served, features: TableFeatures, tensors: Tensors, label: str | None
-) -> Question:
+def _table(features: TableFeatures, tensors: Tensors, words: Words, score: Score) -> Question:
     row = {name: tensor[0] for name, tensor in tensors.items()}
     means: Tensors = {
         "numbers": np.array([n.mean for n in features.numbers], np.float32),
@@ -141,7 +130,6 @@ def _table(
     random = np.random.default_rng(0)
     half = [random.permutation(len(columns)) for _ in range(count // 2)]
     orders = [order for one in half for order in (one, one[::-1])]
-    words, score = _score(served, label)
 
     def chunks() -> Iterator[Tensors]:
         for order in orders:

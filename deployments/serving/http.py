@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from deployments.serving import metrics
+from deployments.serving.openai_protocol import refusal, speaks_openai
 from deployments.serving.protocol import JSON, ProtocolError
 
 TIMEOUT = "modelmint-timeout-ms"
@@ -189,5 +190,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     metrics.refused(status, code)
     if status in (401, 408, 413):
         headers["connection"] = "close"  # what is left of the body is never read
-    answer = {"error": message, "code": code, "request_id": identity}
+    answer: dict[str, Any] = {"error": message, "code": code, "request_id": identity}
+    if speaks_openai(request.scope["path"]):
+        answer = refusal(status, code, message)
     return as_json(answer, status=status, headers=headers)

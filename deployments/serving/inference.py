@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -76,7 +76,6 @@ class Inference:
         self.decoders = Decoders(settings.limits)
         self._ledger = ledger
         self._batching = Batching(settings.slots)
-        self._writers = anyio.CapacityLimiter(settings.slots)
         self._cache = Cache(settings.cache_bytes, settings.uncached)
 
     async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
@@ -133,19 +132,12 @@ class Inference:
             raise
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
-    async def respond(self, call: Call, tensors: Tensors, rows: int) -> list[dict[str, Any]]:
-        """Charge for answers that take several runs of the network, and compute them in a thread.
+    async def turn(self, call: Call, work: Callable[[], T]) -> T:
+        """A stretch of something longer, computed alone when its turn has come; charges nothing.
 
-        They are neither batched nor cached. Raises ProtocolError as `run` does.
+        Raises what the work raises, and ProtocolError: 429 for a full queue, 504 past the deadline.
         """
-        self._ledger.charge(call.key, call.served.line, rows, call.size)
-        try:
-            work = partial(call.served.respond, tensors)
-            return await in_thread(work, call.deadline, self._writers)
-        except BaseException:
-            taken_back = Counts(requests=-1, rows=-rows)
-            self._ledger.add(call.key, call.served.line, taken_back)
-            raise
+        return await self._batching.turn(call.served, work, call.key.id, call.deadline)
 
     def answered(self, call: Call, verb: str, start: float, rows: int, size: int) -> None:
         """Count an answer of `size` bytes; the request came at `start` of `time.perf_counter`."""

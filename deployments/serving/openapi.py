@@ -6,7 +6,9 @@ from typing import Any
 
 from starlette.routing import Route
 
+from deployments.serving.events import EVENTS
 from deployments.serving.folder import DIGEST, LINE, NUMBER
+from deployments.serving.openai_protocol import CompletionRequest, speaks_openai
 
 Json = dict[str, Any]
 _JSON, _BINARY = "application/json", "application/octet-stream"
@@ -80,7 +82,49 @@ SCHEMAS: Json = {
         attributions=_array({}),
         png={"type": "string", "contentEncoding": "base64"},
     ),
+    "CompletionRequest": CompletionRequest.model_json_schema(
+        ref_template="#/components/schemas/{model}"
+    ),
+    "Completion": _object(
+        ("id", "object", "created", "model", "system_fingerprint", "choices", "usage"),
+        id=_TEXT,
+        object={"const": "text_completion"},
+        created={"type": "integer"},
+        model=_TEXT,
+        system_fingerprint=_DIGEST,
+        choices=_array(
+            _object(
+                ("index", "text", "logprobs", "finish_reason"),
+                index={"type": "integer"},
+                text=_TEXT,
+                logprobs={"type": ["object", "null"]},
+                finish_reason={"enum": ["length", "stop", None]},
+            )
+        ),
+        usage={"type": ["object", "null"]},
+    ),
+    "Model": _object(
+        ("id", "object", "created", "owned_by", "version", "digest"),
+        id=_TEXT,
+        object={"const": "model"},
+        created={"type": "integer"},
+        owned_by=_TEXT,
+        version=_NUMBER,
+        digest=_DIGEST,
+    ),
+    "OpenAIError": _object(
+        ("error",),
+        error=_object(
+            ("message", "type", "param", "code"),
+            message=_TEXT,
+            type=_TEXT,
+            param={"type": "null"},
+            code=_TEXT,
+        ),
+    ),
 }
+# Definitions inside of a schema have no place of their own in the document.
+SCHEMAS |= SCHEMAS["CompletionRequest"].pop("$defs")
 
 
 def _schema(name: str) -> Json:
@@ -152,6 +196,15 @@ KNOWN: dict[tuple[str, str], tuple[str, Json | None, Json]] = {
     ("POST", "/v1/lines/{name}/explain"): (
         "What the answer for one row rests on", _PAYLOAD, _schema("Explanation")
     ),
+    ("POST", "/v1/completions"): (
+        "Texts that go on from prompts, as OpenAI's API has it",
+        {_JSON: {"schema": _schema("CompletionRequest")}}, _schema("Completion"),
+    ),
+    ("GET", "/v1/models"): (
+        "The language models, as OpenAI's API has them", None,
+        _object(("object", "data"), object={"const": "list"}, data=_array(_schema("Model"))),
+    ),
+    ("GET", "/v1/models/{model}"): ("A line, or line@version", None, _schema("Model")),
     ("POST", "/v1/lines/{name}/promote"): (
         "Let a loaded version answer by default",
         {_JSON: {"schema": _PROMOTE}}, {"type": "object"},
@@ -201,6 +254,8 @@ _QUERIES: dict[str, list[tuple[str, Json]]] = {
 _OPTIONAL = ("/v2/repository/index", "/v1/lines/{name}/rollback", "/v1/keys/{id}/rotate")
 """Routes that take an empty body for an empty object."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
+_STREAMED = ("/v1/completions", "/v1/lines/{name}/predict")
+"""What may also be answered as server-sent events, to requests for texts that ask for it."""
 
 
 def document(routes: Iterable[Route], release: str) -> Json:
@@ -228,7 +283,8 @@ def _operation(method: str, path: str) -> Json:
         (method, general), (f"{method} {path}", None, {"type": "object"})
     )
     kind = "text/plain" if answer is _TEXT else _JSON
-    error = {"description": "Refused", "content": {_JSON: {"schema": _schema("Error")}}}
+    shape = _schema("OpenAIError" if speaks_openai(path) else "Error")
+    error = {"description": "Refused", "content": {_JSON: {"schema": shape}}}
     found: Json = {
         "summary": summary,
         "operationId": method.lower() + re.sub(r"\W+", "_", path).rstrip("_"),
@@ -237,6 +293,8 @@ def _operation(method: str, path: str) -> Json:
             "default": error,
         },
     }
+    if general in _STREAMED:
+        found["responses"]["200"]["content"][EVENTS] = {"schema": _TEXT}
     named = re.findall(r"{(\w+)}", path)
     kinds = {"version": _NUMBER, "name": _LINE}
     parameters = [_parameter("path", name, kinds.get(name, _TEXT)) for name in named]

@@ -20,12 +20,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.access import allow
+from deployments.serving.explain import explainable
 from deployments.serving.http import as_json, header, release, request_id
 from deployments.serving.openapi import document
 from deployments.serving.protocol import JSON, ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served
 from models.audio import AudioFeatures
+from models.generation import Sampling
 from models.images import ImageFeatures
 from models.objectives import Classification, Regression
 from models.signature import PROVENANCE_FILE
@@ -53,6 +55,7 @@ class Pages:
         served = await self._served(request)
         answer: dict[str, Any] = {"line": served.line, "version": served.number}
         answer |= {"digest": served.digest, "takes": _takes(served), "gives": _gives(served)}
+        answer["explained"] = explainable(served)
         return as_json(answer, headers=self._headers(request, served))
 
     async def provenance(self, request: Request) -> Response:
@@ -125,8 +128,11 @@ def _takes(served: Served) -> dict[str, Any]:
         kinds = ["application/json", "text/csv"]
         return {"kind": "record", "media_types": kinds, "numbers": numbers, "categories": texts}
     if isinstance(features, AudioFeatures):
-        return {"kind": "audio", "media_types": ["audio/wav"]}
-    return {"kind": "text", "media_types": ["text/plain", "application/json"]}
+        return {"kind": "audio", "media_types": ["audio/wav"], **features.clip.model_dump()}
+    found: dict[str, Any] = {"kind": "text", "media_types": ["text/plain", "application/json"]}
+    if served.signature.objective.steps:
+        found |= {"kind": "prompt", "sampling": Sampling().model_dump(exclude={"stream"})}
+    return found
 
 
 def _gives(served: Served) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Routes that compute: `infer` of the Open Inference Protocol v2, predictions and explanations.
 
 Small requests to quick networks are answered on the event loop, everything else in threads, so that
-nothing waits.
+nothing waits. A line that writes texts may be answered event by event.
 """
 
 import base64
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,12 +15,25 @@ from starlette.routing import Route
 
 from deployments.serving.access import allow
 from deployments.serving.capture import Capture
+from deployments.serving.events import EVENTS, event
 from deployments.serving.explain import question
 from deployments.serving.http import Body, as_json, deadline, header, media_type, request_id
 from deployments.serving.inference import Call, Found, Inference, in_thread
-from deployments.serving.protocol import BINARY, HEADER_LENGTH, JSON, ProtocolError, parse, render
+from deployments.serving.protocol import (
+    BINARY,
+    HEADER_LENGTH,
+    JSON,
+    ProtocolError,
+    Tensors,
+    parse,
+    render,
+)  # fmt: skip
 from deployments.serving.session import Served
+from deployments.serving.telling import tell
 from deployments.serving.traffic import Traffic
+from deployments.serving.writing import Text, Writing, Written, texts
+from models.generation import Step
+from models.language import NextToken
 
 INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
@@ -30,10 +43,15 @@ class Predictions:
     """Answers of the versions that `traffic` chooses; `capture` is given what was answered."""
 
     def __init__(
-        self, inference: Inference, traffic: Traffic, capture: Capture | None, body: Body
+        self,
+        inference: Inference,
+        writing: Writing,
+        traffic: Traffic,
+        capture: Capture | None,
+        body: Body,
     ) -> None:
         self._inference, self._traffic, self._capture = inference, traffic, capture
-        self._body = body
+        self._writing, self._body = writing, body
 
     def routes(self) -> list[Route]:
         """Those of `infer` first: routes are tried in order."""
@@ -50,7 +68,7 @@ class Predictions:
         served = await self._served(request)
         if media_type(request) not in (JSON, BINARY):
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
-        start, call = time.perf_counter(), self._call(request, served)
+        start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
         header_length = header(request, HEADER_LENGTH.encode())
         read = partial(parse, body, header_length, served.inputs, served.outputs)
@@ -72,29 +90,52 @@ class Predictions:
     async def predict(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
         served = await self._served(request)
-        start, call = time.perf_counter(), self._call(request, served)
+        start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
         # Never inline: a small file can hold an image of millions of pixels.
         tensors, rows = await self._inference.read(call, body, media_type(request))
         call = call._replace(size=len(body))
         if served.signature.objective.steps:
-            found = Found({}, None)
-            predictions = await self._inference.respond(call, tensors, rows)
-        else:
-            found = await self._inference.run(call, tensors)
-            predictions = served.answers(found.outputs)
-        answer = _identity(served) | {"predictions": predictions}
+            return await self._continue(request, call, start, tensors)
+        found = await self._inference.run(call, tensors)
+        answer = _identity(served) | {"predictions": served.answers(found.outputs)}
         answered = as_json(answer, headers=_headers(request, served, found))
         self._inference.answered(call, "predict", start, rows, len(answered.body))
         if self._capture is not None:
             self._capture.take(served, tensors)
-        answered.background = self._traffic.mirror(served, tensors)
+        kind, inference = media_type(request), self._inference
+        answered.background = self._traffic.mirror(
+            served,
+            tensors,
+            lambda other: inference.decoders.read(other, body, kind, inference.seconds)[0],
+        )
         return answered
+
+    async def _continue(
+        self, request: Request, call: Call, start: float, tensors: Tensors
+    ) -> Response:
+        [text] = texts(tensors)
+
+        def done(steps: list[list[Step]], size: int) -> None:
+            rows = text.read + len(steps[0])
+            self._inference.answered(call, "predict", start, rows, size)
+            if self._capture is not None:
+                self._capture.take(call.served, tensors)
+
+        return await tell(
+            request,
+            self._writing.write(call, [text]),
+            1,
+            _Continuation(request_id(request), call.served, text),
+            call.served.headers | {"x-request-id": request_id(request)},
+            text.sampling.stream or EVENTS in (header(request, b"accept") or ""),
+            done,
+        )
 
     async def explain(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
         served = await self._served(request)
-        start, call = time.perf_counter(), self._call(request, served)
+        start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
         tensors, rows = await self._inference.read(call, body, media_type(request))
         if rows != 1:
@@ -113,16 +154,20 @@ class Predictions:
         self._inference.answered(call, "explain", start, asked.rows, len(answered.body))
         return answered
 
-    def _call(self, request: Request, served: Served) -> Call:
-        due = deadline(request, self._inference.seconds)
-        store = "no-store" not in (header(request, b"cache-control") or "")
-        return Call(request.state.key, served, 0, due, store)
-
     async def _served(self, request: Request) -> Served:
         """The version that answers this request from here to its end, whatever is promoted."""
         served = await self._traffic.choose(request)
         request.state.headers = served.headers
         return served
+
+
+def asking(request: Request, served: Served, seconds: float) -> Call:
+    """What a request asks of a version, its size not yet known; the answer is due in `seconds`.
+
+    Raises ProtocolError 400 for a wrong deadline.
+    """
+    store = "no-store" not in (header(request, b"cache-control") or "")
+    return Call(request.state.key, served, 0, deadline(request, seconds), store)
 
 
 def _headers(request: Request, served: Served, found: Found) -> dict[str, str]:
@@ -134,3 +179,30 @@ def _headers(request: Request, served: Served, found: Found) -> dict[str, str]:
 
 def _identity(served: Served) -> dict[str, Any]:
     return {"line": served.line, "version": served.number, "digest": served.digest}
+
+
+class _Continuation(NamedTuple):
+    """A text and what is told of it; as events a `piece` again and again, then the `answer`."""
+
+    identity: str
+    served: Served
+    text: Text
+
+    def whole(self, steps: list[list[Step]]) -> dict[str, Any]:
+        objective = self.served.signature.objective
+        assert isinstance(objective, NextToken)
+        answer = objective.written(steps[0], self.text.sampling)
+        return _identity(self.served) | {
+            "predictions": [answer | {"prompt_tokens": self.text.read}]
+        }
+
+    def part(self, written: Written) -> bytes:
+        piece = "".join(step.text for step in written.steps)
+        return event({"text": piece}, "piece") if piece else b""
+
+    def last(self, steps: list[list[Step]]) -> bytes:
+        return event(self.whole(steps), "answer")
+
+    def refused(self, error: ProtocolError) -> bytes:
+        told = {"error": error.message, "code": error.code, "request_id": self.identity}
+        return event(told, "error")

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
-import safetensors.numpy
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
@@ -18,8 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from safetensors import SafetensorError
 
 from deployments.serving.protocol import ProtocolError, Tensors
-from models import catalog
-from models.objectives import NotFiniteError
+from models import catalog, samples
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.tensors import TensorSpec
 
@@ -88,13 +86,6 @@ class Served:
             )
         return self.signature.objective.answer(output)
 
-    def respond(self, tensors: Tensors) -> list[dict[str, Any]]:
-        """The same where an answer takes several runs of the network; raises ProtocolError."""
-        try:
-            return self.signature.objective.respond(self.run, tensors)
-        except NotFiniteError as error:
-            raise ProtocolError(422, str(error), "not_finite") from None
-
 
 def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:
     """The version held by verified files, warmed up and proven on its recorded sample.
@@ -105,12 +96,12 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     catalog.modules()
     try:
         signature = Signature.model_validate_json(files[SIGNATURE_FILE])
-        sample = safetensors.numpy.load(files[SAMPLE_FILE])
+        inputs, outputs = signature.features.inputs, signature.outputs
+        sample = samples.load(files[SAMPLE_FILE], inputs)
     except (ValueError, SafetensorError) as error:
         _log.warning("%s/%s: %s", line, number, error)
         raise _unfit("its signature or sample cannot be read by this server's code") from None
     session = _session(files[MODEL_FILE], f"{line}/{number}")
-    inputs, outputs = signature.features.inputs, signature.outputs
     _check("input", session.get_inputs(), inputs)
     _check("output", session.get_outputs(), outputs)
     for spec in (*inputs, outputs[0]):

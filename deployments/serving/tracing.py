@@ -136,10 +136,6 @@ class _Traced(Inference):
             trace.get_current_span().set_attribute("modelmint.cache", found.hit)
         return found
 
-    async def respond(self, call: Call, tensors: Tensors, rows: int) -> list[dict[str, Any]]:
-        with self._span("compute"):
-            return await super().respond(call, tensors, rows)
-
     def _span(self, name: str) -> Any:
         return self._tracer.start_as_current_span(name, record_exception=False)
 
@@ -154,12 +150,14 @@ class _TracedBatching(Batching):
     def _origin(self) -> Any:
         return context.get_current(), time.time_ns()
 
-    def _computed(self, served: Served, batch: list[Waiting]) -> list[Tensors | Exception]:
+    def _computed(self, served: Served, batch: list[Waiting]) -> list[Any]:
         start = time.time_ns()
         found = super()._computed(served, batch)
         end = time.time_ns()
         told = {"modelmint.rows": sum(w.rows for w in batch), "modelmint.requests": len(batch)}
         for waiting in batch:
+            if waiting.origin is None:  # a turn of a text: one of hundreds
+                continue
             of, came = waiting.origin
             self._tracer.start_span("queue", of, start_time=came).end(start)
             self._tracer.start_span("compute", of, start_time=start, attributes=told).end(end)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -44,6 +44,7 @@ WAITING_BYTES = 64_000_000
 SAME = 0.01
 """Largest difference of two numbers, relative to the larger one, that counts as none."""
 Message = MutableMapping[str, Any]
+Read = Callable[[Served], Tensors]
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -55,7 +56,7 @@ class Traffic:
         self._one_wake = anyio.CapacityLimiter(1)
         self._open: dict[str, tuple[str, Counters]] = {}
         self._opening = threading.Lock()
-        self._waiting: queue.Queue[tuple[Served, Served, Shadow, Tensors]] = queue.Queue(WAITING)
+        self._waiting: queue.Queue[_Mirrored] = queue.Queue(WAITING)
         self._bytes = 0
         threading.Thread(target=self._keep_shadowing, name="shadow", daemon=True).start()
 
@@ -114,17 +115,24 @@ class Traffic:
         if "trial" in state:
             self._count(headers, state["trial"], status, spent)
 
-    def mirror(self, served: Served, tensors: Tensors) -> BackgroundTask | None:
-        """What has the line's shadow compute a request too, once that was answered."""
+    def mirror(
+        self, served: Served, tensors: Tensors, read: Read | None = None
+    ) -> BackgroundTask | None:
+        """What has the line's shadow compute a request too, once that was answered.
+
+        `read` makes tensors of what a person sent: another version may have another vocabulary.
+        """
         line = self._repository.lines.get(served.line)
         if line is None or line.shadow is None or served.number != line.default:
             return None
         other = line.versions.get(line.shadow.version)
         if other is None:
             return None
+        if other.signature.features == served.signature.features:
+            read = None
         # What only an objective reads, such as how to sample, is no input of a network.
         inputs = {spec.name: tensors[spec.name] for spec in served.inputs}
-        return BackgroundTask(self._enqueue, served, other, line.shadow, inputs)
+        return BackgroundTask(self._enqueue, _Mirrored(served, other, line.shadow, inputs, read))
 
     def compared(self, line: str, trial: Canary | Shadow) -> dict[str, Any]:
         """What was counted of a trial."""
@@ -148,28 +156,28 @@ class Traffic:
         counters.add(**{f"{role}_{name}": change for name, change in changes.items()})
         counters.top(f"{role}_slowest_nanoseconds", spent)
 
-    async def _enqueue(
-        self, served: Served, other: Served, trial: Shadow, tensors: Tensors
-    ) -> None:
-        size = sum(tensor.nbytes for tensor in tensors.values())
+    async def _enqueue(self, one: "_Mirrored") -> None:
+        size = one.size
         try:
             if self._bytes + size > WAITING_BYTES:
                 raise queue.Full
-            self._waiting.put_nowait((served, other, trial, tensors))
+            self._waiting.put_nowait(one)
             self._bytes += size
         except queue.Full:
-            self._counters(served.line, trial).add(dropped=1)
+            self._counters(one.served.line, one.trial).add(dropped=1)
 
     def _keep_shadowing(self) -> None:
         # Whoever waits for an answer goes first.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while True:
-            served, other, trial, tensors = self._waiting.get()
-            self._bytes -= sum(tensor.nbytes for tensor in tensors.values())
-            counters = self._counters(served.line, trial)
+            one = self._waiting.get()
+            served, other, tensors = one.served, one.other, one.tensors
+            self._bytes -= one.size
+            counters = self._counters(served.line, one.trial)
             try:
+                given = tensors if one.read is None else one.read(other)
                 start = time.perf_counter_ns()
-                theirs = other.run({spec.name: tensors[spec.name] for spec in other.inputs})
+                theirs = other.run({spec.name: given[spec.name] for spec in other.inputs})
                 spent = time.perf_counter_ns() - start
                 rows, different, distance = _difference(served, other, served.run(tensors), theirs)
             except Exception as error:  # whatever the shadow cannot do concerns no caller
@@ -193,6 +201,20 @@ class Traffic:
 
     def _path(self, line: str, trial: Canary | Shadow) -> Path:
         return self._folder / f"{line}-{trial.kind}-{trial.id}.counters"
+
+
+class _Mirrored(NamedTuple):
+    """A request that was answered by one version and is to be computed by another."""
+
+    served: Served
+    other: Served
+    trial: Shadow
+    tensors: Tensors
+    read: Read | None
+
+    @property
+    def size(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def _difference(

@@ -74,7 +74,7 @@ class Trials:
             if kind == "shadow" and served.signature.objective.steps:
                 raise ProtocolError(
                     409,
-                    f"{name} answers step by step: no shadow can follow",
+                    f"{name} writes texts, and two versions never write the same: try a canary",
                     "conflict",
                 )
             self._access.record(request, f"start {kind}", name, **given)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.decoding import BLANK, decode, one_hot
+from models.decoding import BLANK, decode, log_likelihood, one_hot
 
 
 def collapsed(path: tuple[int, ...]) -> tuple[int, ...]:
@@ -90,3 +90,15 @@ def test_a_long_clip_does_not_underflow_and_padding_says_nothing(beam: int) -> N
 def test_no_frame_is_no_text(beam: int) -> None:
     assert decode(np.zeros((0, 3)), beam) == ((), 0.0)
     assert decode(np.zeros((2, 3)), beam) == ((), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_likelihood_of_a_text_is_that_of_all_its_paths(seed: int) -> None:
+    rows = np.stack([random_frames(seed), random_frames(seed + 100)])
+    behind = np.concatenate([rows, np.zeros((2, 2, 3))], axis=1)  # two frames behind the end
+    texts = [every_text(frames) for frames in rows]
+    for text in [(), (1,), (1, 2), (1, 1), (2, 1, 2), (1, 1, 1)]:
+        expected = [math.log(one[text]) for one in texts]
+        np.testing.assert_allclose(log_likelihood(rows, text), expected)
+        np.testing.assert_allclose(log_likelihood(behind, text), expected)
+    assert log_likelihood(rows, (1,) * 6).tolist() == [-math.inf] * 2

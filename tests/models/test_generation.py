@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.generation import Sampling, draw, write
+from models.generation import Sampling, Step, draw, write
 from models.objectives import NotFiniteError
 from models.vocabulary import BEGINNING, SPECIAL, BytePairs, Characters
 
@@ -37,6 +37,15 @@ def test_top_k_draws_among_the_likeliest_and_temperature_zero_takes_the_first() 
     assert set(np.flatnonzero(drawn(Sampling(temperature=1, top_k=3)))) == {3, 4, 5}
 
 
+def test_a_nucleus_is_the_fewest_tokens_that_have_the_share() -> None:
+    # Without the special ones 4 has a half, 5 a quarter, 3 and 6 an eighth each.
+    for share, inside in ((0.4, {4}), (0.6, {4, 5}), (0.8, {4, 5, 3}), (1.0, {3, 4, 5, 6})):
+        found = drawn(Sampling(temperature=1, top_p=share))
+        assert set(np.flatnonzero(found)) == inside
+    found = drawn(Sampling(temperature=1, top_p=0.6)) / 4000
+    np.testing.assert_allclose(found[[4, 5]], [2 / 3, 1 / 3], atol=0.03)
+
+
 def test_likelihoods_of_nothing_but_the_impossible_do_no_harm() -> None:
     logs = np.full(7, -np.inf, np.float32)
     logs[5] = 0.0
@@ -66,10 +75,69 @@ def test_writing_feeds_each_token_and_the_state_back() -> None:
     }
     run = counting(vocabulary.size, steps)
     found = list(write(run, inputs, "out", vocabulary, Sampling(characters=5)))
-    assert found == ["c", "a", "b", "c", "a"]
+    assert [step.text for step in found] == ["c", "a", "b", "c", "a"]
+    assert [step.end for step in found] == [None] * 4 + ["length"]
     assert steps[0]["tokens"].tolist() == [[BEGINNING, SPECIAL, SPECIAL + 1]]
     assert [step["state"][0, 0] for step in steps] == [0, 3, 4, 5, 6]
     assert [step["tokens"].shape for step in steps[1:]] == [(1, 1)] * 4
+
+
+def alphabet(sampling: Sampling, **more: Any) -> list[Step]:
+    """What follows `a` where the alphabet of six letters goes round and round."""
+    vocabulary = Characters(known=tuple("abcdef"))
+    inputs = {
+        "tokens": vocabulary.rows(["a"], 4, beginning=True),
+        "state": np.zeros((1, 1), np.float32),
+    }
+    run = counting(vocabulary.size, [])
+    return list(write(run, inputs, "out", vocabulary, sampling, **more))
+
+
+@pytest.mark.parametrize(
+    ("stop", "texts"),
+    [
+        (("e",), ["b", "c", "d", ""]),
+        (("de",), ["b", "c", "", ""]),
+        (("dx", "ef"), ["b", "c", "", "d", ""]),
+        (("de", "d"), ["b", "c", ""]),
+        (("xyz",), ["b", "c", "d", "e", "f", "a", "b", "c"]),
+        (("cx",), ["b", "", "cd", "e", "f", "a", "b", "c"]),  # the last one waits for nothing
+    ],
+)
+def test_writing_ends_before_a_stop_and_holds_back_what_may_begin_one(
+    stop: tuple[str, ...], texts: list[str]
+) -> None:
+    found = alphabet(Sampling(characters=8, stop=stop))
+    assert [step.text for step in found] == texts
+    assert found[-1].end == ("length" if len(texts) == 8 else "stop")
+
+
+def test_tokens_are_counted_where_characters_are_not() -> None:
+    found = alphabet(Sampling(tokens=3, characters=1))
+    assert ("".join(step.text for step in found), found[-1].end) == ("bcd", "length")
+
+
+def test_half_a_character_at_the_end_is_told() -> None:
+    vocabulary = BytePairs()
+    queue = [SPECIAL + byte for byte in "🐋".encode()]
+
+    def run(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        logs = np.log(np.eye(vocabulary.size, dtype=np.float32)[[[queue.pop(0)]]] + 1e-9)
+        return {"out": logs, "next_state": tensors["state"]}
+
+    inputs = {"tokens": np.array([[BEGINNING]]), "state": np.zeros((1, 1), np.float32)}
+    found = list(write(run, inputs, "out", vocabulary, Sampling(tokens=2)))
+    assert [step.text for step in found] == ["", "\ufffd"]
+
+
+def test_the_likeliest_tokens_are_told_and_choices_differ() -> None:
+    [step] = alphabet(Sampling(characters=1), likeliest=2)
+    assert step.token == step.likeliest[0][0] == SPECIAL + 1
+    assert step.log_probability == step.likeliest[0][1] == pytest.approx(0, abs=1e-6)
+    assert step.likeliest[1][1] < -10
+    hot = Sampling(characters=60, temperature=10)
+    texts = ["".join(s.text for s in alphabet(hot, choice=choice)) for choice in (0, 1, 1)]
+    assert texts[0] != texts[1] == texts[2]
 
 
 def test_pieces_of_a_character_wait_until_it_is_whole() -> None:
@@ -83,7 +151,8 @@ def test_pieces_of_a_character_wait_until_it_is_whole() -> None:
 
     inputs = {"tokens": np.array([[BEGINNING]]), "state": np.zeros((1, 1), np.float32)}
     sampling = Sampling(characters=4, temperature=0)
-    assert list(write(run, inputs, "out", vocabulary, sampling)) == ["🐋", "!", "\ufffd", "?"]
+    found = list(write(run, inputs, "out", vocabulary, sampling))
+    assert [step.text for step in found] == ["", "", "", "🐋", "!", "\ufffd", "?"]
 
 
 def test_a_network_that_says_no_number_is_not_listened_to() -> None:

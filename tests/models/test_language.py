@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from models.data import Tensors
-from models.generation import SAMPLING
+from models.generation import SAMPLING, Sampling
 from models.language import UNKNOWN_NATS, NextToken, frequencies
 from models.passages import PassageFeatures
 from models.texts import TextFeatures
@@ -64,7 +64,7 @@ def test_an_answer_names_the_likeliest_next_tokens() -> None:
     assert list(answer["next"].items())[:3] == [("a", 0.7), ("b", 0.25), ("\ufffd", 0.05)]
 
 
-def test_every_prompt_is_continued_as_its_request_says() -> None:
+def test_a_prompt_is_continued_as_its_request_says() -> None:
     def run(tensors: Tensors) -> Tensors:
         shape = (*tensors["tokens"].shape, OBJECTIVE.width)
         likely = np.where(np.arange(OBJECTIVE.width) == SPECIAL + 1, 0.0, -9.0)
@@ -72,12 +72,13 @@ def test_every_prompt_is_continued_as_its_request_says() -> None:
         return {"log_probabilities": found, "next_state": tensors["state"]}
 
     features = PassageFeatures(vocabulary=VOCABULARY, length=4, values=1)
-    asked = b'{"prompt": "a", "characters": 3, "temperature": 0}'
+    asked = b'{"prompt": "a", "characters": 3, "temperature": 0, "stream": true}'
     tensors = features.encode(features.read(asked, "application/json"))
-    both = {name: np.concatenate([t, t]) for name, t in tensors.items()}
-    both[SAMPLING][1, 0] = 5
-    answers = OBJECTIVE.respond(run, both)
-    assert [(a["text"], a["characters"]) for a in answers] == [("bbb", 3), ("bbbbb", 5)]
+    [sampling] = [Sampling.model_validate_json(one) for one in tensors[SAMPLING]]
+    answer = OBJECTIVE.written(list(OBJECTIVE.write(run, tensors, sampling)), sampling)
+    assert (answer["text"], answer["characters"], answer["completion_tokens"]) == ("bbb", 3, 3)
+    assert answer["finish_reason"] == "length"
+    assert "stream" not in answer
 
 
 def test_labelled_texts_are_nothing_to_go_on_writing() -> None:

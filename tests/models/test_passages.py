@@ -85,7 +85,7 @@ def test_a_request_says_how_to_write() -> None:
     asked = b'{"prompt": "Call me", "characters": 7, "temperature": 0.5, "top_k": 3, "seed": 11}'
     tensors = features.encode(features.read(asked, "application/json"))
     expected = Sampling(characters=7, temperature=0.5, top_k=3, seed=11)
-    assert Sampling.of(tensors[SAMPLING][0]) == expected
+    assert Sampling.model_validate_json(tensors[SAMPLING][0]) == expected
     long = features.encode(features.read(TEXT.encode(), "text/plain"))["tokens"]
     np.testing.assert_array_equal(
         long, features.encode(features.read(TEXT.encode()[-16:], "text/plain"))["tokens"]

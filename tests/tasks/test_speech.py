@@ -9,6 +9,7 @@ import pytest
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import open_version
 from models import transformer
+from models.data import RefusedRequest
 from models.digests import bytes_digest, json_digest
 from models.masking import SpecAugment
 from models.padding import LENGTH, trimmed
@@ -133,7 +134,8 @@ def test_the_served_model_hears_a_clip_and_refuses_what_is_none(made: Made) -> N
     served = open_version("talk", "1", made.artifact.digest, files)
     heard = 0
     for number in range(20):
-        read, rows = served.read(write_wave(say(text(number), number), RATE), "audio/wav")
+        clip = write_wave(say(text(number), number), RATE)
+        read, rows = served.signature.features.request(clip, "audio/wav")
         (answer,) = served.answers(served.run(read))
         assert rows == 1
         assert 0 < answer["confidence"] <= 1
@@ -145,9 +147,8 @@ def test_the_served_model_hears_a_clip_and_refuses_what_is_none(made: Made) -> N
         (write_wave(tone(400, 1.0), 16_000), "16,000 samples a second"),
         (write_wave(tone(400, 1.0), RATE)[:-3], "cut short"),
     ):
-        with pytest.raises(ProtocolError, match=reason) as refused:
-            served.read(payload, "audio/wav")
-        assert refused.value.status == 400
+        with pytest.raises(RefusedRequest, match=reason):
+            served.signature.features.request(payload, "audio/wav")
     longer = {"spectrogram": np.zeros((1, 9000, 16), np.float32), LENGTH: np.array([9000])}
     with pytest.raises(ProtocolError) as refused:
         served.run(longer)

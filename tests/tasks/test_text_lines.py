@@ -8,12 +8,12 @@ import orjson
 import polars as pl
 import pytest
 
-from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
 from models import rnn
-from models.data import Data, Tensors
+from models.data import Data, RefusedRequest, Tensors
 from models.digests import json_digest
 from models.forms import Form
+from models.generation import SAMPLING, Sampling
 from models.language import NextToken
 from models.objectives import Classification, Objective
 from models.passages import BLOCK, Passages
@@ -134,8 +134,11 @@ def made_rhymes(made: Made, rhymes: dict[str, Made_], request: pytest.FixtureReq
 
 def answers(served: Served, tensors: Tensors) -> list[dict[str, Any]]:
     """What the server answers to what it read."""
-    if served.signature.objective.steps:
-        return served.respond(tensors)
+    objective = served.signature.objective
+    if isinstance(objective, NextToken):
+        [sampling] = [Sampling.model_validate_json(one) for one in tensors[SAMPLING]]
+        steps = objective.write(served.run, tensors, sampling)
+        return [objective.written(list(steps), sampling)]
     return served.answers(served.run(tensors))
 
 
@@ -180,14 +183,14 @@ def test_a_classifier_learns_and_is_shown_beside_its_baselines(made_reviews: Mad
 
 def test_a_served_classifier_answers_as_the_trained_one(made_reviews: Made_) -> None:
     served = made_reviews.served()
-    tokens, count = served.read(b"  day 300 \n was   kind ", "text/plain")
+    tokens, count = served.signature.features.request(b"  day 300 \n was   kind ", "text/plain")
     assert count == 1
     answer = answers(served, tokens)[0]
     assert answer["label"] == "good"
     network = restore(made_reviews.model, made_reviews.dataset, made_reviews.weights)
     expected = predict(network, ["tokens"], tokens)[0]
     assert answer["probabilities"]["good"] == pytest.approx(float(expected[1]), abs=0.1)
-    batch, count = served.read(
+    batch, count = served.signature.features.request(
         b'["day 3 was cold", {"text": "day 4 was warm"}]', "application/json"
     )
     assert [a["label"] for a in answers(served, batch)] == ["bad", "good"]
@@ -231,7 +234,9 @@ def test_a_replay_finds_one_fingerprint_for_training_and_compression(made_rhymes
 
 
 def written(served: Served, **asked: Any) -> dict[str, Any]:
-    return answers(served, served.read(orjson.dumps(asked), "application/json")[0])[0]
+    features = served.signature.features
+    tensors, _ = features.request(orjson.dumps(asked), "application/json")
+    return answers(served, tensors)[0]
 
 
 def test_a_prompt_is_continued_as_often_as_asked_with_the_same_words(made_rhymes: Made_) -> None:
@@ -245,7 +250,7 @@ def test_a_prompt_is_continued_as_often_as_asked_with_the_same_words(made_rhymes
     assert likeliest == written(served, **asked, temperature=1, top_k=1)["text"]
     texts = {written(served, **{**asked, "seed": seed}, temperature=3)["text"] for seed in range(4)}
     assert len(texts) == 4
-    plain = answers(served, served.read(b"the cat", "text/plain")[0])[0]
+    plain = answers(served, served.signature.features.request(b"the cat", "text/plain")[0])[0]
     assert (len(plain["text"]), plain["temperature"]) == (200, 0.7)
 
 
@@ -256,10 +261,10 @@ def test_no_prompt_at_all_begins_a_text(made_rhymes: Made_) -> None:
 
 def test_impossible_wishes_are_refused(made_rhymes: Made_) -> None:
     served = made_rhymes.served()
-    with pytest.raises(ProtocolError, match="temperature"):
+    with pytest.raises(RefusedRequest, match="temperature"):
         written(served, prompt="a", temperature=-1)
-    with pytest.raises(ProtocolError, match="prompt is over 10,000 characters"):
-        served.read(b"a" * 10_001, "text/plain")
+    with pytest.raises(RefusedRequest, match="prompt is over 10,000 characters"):
+        served.signature.features.request(b"a" * 10_001, "text/plain")
 
 
 def killable(made: Made_, model: Family) -> TrainJob:

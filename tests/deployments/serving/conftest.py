@@ -19,12 +19,12 @@ import onnx
 import onnxruntime
 import orjson
 import pytest
-import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from securesystemslib.signer import CryptoSigner
 
 from deployments.local.store import environment, store
+from models import samples
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
 from models.digests import Manifest, canonical_json
@@ -101,7 +101,7 @@ def assemble(
     files = {
         MODEL_FILE: model,
         SIGNATURE_FILE: signature.model_dump_json().encode(),
-        SAMPLE_FILE: safetensors.numpy.save(sample),
+        SAMPLE_FILE: samples.save(sample),
     }
     return seal(line, files, **body)
 

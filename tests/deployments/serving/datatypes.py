@@ -1,4 +1,4 @@
-"""Features that have a tensor of every datatype; a module, so that a server finds them."""
+"""Features that have a tensor of every datatype, or texts; a module: a server finds them."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from models.tensors import NUMPY, TensorSpec
 
 
 class EveryDatatype(Features):
-    """Tensors `bool` to `fp64`, [n, 2] each; a version's sample cannot hold BYTES."""
+    """Tensors `bool` to `fp64`, [n, 2] each; texts are apart, in `Numerals`."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -33,3 +33,11 @@ class EveryDatatype(Features):
         """Rows of every tensor, [0, 1] each."""
         column = np.tile(np.array([0, 1]), (rows, 1))
         return {spec.name: column.astype(spec.dtype) for spec in self.inputs}
+
+
+class Numerals(EveryDatatype):
+    """One tensor `numerals` BYTES [n, 2], numbers as they are written."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec(name="numerals", datatype="BYTES", shape=(-1, 2)),)

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from deployments.serving.explain import question
+from deployments.serving.explain_sequence import MOST_WINDOWS
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served, open_version
+from tests.deployments.serving.sequences import clip, opinion_version, tones_version
 
 
 def explained(served: Served, tensors: Tensors, label: str | None = None) -> dict[str, Any]:
@@ -76,6 +78,51 @@ def test_another_kind_is_not_explained(every: Any) -> None:
     with pytest.raises(ProtocolError) as caught:
         question(opened(every()), {}, None)
     assert (caught.value.status, caught.value.code) == (422, "unexplained")
+
+
+def test_tokens_that_count_are_found_and_the_text_is_told_whole() -> None:
+    served = opened(opinion_version())
+    text = "a好 + b\u4e0dc"  # the last but one is unknown
+    tokens, _ = served.signature.features.request(text.encode(), "text/plain")
+    found = explained(served, tokens)
+    assert found["explained"] == "probability of for"
+    assert found["value"] == pytest.approx(1 / (1 + np.exp(-1)))
+    assert "".join(one["text"] for one in found["attributions"]) == "a好 + b\ufffdc"
+    worth = [one["attribution"] for one in found["attributions"]]
+    # Two tokens are hidden at a time: both windows over the plus lose all it gave.
+    assert worth.index(max(worth)) == text.index("+")
+    assert max(worth) == pytest.approx(found["value"] - 0.5, abs=1e-6)
+    assert worth[0] == worth[1] == worth[-1] == 0
+    against = [one["attribution"] for one in explained(served, tokens, "against")["attributions"]]
+    np.testing.assert_allclose(against, -np.array(worth), atol=1e-6)
+
+
+def test_a_long_text_takes_no_more_rows_and_one_letter_one() -> None:
+    served = opened(opinion_version())
+    tokens, _ = served.signature.features.request(b"+" * 200, "text/plain")
+    asked = question(served, tokens, None)
+    assert asked.rows <= MOST_WINDOWS + 1
+    found = explained(served, tokens)
+    assert (found["window"], len(found["attributions"])) == (4, 200)
+    tokens, _ = served.signature.features.request(b"+", "text/plain")
+    [only] = explained(served, tokens)["attributions"]
+    assert only["attribution"] == pytest.approx(1 / (1 + np.exp(-1)) - 0.5, abs=1e-6)
+
+
+def test_a_transcript_hangs_on_the_stretches_where_it_is_said() -> None:
+    served = opened(tones_version())
+    tensors, _ = served.signature.features.request(clip("ab"), "audio/wav")
+    found = explained(served, tensors)
+    assert "\u201cab\u201d" in found["explained"]
+    worth = {one["start"]: one["attribution"] for one in found["attributions"]}
+    # Two stretches of 0.1 s are hidden at a time; a letter of 0.3 s that loses both may be lost.
+    said = {start: worth.pop(start) for start in (0.3, 0.4, 0.9, 1.0)}
+    assert min(said.values()) > 5 * max(map(abs, worth.values()))
+    assert found["attributions"][0]["start"] == 0
+    with Image.open(io.BytesIO(base64.b64decode(found["png"]))) as drawn:
+        assert drawn.size == (tensors["frames"][0], 4)
+    quiet, _ = served.signature.features.request(clip(""), "audio/wav")
+    assert "\u201c\u201d" in explained(served, quiet)["explained"]
 
 
 def test_a_server_explains_an_image(shared: Any, picture: bytes) -> None:

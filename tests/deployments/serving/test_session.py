@@ -4,10 +4,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from deployments.serving import session
+from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
+from models import samples
+from models.objectives import Regression
+from models.signature import MANIFEST_FILE, PROVENANCE_FILE, SAMPLE_FILE, VERSION_FILE
+from tests.deployments.serving.conftest import Version, assemble, network
+from tests.deployments.serving.datatypes import Numerals
 
 
 def opened(version: Any) -> Served:
@@ -55,3 +61,39 @@ def test_rows_that_do_not_depend_on_each_other_are(
     nodes = [helper.make_node("MatMul", ["numbers", "w"], ["y"])]
     served = opened(own(nodes, np.array([[1, 2], [3, 400]], np.float32)))
     assert served.batch_rows > 1
+
+
+def numerals(first: str = "1") -> Version:
+    """prediction = the sum of two numbers that are given as texts."""
+    nodes = [
+        helper.make_node("Cast", ["numerals"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["numbers", "one"], ["prediction"], keepdims=0),
+    ]
+    model = network(
+        nodes,
+        [helper.make_tensor_value_info("numerals", TensorProto.STRING, ["n", 2])],
+        [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
+        one=np.array([1], np.int64),
+    )
+    sample = {
+        "numerals": np.array([[first, "20"], ["-3.5", "4"]], object),
+        "prediction": np.array([21, 0.5], np.float32),
+    }
+    return assemble("numerals", model, Numerals(), Regression(target="y", unit=""), sample)
+
+
+def test_a_network_that_takes_texts_is_proven_on_a_sample_of_texts() -> None:
+    served = opened(numerals())
+    found = served.run({"numerals": np.array([["1000", "0.5"]], object)})
+    assert found["prediction"].tolist() == [1000.5]
+    with pytest.raises(ProtocolError, match="from the recorded one"):
+        opened(numerals("500"))
+
+
+def test_a_sample_without_its_texts_is_refused(sealed: Any) -> None:
+    files = dict(numerals().files)
+    files[SAMPLE_FILE] = samples.save({"numerals": np.zeros((2, 2), np.float32)})
+    for name in (MANIFEST_FILE, VERSION_FILE, PROVENANCE_FILE):
+        del files[name]
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        opened(sealed("numerals", files))

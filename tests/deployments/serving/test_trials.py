@@ -8,6 +8,8 @@ import orjson
 import pytest
 
 from deployments.serving.state import Canary
+from tests.deployments.serving.letters import letters
+from tests.deployments.serving.sequences import opinion_version
 from tests.deployments.serving.test_control import BODY, INFER, NO_STORE, eventually, placed
 
 CANARY, SHADOW = "/v1/lines/air-time/canary", "/v1/lines/air-time/shadow"
@@ -128,6 +130,50 @@ def test_a_shadow_computes_what_was_answered_and_is_compared(tried: Any) -> None
     assert server.ask("POST", f"{SHADOW}/end", {}).json["shadow"]["comparison"] == found
     by(server, "s-after")
     assert server.ask("GET", SHADOW).json["shadow"] is None
+
+
+def test_a_shadow_reads_a_text_with_a_vocabulary_of_its_own(
+    tmp_path: Path, start: Any, sealed: Any
+) -> None:
+    server = start(tmp_path / "repository", environment=NO_STORE)
+    versions = {"1": opinion_version(), "2": opinion_version("!+-abcxyz 好")}
+    for number, version in versions.items():
+        version.place(tmp_path / "repository", number)
+        assert server.load(version, number).status == 200
+    server.promote("opinions", "1")
+    path = "/v1/lines/opinions"
+    assert server.ask("POST", f"{path}/shadow", {"version": "2"}).status == 200
+    answer = server.ask("POST", f"{path}/predict", b"a + b + -", content_type="text/plain")
+    assert answer.json["predictions"][0]["opinion"] == "for"
+
+    def compared() -> dict[str, Any]:
+        found: dict[str, Any] = server.ask("GET", f"{path}/shadow").json["shadow"]["comparison"]
+        return found
+
+    assert eventually(lambda: compared()["requests"] == 1)
+    found = compared()
+    assert (found["failed"], found["different_rows"], found["largest_difference"]) == (0, 0, 0)
+
+
+def test_a_line_that_writes_takes_a_canary_and_no_shadow(
+    tmp_path: Path, start: Any, sealed: Any
+) -> None:
+    server = start(tmp_path / "repository", environment=NO_STORE)
+    for number, likely in (("1", 0.7), ("2", 0.9)):
+        version = sealed("letters", letters(likely))
+        version.place(tmp_path / "repository", number)
+        assert server.load(version, number).status == 200
+    server.promote("letters", "1")
+    refused = server.ask("POST", "/v1/lines/letters/shadow", {"version": "2"})
+    assert refused.status == 409
+    assert "try a canary" in refused.json["error"]
+    canary = {"version": "2", "percent": 100}
+    assert server.ask("POST", "/v1/lines/letters/canary", canary).status == 200
+    for asked in ({"prompt": "a"}, {"prompt": "a", "stream": True}):
+        answer = server.ask("POST", "/v1/lines/letters/predict", asked)
+        assert answer.headers["modelmint-version"] == "2"
+    compared = server.ask("GET", "/v1/lines/letters/canary").json["canary"]["comparison"]
+    assert compared["canary"]["requests"] == 2
 
 
 def test_shares_are_as_large_as_they_are_to_be() -> None:

@@ -3,74 +3,28 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import onnx
+import orjson
 import pytest
-import safetensors.numpy
-from onnx import TensorProto, helper, numpy_helper
 
-from models.digests import canonical_json
-from models.language import NextToken
-from models.passages import PassageFeatures
-from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
-from models.vocabulary import SPECIAL, Characters
+from deployments.serving.writing import MOST_OF_KEY
+from tests.deployments.serving.letters import VOCABULARY, letters
+from tests.deployments.serving.test_control import eventually
 
-VOCABULARY = Characters(known=tuple("abcd"))
-PREDICT = "/v1/lines/letters/predict"
-
-
-def files() -> dict[str, bytes]:
-    """A network after which the next letter of the alphabet is likeliest; its state counts runs."""
-    size = VOCABULARY.size
-    following = np.maximum(np.arange(size) + 1, SPECIAL)
-    following[following >= size] = SPECIAL
-    likely = np.where(np.arange(size) == following[:, None], 0.7, 0.3 / (size - 1))
-    logs = np.log(likely).astype(np.float32)
-    nodes = [
-        helper.make_node("Gather", ["logs", "tokens"], ["log_probabilities"]),
-        helper.make_node("Add", ["state", "one"], ["next_state"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "letters",
-        [
-            helper.make_tensor_value_info("tokens", TensorProto.INT64, ["n", "length"]),
-            helper.make_tensor_value_info("state", TensorProto.FLOAT, ["n", 1]),
-        ],
-        [
-            helper.make_tensor_value_info("log_probabilities", TensorProto.FLOAT, ["n", "m", size]),
-            helper.make_tensor_value_info("next_state", TensorProto.FLOAT, ["n", 1]),
-        ],
-        [
-            numpy_helper.from_array(logs, "logs"),
-            numpy_helper.from_array(np.ones(1, np.float32), "one"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    features = PassageFeatures(vocabulary=VOCABULARY, length=8, values=1)
-    signature = Signature(features=features, objective=NextToken().beside(features))
-    tokens = VOCABULARY.rows(["ab", "dcba"], 9, beginning=True)
-    state = np.zeros((2, 1), np.float32)
-    sample = {"tokens": tokens, "state": state, "log_probabilities": logs[tokens]}
-    return {
-        MODEL_FILE: model.SerializeToString(),
-        SIGNATURE_FILE: canonical_json(signature.model_dump(mode="json")),
-        SAMPLE_FILE: safetensors.numpy.save(sample),
-    }
+PREDICT, SLOW = "/v1/lines/letters/predict", "/v1/lines/slow-letters/predict"
 
 
 @pytest.fixture(scope="module")
 def server(
     begun: Callable[..., Any], sealed: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """A server of the line `letters`."""
+    """A server of the lines `letters`, and `slow-letters`, which takes milliseconds a letter."""
     root = tmp_path_factory.mktemp("writing") / "repository"
-    version = sealed("letters", files())
-    version.place(root, "1")
     with begun(root) as running:
-        assert running.load(version, "1").status == 200
-        assert running.promote("letters", "1").status == 200
+        for line in ("letters", "slow-letters"):
+            version = sealed(line, letters(slow=line == "slow-letters"))
+            version.place(root, "1")
+            assert running.load(version, "1").status == 200
+            assert running.promote(line, "1").status == 200
         yield running
 
 
@@ -126,15 +80,142 @@ def test_a_step_takes_the_state_and_gives_it_back(server: Any) -> None:
     assert found["log_probabilities"]["shape"] == [1, 2, VOCABULARY.size]
 
 
-def test_a_request_to_write_is_charged_as_a_row(server: Any) -> None:
+def test_tokens_read_and_written_are_charged(server: Any) -> None:
     before = rows(server)
-    server.ask("POST", PREDICT, {"prompt": "a", "characters": 3})
-    assert rows(server) == before + 1
+    asked = {"prompt": "ab", "characters": 50, "temperature": 0, "stop": ["abc"]}
+    [answer] = server.ask("POST", PREDICT, asked).json["predictions"]
+    assert (answer["text"], answer["finish_reason"]) == ("cd", "stop")
+    assert (answer["prompt_tokens"], answer["completion_tokens"]) == (2, 5)
+    assert rows(server) == before + 7
     assert server.ask("POST", PREDICT, {"prompt": 1}).status == 400
-    assert rows(server) == before + 1
+    assert rows(server) == before + 7
 
 
-def rows(server: Any) -> int:
+def test_a_quota_is_asked_before_anything_is_written(server: Any) -> None:
+    limits = {"daily_rows": 24}
+    key = {"tenant": "a", "scopes": ["predict:letters"], "limits": limits}
+    made = server.ask("POST", "/v1/keys", key).json["key"]
+    bearer = {"authorization": f"Bearer {made}"}
+    asked = {"prompt": "a", "characters": 30, "stream": True}
+    refused = server.ask("POST", PREDICT, asked, **bearer)
+    assert (refused.status, refused.json["code"]) == (429, "quota_exceeded")
+    # What was not written is given back: three times 15 tokens were too many.
+    for _ in range(3):
+        asked = {"prompt": "a", "characters": 14, "temperature": 0, "stop": ["d"]}
+        assert server.ask("POST", PREDICT, asked, **bearer).status == 200
+
+
+@pytest.mark.parametrize("how", ["field", "header"])
+def test_a_text_is_streamed_while_it_is_written(server: Any, how: str) -> None:
+    asked: dict[str, Any] = {"prompt": "ab", "characters": 60, "seed": 3}
+    whole = server.ask("POST", SLOW, asked).json
+    if how == "field":
+        found = server.ask("POST", SLOW, asked | {"stream": True})
+    else:
+        found = server.ask("POST", SLOW, asked, accept="text/event-stream")
+    assert found.headers["content-type"].startswith("text/event-stream")
+    assert found.headers["modelmint-digest"] == whole["digest"]
+    assert found.headers["x-request-id"]
+    *pieces, (last, answer) = events(found.body)
+    assert {name for name, _ in pieces} == {"piece"}
+    assert len(pieces) > 5
+    assert "".join(data["text"] for _, data in pieces) == whole["predictions"][0]["text"]
+    assert (last, answer) == ("answer", whole)
+
+
+def test_writing_ends_when_the_caller_leaves(server: Any) -> None:
+    before = rows(server, "slow-letters")
+    asked = {"prompt": "a", "characters": 4000, "stream": True}
+    connection = server.connect()
+    connection.request(
+        "POST", SLOW, orjson.dumps(asked), server.bearer | {"content-type": "application/json"}
+    )
+    response = connection.getresponse()
+    assert response.readline() == b"event: piece\n"
+    # All of it is charged until it is known how much is written.
+    assert rows(server, "slow-letters") == before + 4001
+    response.close()
+    connection.close()
+    assert eventually(lambda: rows(server, "slow-letters") < before + 2000)
+    written = rows(server, "slow-letters")
+    assert written > before
+    # A caller who waits for the whole answer may leave too.
+    connection = server.connect()
+    connection.request(
+        "POST", SLOW, orjson.dumps(asked | {"stream": False}),
+        server.bearer | {"content-type": "application/json"},
+    )  # fmt: skip
+    assert eventually(lambda: rows(server, "slow-letters") == written + 4001)
+    connection.close()
+    assert eventually(lambda: rows(server, "slow-letters") < written + 2000)
+
+
+def test_a_deadline_ends_the_answer_or_the_stream(server: Any) -> None:
+    due = {"modelmint-timeout-ms": "300"}
+    asked = {"prompt": "a", "characters": 4000}
+    answer = server.ask("POST", SLOW, asked, **due)
+    assert (answer.status, answer.json["code"]) == (504, "deadline")
+    found = server.ask("POST", SLOW, asked | {"stream": True}, **due, x_request_id="of-mine")
+    assert found.status == 200
+    name, data = events(found.body)[-1]
+    assert (name, data["code"], data["request_id"]) == ("error", "deadline", "of-mine")
+
+
+def test_others_have_their_turn_while_texts_are_written(server: Any) -> None:
+    asked = {"prompt": "a", "characters": 4000, "stream": True}
+    headers = server.bearer | {"content-type": "application/json"}
+    connections = [server.connect() for _ in range(8)]
+    try:
+        responses = []
+        for connection in connections:
+            connection.request("POST", SLOW, orjson.dumps(asked), headers)
+            responses.append(connection.getresponse())
+        # Each of the eight writes, and a ninth one comes to its end long before them.
+        for response in responses:
+            assert response.readline() == b"event: piece\n"
+        short = server.ask("POST", SLOW, {"prompt": "a", "characters": 5})
+        assert short.json["predictions"][0]["completion_tokens"] == 5
+        assert server.ask("POST", PREDICT, {"prompt": "a"}).status == 200
+        assert not any(response.closed for response in responses)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_a_key_cannot_write_ever_more_texts(server: Any) -> None:
+    headers = server.bearer | {"content-type": "application/json"}
+    asked = orjson.dumps({"prompt": "a", "characters": 4000, "stream": True})
+    connections = [server.connect() for _ in range(MOST_OF_KEY)]
+    try:
+        assert eventually(lambda: begin(server).status == 200)  # those before have ended
+        for connection in connections:
+            connection.request("POST", SLOW, asked, headers)
+            assert connection.getresponse().status == 200
+        refused = begin(server)
+        assert (refused.status, refused.json["code"]) == (429, "overloaded")
+        assert refused.headers["retry-after"]
+        made = server.ask("POST", "/v1/keys", {"tenant": "b", "scopes": ["predict:*"]}).json["key"]
+        bearer = {"authorization": f"Bearer {made}"}
+        assert begin(server, **bearer).status == 200
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def begin(server: Any, **headers: str) -> Any:
+    return server.ask("POST", SLOW, {"prompt": "a", "characters": 1}, **headers)
+
+
+def rows(server: Any, line: str = "letters") -> int:
     """Rows charged for the line so far."""
     found = server.ask("GET", "/v1/usage").json["usage"]
-    return sum(entry["rows"] for entry in found if entry["line"] == "letters")
+    return sum(entry["rows"] for entry in found if entry["line"] == line)
+
+
+def events(body: bytes) -> list[tuple[str, Any]]:
+    """Names and data of server-sent events."""
+    found = []
+    for part in body.decode().split("\n\n")[:-1]:
+        name, data = part.split("\n")
+        found.append((name.removeprefix("event: "), orjson.loads(data.removeprefix("data: "))))
+    return found
