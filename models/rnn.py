@@ -39,7 +39,10 @@ WRITERS: dict[str, Size] = {
 
 
 class Classifier(Family):
-    """Embedded tokens and pairs of them, LSTM layers in both directions, the mean of it all."""
+    """Embedded tokens and pairs of them, LSTM layers in both directions, the mean of it all.
+
+    Beside it may stand a linear model of tokens and pairs (wide and deep: Cheng et al. 2016).
+    """
 
     size: Literal["tiny", "small", "base", "large"] = "base"
     """Embedding, state of each direction, layers: tiny 16, 16, 1; small 32, 32, 1; base 64, 64, 1;
@@ -47,6 +50,9 @@ class Classifier(Family):
     pairs: int = Field(32_768, ge=0, le=2**22)
     """Embeddings that pairs of neighbouring tokens share by hash (Joulin, Grave, Bojanowski,
     Mikolov 2017); 0 leaves pairs out."""
+    direct: int = Field(0, ge=0, le=2**24)
+    """Weights for each class that tokens, and by hash their pairs, have in the linear model; 0
+    leaves it out."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of values dropped in training: before each layer, and before the classes."""
     token_dropout: float = Field(0.2, ge=0, lt=1)
@@ -59,7 +65,8 @@ class Classifier(Family):
         embedding, state, layers = CLASSIFIERS[self.size]
         return BothWays(
             features, embedding, state, layers, width,
-            pairs=self.pairs, dropout=self.dropout, token_dropout=self.token_dropout,
+            pairs=self.pairs, direct=self.direct,
+            dropout=self.dropout, token_dropout=self.token_dropout,
         )  # fmt: skip
 
 

@@ -60,6 +60,21 @@ def test_a_pair_of_tokens_has_an_embedding_of_its_own() -> None:
     assert not torch.allclose(paired.embed(one)[:, 0], paired.embed(other)[:, 0])
 
 
+def test_the_linear_model_counts_tokens_and_pairs_over_the_root_of_the_length() -> None:
+    torch.manual_seed(0)
+    network = rnn.Classifier(size="tiny", direct=64).build(TEXTS, 2).eval()
+    rows = tokens("abab", "ab")
+    before = network(rows)
+    alone, paired = network.weights
+    torch.nn.init.ones_(alone.weight)
+    torch.testing.assert_close(network(rows) - before, torch.tensor([[2.0] * 2, [2**0.5] * 2]))
+    torch.nn.init.zeros_(alone.weight)
+    with torch.no_grad():
+        paired.weight += torch.arange(64.0)[:, None] ** 2
+    one, other = (network(tokens(text)) for text in ("abcd", "acbd"))
+    assert not torch.allclose(one, other, atol=1.0), "an order of tokens is other pairs"
+
+
 def test_an_order_turned_round_is_another_text() -> None:
     torch.manual_seed(0)
     network = CLASSIFIER.build(TEXTS, 2).eval()
