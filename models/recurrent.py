@@ -46,7 +46,7 @@ class BothWays(nn.Module):
             )
             for layer in self.weights:
                 nn.init.zeros_(layer.weight)
-        sizes = [embedding, *[2 * state] * (layers - 1)]
+        sizes = [embedding, *[2 * state] * (layers - 1)][:layers]
         self.forwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in sizes)
         self.backwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in sizes)
         self.dropout = nn.Dropout(dropout)
@@ -67,7 +67,7 @@ class BothWays(nn.Module):
             ahead, _ = forwards(x)
             behind, _ = backwards(_at(x, turned))
             x = torch.cat([ahead, _at(behind, turned)], dim=2)
-        x = torch.cat([embedded, x], dim=2)
+        x = torch.cat([embedded, x], dim=2) if self.forwards else embedded
         present = (steps < lengths).unsqueeze(2)
         mean = torch.where(present, x, 0.0).sum(dim=1) / lengths.to(x.dtype)
         found: Tensor = self.output(self.dropout(mean))

@@ -25,6 +25,7 @@ class Size(NamedTuple):
 
 
 CLASSIFIERS: dict[str, Size] = {
+    "shallow": Size(64, 0, 0),
     "tiny": Size(16, 16, 1),
     "small": Size(32, 32, 1),
     "base": Size(64, 64, 1),
@@ -44,9 +45,9 @@ class Classifier(Family):
     Beside it may stand a linear model of tokens and pairs (wide and deep: Cheng et al. 2016).
     """
 
-    size: Literal["tiny", "small", "base", "large"] = "base"
+    size: Literal["shallow", "tiny", "small", "base", "large"] = "base"
     """Embedding, state of each direction, layers: tiny 16, 16, 1; small 32, 32, 1; base 64, 64, 1;
-    large 128, 128, 2."""
+    large 128, 128, 2; shallow 64, 0, 0, which is the mean alone (Joulin et al. 2017)."""
     pairs: int = Field(32_768, ge=0, le=2**22)
     """Embeddings that pairs of neighbouring tokens share by hash (Joulin, Grave, Bojanowski,
     Mikolov 2017); 0 leaves pairs out."""
