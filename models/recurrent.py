@@ -39,16 +39,13 @@ class BothWays(nn.Module):
         self.token_dropout, self.pairs, self.direct = token_dropout, pairs, direct
         self.embedding = nn.Embedding(features.vocabulary.size, embedding, padding_idx=PADDING)
         self.of_pairs = nn.Embedding(pairs, embedding) if pairs else None
-        self.weights = nn.ModuleList()
-        if direct:
-            self.weights.extend(
-                nn.Embedding(size, width) for size in (features.vocabulary.size, direct)
-            )
-            for layer in self.weights:
-                nn.init.zeros_(layer.weight)
-        sizes = [embedding, *[2 * state] * (layers - 1)][:layers]
-        self.forwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in sizes)
-        self.backwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in sizes)
+        sizes = (features.vocabulary.size, direct) if direct else ()
+        self.weights = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        for weight in self.weights.parameters():
+            nn.init.zeros_(weight)
+        widths = [embedding, *[2 * state] * (layers - 1)][:layers]
+        self.forwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in widths)
+        self.backwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in widths)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(embedding + 2 * state, width)
 

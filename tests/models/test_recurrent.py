@@ -20,9 +20,13 @@ def tokens(*texts: str, length: int = 12) -> torch.Tensor:
     return torch.from_numpy(VOCABULARY.rows(texts, length, beginning=False))
 
 
-def test_what_follows_a_text_changes_nothing() -> None:
+@pytest.mark.parametrize("size", ["tiny", "shallow"])
+def test_what_follows_a_text_changes_nothing(size: str) -> None:
     torch.manual_seed(0)
-    network = CLASSIFIER.build(TEXTS, 3).eval()
+    model = rnn.Classifier.model_validate({"size": size, "pairs": 64, "direct": 64})
+    network = model.build(TEXTS, 3).eval()
+    for weight in network.weights.parameters():
+        torch.nn.init.normal_(weight)
     alone = network(tokens("abc", length=3))
     padded = network(tokens("abc", length=12))
     among = network(tokens("abc", "abcdefghabcd"))[:1]
