@@ -168,6 +168,13 @@ def options(document: str | None, turns: int) -> argparse.ArgumentParser:
     return parser
 
 
+def known(name: str) -> dict[str, Any]:
+    """The figures that an earlier run wrote to `results/<name>.json`."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
+    return found
+
+
 def publish(
     name: str, figures: dict[str, Any], rows: Sequence[Mapping[str, Any]], packages: Iterable[str],
     as_json: bool,

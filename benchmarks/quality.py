@@ -7,9 +7,6 @@ again, and example data is landed where a line has none. The speed of the traini
 stage that ran it, in samples a second.
 """
 
-import json
-from typing import Any
-
 from benchmarks import measuring
 from models import catalog
 
@@ -23,9 +20,8 @@ def main() -> None:
     parser.add_argument("--lines", default=",".join(LINES), help="which lines, comma-separated")
     parser.add_argument("--set", action="append", default=[], help="LINE.section.field=value")
     options = parser.parse_args()
-    known = measuring.RESULTS / "quality.json"
     # Lines that are not run now keep what was found for them.
-    figures: dict[str, Any] = json.loads(known.read_text())["figures"] if known.exists() else {}
+    figures = measuring.known("quality")
     rows = []
     for name in options.lines.split(","):
         changes = [c.removeprefix(f"{name}.") for c in options.set if c.startswith(f"{name}.")]

@@ -18,6 +18,10 @@ PATTERN = rf"^({_QUANTIZER}|({_NETWORK})(\+({_QUANTIZER}))?)$"
 Form = Annotated[str, Field(pattern=PATTERN)]
 
 
+class FormError(ValueError):
+    """A form that cannot be made of a network, or that does not run; the message says why."""
+
+
 class Parts(NamedTuple):
     """What a form consists of; None is the trained network itself, or no quantizer."""
 

@@ -63,6 +63,10 @@ class NextToken(Objective):
     def width(self) -> int:
         return self.vocabulary.size
 
+    @property
+    def values(self) -> int:
+        return (self.length + 1) * self.width
+
     def encode(self, rows: pl.DataFrame) -> NDArray[Any]:
         """The tokens that follow, int64 [n, length + 1], 0 where nothing is asked."""
         texts = rows.get_column(self.target).to_list()

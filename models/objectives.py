@@ -19,6 +19,7 @@ from models.statistics import Moments, fold
 from models.tensors import TensorSpec
 
 Floats = NDArray[np.floating[Any]]
+MOST_VALUES = 1 << 22
 
 
 Run = Callable[[Tensors], Mapping[str, NDArray[Any]]]
@@ -77,6 +78,15 @@ class Objective(Open):
     @abstractmethod
     def width(self) -> int:
         """Number of values the network computes for a row."""
+
+    def at_once(self, most: int) -> int:
+        """How many rows, of `most`, to answer at a time: their output stays below some 16 MB."""
+        return max(1, min(most, MOST_VALUES // self.values))
+
+    @property
+    def values(self) -> int:
+        """Values of a row's output, or of a position's where rows differ in length."""
+        return self.width
 
     @abstractmethod
     def encode(self, rows: pl.DataFrame) -> NDArray[Any]:

@@ -29,18 +29,23 @@ class BothWays(nn.Module):
         width: int,
         *,
         pairs: int,
+        direct: int,
         dropout: float,
         token_dropout: float,
     ) -> None:
         super().__init__()
         if not isinstance(features, TextFeatures):
             raise TypeError(f"this family takes texts, the line has {type(features).__name__}")
-        self.token_dropout, self.pairs = token_dropout, pairs
+        self.token_dropout, self.pairs, self.direct = token_dropout, pairs, direct
         self.embedding = nn.Embedding(features.vocabulary.size, embedding, padding_idx=PADDING)
         self.of_pairs = nn.Embedding(pairs, embedding) if pairs else None
-        sizes = [embedding, *[2 * state] * (layers - 1)]
-        self.forwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in sizes)
-        self.backwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in sizes)
+        sizes = (features.vocabulary.size, direct) if direct else ()
+        self.weights = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        for weight in self.weights.parameters():
+            nn.init.zeros_(weight)
+        widths = [embedding, *[2 * state] * (layers - 1)][:layers]
+        self.forwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in widths)
+        self.backwards = nn.ModuleList(nn.LSTM(size, state, batch_first=True) for size in widths)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(embedding + 2 * state, width)
 
@@ -59,19 +64,30 @@ class BothWays(nn.Module):
             ahead, _ = forwards(x)
             behind, _ = backwards(_at(x, turned))
             x = torch.cat([ahead, _at(behind, turned)], dim=2)
-        x = torch.cat([embedded, x], dim=2)
+        x = torch.cat([embedded, x], dim=2) if self.forwards else embedded
         present = (steps < lengths).unsqueeze(2)
         mean = torch.where(present, x, 0.0).sum(dim=1) / lengths.to(x.dtype)
         found: Tensor = self.output(self.dropout(mean))
+        if self.direct:
+            alone, paired = self.weights
+            counted = alone(tokens) + paired(_pairs(tokens) % self.direct)
+            # Of long texts the sum is larger, and so is its deviation, by the root of the length.
+            total = torch.where(present, counted, 0.0).sum(dim=1)
+            found = found + total / lengths.to(x.dtype).sqrt()
         return found
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Every token, and it with the following one: float32 [n, length, embedding]."""
         found: Tensor = self.embedding(tokens)
         if self.of_pairs is not None:
-            following = functional.pad(tokens[:, 1:], (0, 1), value=PADDING)
-            found = found + self.of_pairs((tokens * SPREAD + following) % self.pairs)
+            found = found + self.of_pairs(_pairs(tokens) % self.pairs)
         return found
+
+
+def _pairs(tokens: Tensor) -> Tensor:
+    """A number for every token with the one that follows it, int64 [n, length]."""
+    following = functional.pad(tokens[:, 1:], (0, 1), value=PADDING)
+    return tokens * SPREAD + following
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Size(NamedTuple):
 
 
 CLASSIFIERS: dict[str, Size] = {
+    "shallow": Size(64, 0, 0),
     "tiny": Size(16, 16, 1),
     "small": Size(32, 32, 1),
     "base": Size(64, 64, 1),
@@ -39,14 +40,20 @@ WRITERS: dict[str, Size] = {
 
 
 class Classifier(Family):
-    """Embedded tokens and pairs of them, LSTM layers in both directions, the mean of it all."""
+    """Embedded tokens and pairs of them, LSTM layers in both directions, the mean of it all.
 
-    size: Literal["tiny", "small", "base", "large"] = "base"
+    Beside it may stand a linear model of tokens and pairs (wide and deep: Cheng et al. 2016).
+    """
+
+    size: Literal["shallow", "tiny", "small", "base", "large"] = "base"
     """Embedding, state of each direction, layers: tiny 16, 16, 1; small 32, 32, 1; base 64, 64, 1;
-    large 128, 128, 2."""
+    large 128, 128, 2; shallow 64, 0, 0, which is the mean alone (Joulin et al. 2017)."""
     pairs: int = Field(32_768, ge=0, le=2**22)
     """Embeddings that pairs of neighbouring tokens share by hash (Joulin, Grave, Bojanowski,
     Mikolov 2017); 0 leaves pairs out."""
+    direct: int = Field(0, ge=0, le=2**24)
+    """Weights for each class that tokens, and by hash their pairs, have in the linear model; 0
+    leaves it out."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of values dropped in training: before each layer, and before the classes."""
     token_dropout: float = Field(0.2, ge=0, lt=1)
@@ -59,7 +66,8 @@ class Classifier(Family):
         embedding, state, layers = CLASSIFIERS[self.size]
         return BothWays(
             features, embedding, state, layers, width,
-            pairs=self.pairs, dropout=self.dropout, token_dropout=self.token_dropout,
+            pairs=self.pairs, direct=self.direct,
+            dropout=self.dropout, token_dropout=self.token_dropout,
         )  # fmt: skip
 
 

@@ -235,9 +235,15 @@ class Line(Frozen):
         return self._with_students()
 
     def _with_students(self) -> "Line":
-        """This line; raises ValueError where its family lacks a size that a candidate names."""
+        """This line; raises ValueError where its family lacks a size that a candidate names, or
+        carries a state and a candidate would have to be retrained."""
         for form in self.budget.candidates:
             size = parts(form).size
+            if parts(form).network is not None and self.model.carried():
+                raise ValueError(
+                    f"{form}: a network that carries a state from call to call is quantized, not"
+                    " retrained; take it out of budget.candidates"
+                )
             if size is not None:
                 student(self.model, size)
         return self

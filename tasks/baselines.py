@@ -1,35 +1,52 @@
-"""What simple models make of the same data: the lines every network must beat."""
+"""What simple models make of the same data: the lines every network must beat.
 
-from collections.abc import Iterator
+They learn from training rows in memory, so from no more of them than fit; of more, every so many.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from models.data import Features, Tensors
 from models.language import NextToken, frequencies
-from models.objectives import Classification, Floats
+from models.objectives import Classification, Floats, Regression
+from models.signature import Signature
 from models.tables import TableFeatures
 from models.texts import TEXT, TextFeatures
 from models.vocabulary import PADDING
-from tasks.dataset import rows
-from tasks.refs import Dataset
 
 ALPHA = 1.0
 # Inverse strength of the logistic regression's penalty: the best of 1 and 4 on Chinese reviews.
 STRENGTH = 4.0
 
+Baseline = Callable[[pl.DataFrame, Tensors], Floats]
+"""Predictions for rows, given as cleaned and as encoded."""
 
-def linear(
-    features: Features, inputs: Tensors, target: NDArray[Any], test: Tensors
-) -> NDArray[np.float64]:
-    """Ridge predictions [m] for the test inputs; numbers standardised, categories one-hot."""
+
+def fitted(signature: Signature, train: pl.DataFrame) -> Iterator[tuple[str, Baseline]]:
+    """Name and model of every baseline of the line, fitted to the cleaned training rows."""
+    features, objective = signature.features, signature.objective
+    inputs, target = features.encode(train), objective.encode(train)
+    title, best = objective.constant(target, 1)
+    yield title, lambda rows, _: np.broadcast_to(best, (rows.height, *best.shape[1:]))
+    if isinstance(objective, Regression):
+        yield "ridge", _ridge(features, inputs, target)
+    if isinstance(objective, NextToken):
+        yield "bigram", _bigram(inputs["tokens"], target, objective.width)
+    if isinstance(objective, Classification) and isinstance(features, TextFeatures):
+        yield "tf-idf logistic", _tf_idf(train.get_column(TEXT).to_list(), target)
+
+
+def _ridge(features: Features, inputs: Tensors, target: NDArray[Any]) -> Baseline:
+    """Ridge predictions [m]; numbers standardised, categories one-hot."""
     from sklearn.linear_model import Ridge
 
     ridge = Ridge(alpha=ALPHA, solver="cholesky")
     ridge.fit(_design(features, inputs), target.astype(np.float64))
-    predicted: NDArray[np.float64] = ridge.predict(_design(features, test))
-    return predicted
+    return lambda _, tensors: ridge.predict(_design(features, tensors))
 
 
 def _design(features: Features, inputs: Tensors) -> NDArray[np.float64]:
@@ -47,22 +64,7 @@ def _design(features: Features, inputs: Tensors) -> NDArray[np.float64]:
     return np.concatenate(parts, axis=1)
 
 
-def of_text(
-    dataset: Dataset, inputs: Tensors, target: NDArray[Any], test: Tensors
-) -> Iterator[tuple[str, Floats]]:
-    """Name and predictions for the test rows of the baseline of a text objective, if it is one."""
-    signature = dataset.signature
-    if isinstance(signature.objective, NextToken):
-        width = signature.objective.width
-        yield "bigram", _bigram(inputs["tokens"], target, width)[test["tokens"]]
-    if isinstance(signature.objective, Classification) and isinstance(
-        signature.features, TextFeatures
-    ):
-        train, held_out = (rows(dataset, s).get_column(TEXT).to_list() for s in ("train", "test"))
-        yield "tf-idf logistic", _tf_idf(train, target, held_out)
-
-
-def _tf_idf(train: list[str], target: NDArray[Any], test: list[str]) -> NDArray[np.float64]:
+def _tf_idf(train: list[str], target: NDArray[Any]) -> Baseline:
     """Probabilities [m, classes] of logistic regression on weighted characters and their pairs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -70,12 +72,11 @@ def _tf_idf(train: list[str], target: NDArray[Any], test: list[str]) -> NDArray[
     weights = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), min_df=2, lowercase=False)
     model = LogisticRegression(C=STRENGTH, max_iter=1000)
     model.fit(weights.fit_transform(train), target)
-    found: NDArray[np.float64] = model.predict_proba(weights.transform(test))
-    return found
+    return lambda rows, _: model.predict_proba(weights.transform(rows.get_column(TEXT).to_list()))
 
 
-def _bigram(tokens: NDArray[Any], following: NDArray[Any], width: int) -> NDArray[np.float32]:
-    """Log-probabilities [token, next token] as counted; a pair never seen counts as a share of 1.
+def _bigram(tokens: NDArray[Any], following: NDArray[Any], width: int) -> Baseline:
+    """Log-probabilities [m, tokens, next] as counted; a pair never seen counts as a share of 1.
 
     That share is how often the next token is seen at all (absolute count 1 of the unigram).
     """
@@ -84,4 +85,4 @@ def _bigram(tokens: NDArray[Any], following: NDArray[Any], width: int) -> NDArra
     np.add.at(counts, (tokens[there], following[there]), 1)
     counts += frequencies(following, width)
     found: NDArray[np.float32] = np.log(counts / counts.sum(axis=1, keepdims=True)).astype("f4")
-    return found
+    return lambda _, tensors: found[tensors["tokens"]]

@@ -6,6 +6,8 @@ A new one is one more case of `quantized`, and its name one of `models.forms.QUA
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from onnxruntime import quantization
 from torch import nn
 
 from models.data import Tensors
+from models.forms import FormError
 from models.padding import pieces
 from models.signature import Signature
 from models.tensors import TensorSpec
+from tasks.inference import REFUSALS
 
 OPSET = 20
 CALIBRATION_BATCH = 64
@@ -28,12 +32,19 @@ BLOCK = 32
 QUANTISED = ["Conv", "MatMul", "Gemm", "Relu", "MaxPool", "AveragePool", "Reshape", "Transpose"]
 
 
-class CalibrationError(ValueError):
+class CalibrationError(FormError):
     """Too few rows to take the ranges of activations from."""
 
 
+class QuantizerError(FormError):
+    """ONNX Runtime's quantizer does not take the network."""
+
+
 def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
-    """An exported network by the quantizer of that name; bytes that repeat exactly."""
+    """An exported network by the quantizer of that name; bytes that repeat exactly.
+
+    Raises CalibrationError or QuantizerError.
+    """
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     # The quantizers log to the root logger.
     logging.getLogger().setLevel(logging.ERROR)
@@ -147,7 +158,8 @@ def weights_only(model: bytes, bits: int) -> bytes:
         accuracy_level=4,
         op_types_to_quantize=("MatMul",),
     )
-    quantizer.process()
+    with _library():
+        quantizer.process()
     return _clean(quantizer.model.model)
 
 
@@ -162,6 +174,15 @@ class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
         return next(self._batches, None)
 
 
+@contextmanager
+def _library() -> Iterator[None]:
+    """What the library raises for a network it has no words for, as QuantizerError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, *REFUSALS) as error:
+        raise QuantizerError(f"ONNX Runtime cannot quantize it: {error}") from error
+
+
 def _quantised(model: bytes, quantise: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         source, goal = Path(folder) / "source.onnx", Path(folder) / "goal.onnx"
@@ -169,7 +190,8 @@ def _quantised(model: bytes, quantise: Any) -> bytes:
         # Recorded shapes of intermediate values contradict the quantised graph.
         del proto.graph.value_info[:]
         onnx.save_model(proto, source)
-        quantise(source, goal)
+        with _library():
+            quantise(source, goal)
         return _clean(onnx.load_model(goal))
 
 

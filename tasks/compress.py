@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from models import samples
 from models.digests import Digest, canonical_json, json_digest
-from models.forms import UNCOMPRESSED, parts
+from models.forms import UNCOMPRESSED, FormError, parts
 from models.padding import trimmed
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Family, Training
@@ -113,6 +113,8 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
 
 def _make(forms: "Forms", budget: Budget, emit: Emit) -> tuple[dict[str, str], dict[str, str]]:
     """Have all candidates made and measured; those that failed or were skipped, and why."""
+    from tasks.loop import TrainingError
+
     failed: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for name in budget.candidates:
@@ -123,8 +125,8 @@ def _make(forms: "Forms", budget: Budget, emit: Emit) -> tuple[dict[str, str], d
                 emit({"candidate": name, "skipped": reason})
                 continue
             found, _ = forms.form(name)
-        except Exception as error:
-            # Whatever a quantizer stumbles over, the other forms are still good.
+        except (FormError, TrainingError) as error:
+            # The other forms are still good. What else goes wrong is no fault of the form.
             failed[name] = f"{type(error).__name__}: {error}"
             emit({"candidate": name, "failed": failed[name]})
             continue

@@ -82,6 +82,30 @@ def without(table: pl.DataFrame, positions: Sequence[int]) -> pl.DataFrame:
     return table.filter(kept)
 
 
+def chunks(dataset: Dataset, subset: Subset, size: int) -> Iterator[pl.DataFrame]:
+    """The rows of one split in canonical order, `size` at a time whatever the partitions are."""
+    waiting: list[pl.DataFrame] = []
+    for table in partitions(dataset, subset):
+        waiting.append(table)
+        if sum(part.height for part in waiting) >= size:
+            whole = pl.concat(waiting)
+            ends = range(size, whole.height + 1, size)
+            yield from (whole.slice(end - size, size) for end in ends)
+            waiting = [whole.slice(ends[-1])]
+    if any(part.height for part in waiting):
+        yield pl.concat(waiting)
+
+
+def spread(dataset: Dataset, subset: Subset, most: int) -> pl.DataFrame:
+    """At most so many rows of one split, in canonical order and evenly spread over it."""
+    stride = max(1, -(-dataset.rows[subset] // most))
+    chosen, first = [], 0
+    for table in partitions(dataset, subset):
+        chosen.append(table.gather_every(stride, -first % stride))
+        first += table.height
+    return pl.concat(chosen)
+
+
 def rows(dataset: Dataset, subset: Subset) -> pl.DataFrame:
     """All rows of one split in one table."""
     return pl.concat(partitions(dataset, subset))

@@ -7,6 +7,7 @@ from torch.nn import functional
 from models.layers import Loss
 from models.objectives import Classification, Objective, Regression
 from models.spec import Retraining
+from models.transcription import Transcription
 from tasks.batches import Rows
 from tasks.loop import LossFunction
 
@@ -32,16 +33,17 @@ def distilling(
 
 
 def _distance(objective: Objective, temperature: float) -> Loss:
-    """From two outputs [n, width]; of classes the divergence times the temperature's square, so
-    that its gradient keeps its size (Hinton, Vinyals, Dean 2015)."""
+    """From two outputs [n, ..., width]; of classes the divergence times the temperature's square,
+    so that its gradient keeps its size (Hinton, Vinyals, Dean 2015). Letters of a transcription are
+    classes of each frame (Takashima, Li, Kawai 2018)."""
     if isinstance(objective, Regression):
         return functional.mse_loss
-    if isinstance(objective, Classification):
+    if isinstance(objective, Classification | Transcription):
 
         def divergence(output: Tensor, taught: Tensor) -> Tensor:
             found = functional.kl_div(
-                functional.log_softmax(output / temperature, dim=1),
-                functional.log_softmax(taught / temperature, dim=1),
+                functional.log_softmax(output.flatten(0, -2) / temperature, dim=1),
+                functional.log_softmax(taught.flatten(0, -2) / temperature, dim=1),
                 reduction="batchmean",
                 log_target=True,
             )

@@ -1,5 +1,10 @@
-"""Judge a trained network on the held-out rows, with intervals, baselines, slices and plots."""
+"""Judge a trained network on the held-out rows, with intervals, baselines, slices and plots.
 
+Rows are read, answered and scored a few at a time; what stays is their scores, a few numbers a row.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +15,7 @@ from models.data import Features
 from models.digests import canonical_json
 from models.objectives import Floats, Objective, Regression
 from models.spec import Family
-from tasks.dataset import rows, tensors
+from tasks.dataset import chunks, spread
 from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit, Profile, isolated
 from tasks.jobs import EvaluateJob
@@ -20,6 +25,8 @@ from tasks.store import content_key, store, table_key
 
 RESAMPLES = 1000
 SMALLEST_SLICE = 50
+# Megabytes of encoded training rows that baselines learn from.
+LEARNT_FROM = 64
 
 
 @stage("evaluate")
@@ -39,30 +46,38 @@ def evaluate(
 def measure(job: EvaluateJob, emit: Emit) -> Report:
     """In the isolated process: predict the test rows, score them, and store the evidence."""
     from tasks import plots
-    from tasks.baselines import linear, of_text
+    from tasks.baselines import fitted
+    from tasks.batches import Stored, capacity
     from tasks.determinism import deterministic
-    from tasks.trainer import predict, restore
+    from tasks.trainer import EVALUATION_BATCH, predict, restore
 
     deterministic(job.threads)
-    signature = job.dataset.signature
-    objective = signature.objective
-    names = [spec.name for spec in signature.features.inputs]
-    inputs, target = tensors(job.dataset, "test")
-    predicted = predict(restore(job.model, job.dataset, job.weights), names, inputs)
-    losses = objective.losses(predicted, target)
-    emit({"scored": len(target)})
-    train_inputs, train_target = tensors(job.dataset, "train")
-    name, constant = objective.constant(train_target, len(target))
-    baselines = {name: objective.measure(constant, target)}
-    if isinstance(objective, Regression):
-        baselines["ridge"] = objective.measure(
-            linear(signature.features, train_inputs, train_target, inputs), target
-        )
-    for name, others in of_text(job.dataset, train_inputs, train_target, inputs):
-        baselines[name] = objective.measure(others, target)
+    signature, dataset = job.dataset.signature, job.dataset
+    features, objective = signature.features, signature.objective
+    most = capacity(Stored(dataset, "train"), LEARNT_FROM)
+    network = restore(job.model, dataset, job.weights)
+    names = [spec.name for spec in features.inputs]
+    fits = dict(fitted(signature, spread(dataset, "train", most)))
+    ours, chosen, answers = _Columns(), _Columns(), plots.Answers(objective)
+    others = {name: _Columns() for name in fits}
+    for table in chunks(dataset, "test", objective.at_once(EVALUATION_BATCH)):
+        inputs, target = features.encode(table), objective.encode(table)
+        predicted = predict(network, names, inputs)
+        ours.add(objective.losses(predicted, target))
+        answers.add(predicted, target)
+        for name, fit in fits.items():
+            others[name].add(objective.losses(fit(table, inputs), target))
+        chosen.add(dict(groups(features, objective, table, target)))
+    losses = ours.whole()
+    emit({"scored": dataset.rows["test"]})
+    baselines = {name: _floats(objective.metrics(of.whole())) for name, of in others.items()}
     metrics = intervals(objective, losses, job.confidence)
     scored = store().put_table(pl.DataFrame(losses))
-    slices = dict(_slices(job.dataset, objective, losses, target))
+    slices = {
+        name: _floats(objective.metrics({n: values[rows] for n, values in losses.items()}))
+        for name, rows in chosen.whole().items()
+        if np.count_nonzero(rows) >= SMALLEST_SLICE
+    }
     content = canonical_json(
         {
             "metrics": {n: m.model_dump() for n, m in metrics.items()},
@@ -74,7 +89,7 @@ def measure(job: EvaluateJob, emit: Emit) -> Report:
     digest = store().put_content(content)
     drawn = {
         title: store().put_content(png)
-        for title, png in plots.draw(objective, predicted, target, job.weights)
+        for title, png in plots.draw(objective, answers, job.weights)
     }
     return Report(
         digest=digest,
@@ -147,12 +162,19 @@ def groups(
     return found
 
 
-def _slices(
-    dataset: Dataset, objective: Objective, losses: dict[str, Floats], target: NDArray[Any]
-) -> Any:
-    for name, chosen in groups(
-        dataset.signature.features, objective, rows(dataset, "test"), target
-    ):
-        if np.count_nonzero(chosen) >= SMALLEST_SLICE:
-            part = objective.metrics({n: values[chosen] for n, values in losses.items()})
-            yield name, {n: float(v) for n, v in part.items()}
+class _Columns:
+    """Values of rows by name, [n] each, put together piece by piece."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
+
+    def add(self, part: Mapping[str, NDArray[Any]]) -> None:
+        for name, values in part.items():
+            self._parts[name].append(values)
+
+    def whole(self) -> dict[str, NDArray[Any]]:
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
+
+
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}

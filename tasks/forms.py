@@ -11,12 +11,12 @@ import numpy as np
 
 from models.data import Tensors
 from models.digests import bytes_digest
-from models.forms import UNCOMPRESSED, parts
+from models.forms import UNCOMPRESSED, FormError, parts
 from models.objectives import Floats
 from models.signature import Signature
 from tasks import candidates
 from tasks.batches import Encoded, Source, Stored, in_order, settled
-from tasks.inference import BATCH, predict, session
+from tasks.inference import BATCH, REFUSALS, predict, session
 from tasks.isolated import Emit
 from tasks.jobs import CompressJob
 from tasks.refs import Candidate
@@ -38,12 +38,19 @@ class Measuring(NamedTuple):
     """By stage of the measurement, `probe` or `whole`."""
 
     def of(self, content: bytes, name: str) -> Candidate:
-        """Size and quality of ONNX bytes; raises what ONNX Runtime says to a broken model."""
+        """Size and quality of ONNX bytes; raises FormError where ONNX Runtime does not run them."""
+        try:
+            return self._of(content, name)
+        except REFUSALS as error:
+            raise FormError(f"{name} does not run in ONNX Runtime: {error}") from error
+
+    def _of(self, content: bytes, name: str) -> Candidate:
         model, objective = session(content), self.signature.objective
         primary = objective.primary
         measured: dict[str, float] = {}
         loss = 0.0
-        for part, size, most in (("probe", PROBE_ROWS, 1), ("whole", BATCH, None)):
+        probe, whole = objective.at_once(PROBE_ROWS), objective.at_once(BATCH)
+        for part, size, most in (("probe", probe, PROBE_ROWS // probe), ("whole", whole, None)):
             found: list[dict[str, Floats]] = []
             for rows, target in islice(in_order(self.rows, size), most):
                 found.append(objective.losses(predict(model, rows), target))
@@ -81,7 +88,10 @@ class Forms:
         self.students = Students(job, served, self.calibration)
 
     def form(self, name: str) -> tuple[Candidate, bytes]:
-        """The form of that name; a network it takes is made first, and kept like any form."""
+        """The form of that name; a network it takes is made first, and kept like any form.
+
+        Raises FormError; TrainingError where a smaller network's loss is no number.
+        """
         if name not in self.made:
             found = self.remembered(name)
             if found is None:

@@ -16,9 +16,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(
-    objective: Objective, predicted: NDArray[Any], target: NDArray[Any], weights: Weights
-) -> Iterator[tuple[str, bytes]]:
+class Answers:
+    """What pictures need of the answers to rows that come a few at a time: two numbers a row."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self._parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
+
+    def add(self, predicted: NDArray[Any], target: NDArray[Any]) -> None:
+        """Take the output [n, ...] for some rows and their target [n, ...]."""
+        if isinstance(self.objective, Classification):
+            self._parts.append((predicted.argmax(axis=1), target))
+        elif isinstance(self.objective, Regression):
+            self._parts.append((predicted, target))
+
+    def whole(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Predicted and true class, or value, of all rows, [n] each."""
+        predicted, target = zip(*self._parts, strict=True)
+        return np.concatenate(predicted), np.concatenate(target)
+
+
+def draw(objective: Objective, answers: Answers, weights: Weights) -> Iterator[tuple[str, bytes]]:
     """Title and PNG bytes: the learning curve, a confusion matrix or the residuals."""
     from matplotlib.figure import Figure
 
@@ -34,9 +52,9 @@ def draw(
     figure.legend(loc="outside upper center", ncols=2)
     yield "learning curve", _png(figure)
     if isinstance(objective, Classification):
-        yield "confusion matrix", _confusion(objective, predicted, target)
+        yield "confusion matrix", _confusion(objective, *answers.whole())
     elif isinstance(objective, Regression):
-        yield "residuals", _residuals(predicted, target)
+        yield "residuals", _residuals(*answers.whole())
 
 
 def _confusion(objective: Classification, predicted: NDArray[Any], target: NDArray[Any]) -> bytes:
@@ -44,7 +62,7 @@ def _confusion(objective: Classification, predicted: NDArray[Any], target: NDArr
 
     size = len(objective.labels)
     counts = np.zeros((size, size), int)
-    np.add.at(counts, (target, predicted.argmax(axis=1)), 1)
+    np.add.at(counts, (target, predicted), 1)
     figure = Figure((5, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     image = axes.imshow(np.log1p(counts), cmap="Blues")

@@ -9,11 +9,13 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from models.forms import FormError
+
 # What torch-pruning would cut without cutting what depends on it.
 UNPRUNABLE = (nn.RNNBase, nn.MultiheadAttention)
 
 
-class PruningError(ValueError):
+class PruningError(FormError):
     """The network cannot be pruned; the message says what is in the way."""
 
 
@@ -43,8 +45,11 @@ def pruned(network: nn.Module, inputs: tuple[Tensor, ...], share: float) -> nn.M
         pruning_ratio=share,
         ignored_layers=[*kept, *weighted[-1:]],
     ).step()
-    with torch.no_grad():
-        cut = found(*inputs).shape
+    try:
+        with torch.no_grad():
+            cut = found(*inputs).shape
+    except RuntimeError as error:
+        raise PruningError(f"what torch-pruning leaves does not fit together: {error}") from error
     if cut != shape:
         raise PruningError(f"pruning changed the output from {list(shape)} to {list(cut)}")
     if weights(found) >= weights(network):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.digests import Digest
-from models.forms import parts
+from models.forms import FormError, parts
 from models.layers import Served
 from models.spec import Training, student
 from tasks.batches import Batches, Source, Stored, settled
@@ -24,7 +24,7 @@ from tasks.store import store
 from tasks.trainer import loss_function
 
 
-class StudentError(ValueError):
+class StudentError(FormError):
     """A network that has nothing to learn from another; the message says why."""
 
 
@@ -36,13 +36,8 @@ class Students:
         self.inputs = tuple(torch.from_numpy(tensor[:2]) for tensor in example.values())
 
     def begun(self, name: str) -> nn.Module:
-        """The network before it has learnt; raises StudentError, PruningError or ValueError."""
+        """The network before it has learnt; raises StudentError or PruningError."""
         network, form = self.teacher.network, parts(name)
-        if self.job.model.carried():
-            raise StudentError(
-                f"{name}: a network that carries a state from call to call is not retrained, only"
-                " quantized; take it out of budget.candidates"
-            )
         if form.share is not None:
             return pruned(network, self.inputs, form.share)
         assert form.size is not None

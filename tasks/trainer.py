@@ -114,7 +114,7 @@ def measure(served: Served, source: Source, signature: Signature) -> dict[str, f
     served.eval()
     names = [spec.name for spec in signature.features.inputs]
     parts: list[dict[str, NDArray[Any]]] = []
-    for inputs, target in in_order(source, EVALUATION_BATCH):
+    for inputs, target in in_order(source, signature.objective.at_once(EVALUATION_BATCH)):
         parts.append(signature.objective.losses(predict(served, names, inputs), target))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {n: float(v) for n, v in signature.objective.metrics(joined).items()}

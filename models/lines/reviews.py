@@ -39,8 +39,17 @@ line = Line(
     title="Chinese reviews",
     objective=Classification(target="label", labels=CLASSES),
     data=Texts(raw="reviews/", split=ByHash(test=0.15, validation=0.05)),
-    model=rnn.Classifier(size="base"),
-    training=Training(epochs=4, batch_size=64, optimizer=Optimizer(lr=4e-3), clip=1.0),
+    model=rnn.Classifier(
+        size="base", pairs=131_072, direct=262_144, dropout=0.5, token_dropout=0.3
+    ),
+    # Strong decay: most pairs are rare, and Adam gives each of them steps of full size.
+    training=Training(
+        epochs=4,
+        batch_size=64,
+        optimizer=Optimizer(lr=6e-3, weight_decay=0.8),
+        clip=1.0,
+        patience=3,
+    ),
     gate=Gate(floors={"accuracy": 0.8}, margin=0.01),
     budget=Budget(quality_loss=0.01, size_mb=10.0),
     example=Example(

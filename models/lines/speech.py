@@ -3,7 +3,7 @@
 apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en
     or unpack both packages (dpkg-deb -x) into a folder and name it in ASTERISK_SOUNDS
 modelmint land speech
-modelmint run speech        about ten minutes of one core
+modelmint run speech        about ten minutes of one core; expect a character error rate of 0.21
 
 All clips are of one speaker, Allison Smith, in a studio: what is reached here says nothing of
 other voices, rooms or telephones. No sentence of the test is in the training rows, but the prompts
@@ -76,7 +76,7 @@ line = Line(
         clip=1.0,
         window_mb=256,
     ),
-    gate=Gate(floors={"cer": 0.3}, margin=0.05),
+    gate=Gate(floors={"cer": 0.25}, margin=0.05),
     budget=Budget(quality_loss=0.03, size_mb=8.0),
     example=Example(
         slices=SHARDS,

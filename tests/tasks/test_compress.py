@@ -11,7 +11,7 @@ from models import mlp
 from models.data import Tensors
 from models.digests import json_digest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
-from models.spec import Budget, Retraining
+from models.spec import Budget, Optimizer, Retraining
 from tasks import candidates, publish
 from tasks.compress import choose, search
 from tasks.dataset import tensors
@@ -20,7 +20,7 @@ from tasks.isolated import environment, run
 from tasks.jobs import CompressJob, TrainJob
 from tasks.plots import front_of
 from tasks.refs import Artifact, Candidate, Weights
-from tasks.store import BUCKET_SETTING, content_key, store
+from tasks.store import BUCKET_SETTING, StoreError, content_key, store
 from tasks.trainer import HISTORY_FILE, WEIGHTS_FILE, fit, restore
 from tests.conftest import environment as environment_of
 from tests.tasks.conftest import ANY_BUDGET, MODEL, TRAINING, Made, Trained, compress_job
@@ -167,6 +167,52 @@ def test_a_form_that_collapses_is_marked_and_never_chosen() -> None:
     assert choose(Budget(quality_loss=0.99), broken) == SMALL
 
 
+def unknown_operator(plain: bytes) -> bytes:
+    """The model with an operator that no runtime has."""
+    model = onnx.load_model_from_string(plain)
+    model.graph.node[0].op_type = "Nonesuch"
+    return model.SerializeToString()
+
+
+def no_words(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no words for it")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"dynamic": unknown_operator}, "FormError: int8-dynamic does not run in ONNX Runtime"),
+        ({"quantization.quantize_dynamic": no_words}, "QuantizerError: ONNX Runtime cannot"),
+    ],
+)
+def test_a_form_the_runtime_refuses_is_reported(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, broken: dict[str, Any], reason: str
+) -> None:
+    for name, function in broken.items():
+        monkeypatch.setattr(f"tasks.candidates.{name}", function)
+    found = search(compress_job(trained.dataset, trained.weights), lambda _: None)
+    assert set(found.failed) == {SMALL}
+    assert found.failed[SMALL].startswith(reason)
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), StoreError("the store is down")])
+def test_a_bug_or_an_outage_is_no_property_of_a_form(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: Any) -> bytes:
+        raise error
+
+    monkeypatch.setattr(candidates, "quantized", broken)
+    with pytest.raises(type(error)):
+        search(compress_job(trained.dataset, trained.weights), lambda _: None)
+
+
+def test_calibration_takes_enough_rows() -> None:
+    few: Tensors = {"x": np.zeros((15, 2), np.float32)}
+    with pytest.raises(candidates.CalibrationError, match="15 training rows are too few"):
+        candidates.quantized("int8-static", b"", few)
+
+
 def test_a_form_that_crashes_is_reported_and_the_others_go_on(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,3 +344,11 @@ def test_hopeless_networks_are_not_trained_and_it_is_said_why(
     assert not tight.within_budget
     rows = publish.compression_table(found)
     assert {row["candidate"] for row in rows if row["chosen"] == "skipped"} == set(found.skipped)
+
+
+def test_a_student_whose_loss_is_no_number_is_reported(made: Made, wide: CompressJob) -> None:
+    wild = wide.training.model_copy(update={"optimizer": Optimizer(name="sgd", lr=10, momentum=0)})
+    job = changed(wide, candidates=("student-tiny",), retraining=Retraining(epochs=4, lr=100))
+    found = search(job.model_copy(update={"training": wild}), lambda _: None)
+    assert found.failed["student-tiny"].startswith("TrainingError: the loss is ")
+    assert found.chosen == PLAIN

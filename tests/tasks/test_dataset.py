@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.dataset import manifest, partitions, rows, tensors, without
+from tasks.dataset import chunks, manifest, partitions, rows, spread, tensors, without
 from tasks.store import MissingError, store, table_key
 from tests.tasks.conftest import Made
 
@@ -21,6 +21,25 @@ def test_rows_come_in_the_order_of_the_objects(made: Made) -> None:
     assert len(tables) == 3
     assert all(table["row"].is_sorted() for table in tables)
     assert pl.concat(tables).equals(rows(made.trips, "train"))
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 1000])
+def test_chunks_are_the_rows_in_order_whatever_the_partitions_are(made: Made, size: int) -> None:
+    found = list(chunks(made.trips, "test", size))
+    whole = rows(made.trips, "test")
+    assert pl.concat(found).equals(whole)
+    assert {part.height for part in found[:-1]} <= {size}
+    assert 1 <= found[-1].height <= size
+
+
+def test_rows_are_spread_evenly_over_all_partitions(made: Made) -> None:
+    whole = rows(made.trips, "train")
+    assert spread(made.trips, "train", whole.height).equals(whole)
+    for most in (whole.height - 1, 50, 7):
+        found = spread(made.trips, "train", most)
+        stride = -(-whole.height // most)
+        assert found.equals(whole.gather_every(stride))
+        assert most / 2 <= found.height <= most
 
 
 def test_tensors_are_the_encoded_rows(made: Made) -> None:

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from models.objectives import Classification, Objective, Regression
 from models.spec import Retraining
+from models.transcription import Transcription
 from tasks.distillation import distilling
 
 CLASSES = Classification(target="label", labels=("a", "b", "c"))
@@ -38,6 +39,18 @@ def test_the_shares_and_the_temperature_count() -> None:
     q = torch.softmax(other / 4, dim=1)
     expected = float((p * (p / q).log()).sum() / 2 * 16)
     assert max(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_letters_are_learnt_frame_by_frame() -> None:
+    letters = Transcription(target="t", alphabet="ab")
+    taught = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    student = taught.clone()
+    student[1, 3] = torch.tensor([2.0, 0.0, 0.0])
+    p, q = (torch.softmax(x[1, 3] / 4, dim=0) for x in (taught, student))
+    # Only one of ten frames differs.
+    expected = float((p * (p / q).log()).sum() / 10 * 16)
+    of = distilling(mean, letters, nn.Identity(), Retraining(soft=1.0))
+    assert float(of(student, torch.zeros(2), {"x": taught})) == pytest.approx(expected, rel=1e-4)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from models import cnn, mlp
+from models import cnn, mlp, transformer
+from models.audio import AudioFeatures, Clip
 from models.data import Features
 from models.images import ImageFeatures, ImageSize
+from models.mel import LogMel
 from models.spec import Family
 from models.tables import FittedCategory, FittedNumber, TableFeatures
 from tasks.pruning import PruningError, pruned, weights
@@ -55,6 +57,14 @@ def test_a_recurrent_network_is_refused_by_name() -> None:
     network = nn.Sequential(nn.GRU(4, 8, batch_first=True))
     with pytest.raises(PruningError, match="cannot prune a GRU"):
         pruned(network, (torch.zeros(2, 3, 4),), 0.5)
+
+
+def test_a_network_whose_parts_no_longer_fit_together_is_refused() -> None:
+    features = AudioFeatures(clip=Clip(), mel=LogMel(), mean=(0.0,) * 40, deviation=(1.0,) * 40)
+    network = transformer.Spec(size="tiny").build(features, 5)
+    rows = torch.zeros(2, 20, 40), torch.tensor([20, 9])
+    with pytest.raises(PruningError, match="does not fit together"):
+        pruned(network, rows, 0.5)
 
 
 def test_a_network_with_nothing_to_prune_is_refused() -> None:

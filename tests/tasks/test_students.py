@@ -12,7 +12,7 @@ from tasks.dataset import tensors
 from tasks.jobs import CompressJob
 from tasks.store import store
 from tasks.students import StudentError, Students
-from tests.tasks.conftest import MODEL, TRAINING, Made, Trained
+from tests.tasks.conftest import TRAINING, Made, Trained
 
 WIDE = mlp.Spec(size="small")
 
@@ -84,12 +84,3 @@ def test_without_epochs_of_its_own_a_student_has_as_many_as_the_training(
 def test_a_student_no_smaller_than_its_teacher_is_refused(made: Made, trained: Trained) -> None:
     with pytest.raises(StudentError, match=r"student-base has .* a student must be smaller"):
         students(trained).begun("student-base")
-
-
-def test_a_network_that_carries_a_state_is_refused(
-    made: Made, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mlp.Spec, "carried", lambda _: 8)
-    with pytest.raises(StudentError, match="carries a state from call to call"):
-        students(trained).begun("student-tiny")
-    assert MODEL.carried() == 8

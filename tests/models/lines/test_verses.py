@@ -27,10 +27,10 @@ def test_a_text_lands_from_the_file_a_user_names(
 
 
 def test_training_and_serving_give_the_same_tensor() -> None:
-    rows = DATA.parse("moby-dick.txt", (TEXT * 9).encode(), {}).rows
+    rows = DATA.parse("moby-dick.txt", (TEXT * 18).encode(), {}).rows
     features = DATA.fit([DATA.summarise(rows)])
     trained = features.encode(rows)["tokens"]
-    assert trained.shape == (rows.height, 257)
+    assert trained.shape == (rows.height, 513)
     for number, passage in enumerate(rows["text"]):
         read = features.read(passage.encode(), "text/plain")
         np.testing.assert_array_equal(features.encode(read)["tokens"], trained[[number]])
