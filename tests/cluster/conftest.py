@@ -69,6 +69,10 @@ class Network:
         """Take the cable out: what is sent from now on is lost, and nobody is told."""
         _ip("-n", self.namespace(HEAD), "link", "set", machine, "down")
 
+    def mend(self, machine: str) -> None:
+        """Put the cable back."""
+        _ip("-n", self.namespace(HEAD), "link", "set", machine, "up")
+
     def build(self) -> None:
         """Create machines, bridge and cables."""
         for machine in ADDRESSES:

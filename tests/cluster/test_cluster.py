@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LINE = "diabetes"
-RUN = ("run", LINE, "--set", "training.ranks=2", "--set", "training.epochs=600", "--json")
+RUN = ("run", LINE, "--set", "training.ranks=2", "--set", "training.epochs=300", "--json")
 COMMAND = [sys.executable, "-m", "modelmint"]
 BUCKET = "from tasks.store import store; store().create_bucket()"
 
@@ -144,6 +144,9 @@ def test_a_worker_killed_in_training_costs_no_bit(
 def test_a_worker_cut_off_in_training_costs_no_bit(
     network: Network, storage: dict[str, str], laptop: dict[str, str], tmp_path: Path
 ) -> None:
-    found = produce(network, storage, tmp_path, lambda: network.cut(WORKERS[1]))
+    try:
+        found = produce(network, storage, tmp_path, lambda: network.cut(WORKERS[1]))
+    finally:
+        network.mend(WORKERS[1])
     assert found.digests == laptop
     assert found.seen[WORKERS[0]] == {"0", "1"}
