@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
-import safetensors.numpy
 from safetensors import SafetensorError
 
+from models import samples
 from models.data import Tensors
 from models.digests import Digest, IntegrityError
 from models.padding import joined
@@ -58,7 +58,7 @@ def _parts(captured: Captured, signature: Signature, share: float) -> Iterator[T
     for key, etag in store().get_table(captured.digest).select("key", "etag").iter_rows():
         content = store().get(key, etag=etag).content
         try:
-            part = safetensors.numpy.load(content)
+            part = samples.load(content, signature.features.inputs)
             for spec in signature.features.inputs:
                 spec.check(part[spec.name])
         except (SafetensorError, KeyError, ValueError) as error:

@@ -21,11 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from deployments.serving.folder import LINE, matches
 from deployments.serving.protocol import Tensors
 from deployments.serving.session import Served
+from models import samples
 from models.files import write
 from models.padding import joined
 
@@ -100,7 +100,7 @@ class Capture:
             name = f"{time.time_ns() // 1_000_000}-{_rows(whole)}-{secrets.token_hex(8)}"
             folder = self._folder / line / digest
             folder.mkdir(parents=True, exist_ok=True)
-            write(folder / f"{name}.safetensors", safetensors.numpy.save(whole))
+            write(folder / f"{name}.safetensors", samples.save(whole))
 
     def _send(self) -> None:
         import boto3

@@ -94,7 +94,7 @@ def parse(body: bytes) -> CompletionRequest:
     try:
         return CompletionRequest.model_validate_json(body or b"{}")
     except ValidationError as error:
-        raise ProtocolError(400, first(error)) from None
+        raise ProtocolError(400, first(error).removeprefix(": ")) from None
 
 
 class Tokens:
