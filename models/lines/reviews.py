@@ -6,8 +6,8 @@ modelmint land reviews
 modelmint run reviews
 
 LSTMs that read both ways stand beside that with --set model.size=base --set
-training.optimizer.lr=0.006: more CPU time and no better on these 14,000 texts (accuracy 0.833 on the
-validation rows and 0.848 on the test; TF-IDF and logistic regression 0.850 and 0.853).
+training.optimizer.lr=0.006: more CPU time and no better on these 14,000 texts (accuracy 0.833 on
+the validation rows, 0.848 on the test rows; TF-IDF and logistic regression 0.850 and 0.853).
 """
 
 import os
