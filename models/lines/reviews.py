@@ -55,7 +55,7 @@ line = Line(
         patience=3,
     ),
     gate=Gate(floors={"accuracy": 0.8}, margin=0.01),
-    budget=Budget(quality_loss=0.01, size_mb=10.0),
+    budget=Budget(quality_loss=0.01, size_mb=40.0),
     example=Example(
         slices=CLASSES,
         default=CLASSES,
