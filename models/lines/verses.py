@@ -39,8 +39,7 @@ line = Line(
     name="verses",
     title="Moby Dick, continued",
     objective=NextToken(),
-    # In the same CPU time a network of characters learns far less: 3.0 bits a character where byte
-    # pairs have 2.47, after 75 seconds.
+    # A third as many steps as of characters: in the same CPU time that counts for more.
     data=Passages(
         raw="verses/",
         vocabulary=BytePairs(merges=768),
@@ -50,7 +49,7 @@ line = Line(
     ),
     model=rnn.Writer(size="base", dropout=0.3),
     training=Training(epochs=16, batch_size=16, optimizer=Optimizer(lr=4e-3), clip=1.0),
-    gate=Gate(floors={"bits_per_character": 2.1}, margin=0.01),
+    gate=Gate(floors={"bits_per_character": 2.2}, margin=0.01),
     # ONNX Runtime has no GRU in int8, and the scale of what it quantises at a request would depend
     # on characters that are still to come.
     budget=Budget(quality_loss=0.01, size_mb=6.0, candidates=()),
