@@ -17,9 +17,11 @@ from deployments.serving.elements import pack
 from models import audio, catalog, images, passages, tables, texts  # noqa: F401
 from models.data import RefusedRequest
 from models.signature import Signature
+from models.tensors import NUMPY
 
 KNOWN = 64
 """Versions whose signature a decoder keeps."""
+DATATYPES = {dtype: name for name, dtype in NUMPY.items()}
 _HEAD = 4
 """Bytes that hold the length of a message's JSON."""
 
@@ -89,11 +91,14 @@ def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -
     rows = features.read(payload, head["media_type"])
     if not rows.height:
         return message({"refused": "the request holds no record"})
-    encoded = features.encode(rows)
-    tensors = [encoded[spec.name] for spec in features.inputs]
-    packed = [pack(tensor) for tensor in tensors]
-    shapes = [(tensor.shape, len(raw)) for tensor, raw in zip(tensors, packed, strict=True)]
-    return message({"rows": rows.height, "tensors": shapes}, *packed)
+    # Among them may be some that are not the network's, such as how a text is to be written.
+    tensors = features.encode(rows)
+    packed = [pack(tensor) for tensor in tensors.values()]
+    told = [
+        (name, DATATYPES[tensor.dtype], tensor.shape, len(raw))
+        for (name, tensor), raw in zip(tensors.items(), packed, strict=True)
+    ]
+    return message({"rows": rows.height, "tensors": told}, *packed)
 
 
 def _bound(memory: int) -> None:

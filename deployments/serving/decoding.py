@@ -22,6 +22,7 @@ from deployments.serving.decoder import Limits, decode, message, parts
 from deployments.serving.elements import check_shape, from_binary
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served
+from models.tensors import TensorSpec
 
 _log = logging.getLogger("modelmint.serving")
 
@@ -52,7 +53,7 @@ class Decoders:
             decoder = _Decoder(self._context, self._limits)
         try:
             said, raw = decoder.ask(served, payload, media_type, time.monotonic() + seconds)
-            found = _tensors(served, said, raw) if "rows" in said else {}
+            found = _tensors(said, raw) if "rows" in said else {}
         except BaseException:
             decoder.end()
             raise
@@ -127,14 +128,16 @@ class _Decoder:
             raise ProtocolError(400, said, "undecodable") from None
 
 
-def _tensors(served: Served, said: dict[str, Any], raw: bytes) -> Tensors:
+def _tensors(said: dict[str, Any], raw: bytes) -> Tensors:
     """What a decoder sent, checked as if a caller had; raises RuntimeError when it does not fit."""
     found: Tensors = {}
     at = 0
     try:
-        for spec, (shape, size) in zip(served.inputs, said["tensors"], strict=True):
-            found[spec.name] = from_binary(raw, at, size, check_shape(shape, spec), spec)
+        for name, datatype, shape, size in said["tensors"]:
+            any_lengths = (said["rows"], *(-1 for _ in shape[1:]))
+            spec = TensorSpec(name=name, datatype=datatype, shape=any_lengths)
+            found[name] = from_binary(raw, at, size, check_shape(shape, spec), spec)
             at += size
     except (LookupError, TypeError, ValueError) as error:
-        raise RuntimeError(f"a decoder's tensors do not fit: {error}") from None
+        raise RuntimeError(f"a decoder's tensors do not fit: {type(error).__name__}") from None
     return found
