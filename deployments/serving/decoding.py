@@ -137,5 +137,5 @@ def _tensors(served: Served, said: dict[str, Any], raw: bytes) -> Tensors:
             found[spec.name] = from_binary(raw, at, size, check_shape(shape, spec), spec)
             at += size
     except (LookupError, TypeError, ValueError) as error:
-        raise RuntimeError(f"a decoder's tensors do not fit: {error}") from None
+        raise RuntimeError(f"a decoder's tensors do not fit: {type(error).__name__}") from None
     return found
