@@ -58,12 +58,21 @@ def together(
             if not left:
                 raise
             _log().warning("%s: %s; all its ranks start again on those left", stage, error)
-            cluster.client().wait_for_workers(1, SECONDS_FOR_A_WORKER)
+            _wait_for_workers(ranks if gpu else 1, gpu, error)
     found = [result.model_validate_json(answer) for answer in answers]
     digests = dict.fromkeys(each.digest for each in found)
     if len(digests) > 1:
         raise IsolatedError(f"{target}: the ranks disagree: they gave {', '.join(digests)}")
     return found[0]
+
+
+def _wait_for_workers(count: int, gpu: bool, lost: cluster.LostWorkerError) -> None:
+    """Until so many workers are there that can train; raises `lost` when they do not come."""
+    until = time.monotonic() + SECONDS_FOR_A_WORKER
+    while len(cluster.workers(gpu=gpu)) < count:
+        if time.monotonic() > until:
+            raise lost
+        time.sleep(1.0)
 
 
 def _log() -> Any:

@@ -19,6 +19,10 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Crashed, Scheduled
 
 FLOW = "produce"
+REPEATABLE = (FLOW, "search", "score", "monitor", "monitor-lines", "replay", "replay-sample")
+"""Flows that may be begun a second time: what they have done is found, and not done again."""
+CONTROL = ("rollback", "promote")
+"""Flows that must not: somebody may have decided otherwise since."""
 GOING = (StateType.PENDING, StateType.RUNNING)
 ENDED = (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 RESUMED = "Resumed"
@@ -55,11 +59,14 @@ class Runs:
         return [run for run in self._find(ENDED, after) if line_of(run) == line]
 
     def unfinished(self) -> list[FlowRun]:
-        """Runs of every flow: pending, running, or of the last day and crashed or failed."""
+        """Runs of this project's flows: pending, running, or of the last day and crashed or failed.
+
+        A Prefect server may be shared, and others' runs are not ours to judge.
+        """
         day = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - timedelta(days=1))
         return [
-            *self._find((StateType.PENDING, StateType.RUNNING), flow=None),
-            *self._find((StateType.CRASHED, StateType.FAILED), day, flow=None),
+            *self._find(GOING, flows=(*REPEATABLE, *CONTROL)),
+            *self._find((StateType.CRASHED, StateType.FAILED), day, flows=REPEATABLE),
         ]
 
     def heartbeat(self, run: UUID) -> str:
@@ -92,12 +99,11 @@ class Runs:
         self,
         states: Sequence[StateType],
         expected: FlowRunFilterExpectedStartTime | None = None,
-        flow: str | None = FLOW,
+        flows: Sequence[str] = (FLOW,),
     ) -> list[FlowRun]:
-        of = FlowFilter(name=FlowFilterName(any_=[flow])) if flow else None
         kinds = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))
         return self.client.read_flow_runs(
-            flow_filter=of,
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
             flow_run_filter=FlowRunFilter(state=kinds, expected_start_time=expected),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=MOST,

@@ -2,22 +2,23 @@
 
 A production shows that it lives by the beat of its line's turn (tasks.turn). One that is running
 in Prefect's books while nobody's beat is seen is dead: would it wait, it would have its turn by
-now. Runs of other flows show it by Prefect's heartbeats, which count anew after Prefect was away.
-A worker that lives reports a flow's crash by itself. What was submitted and never ran is noticed
-by its age, and what failed because a service was away is tried again too. All ages are what this
-process saw with its own monotonic clock.
+now. Runs of other flows show it by Prefect's heartbeats, which count anew after Prefect was away;
+what changes production is never begun a second time. A worker that lives reports a flow's crash by
+itself. What was submitted and never ran is noticed by its age, and what failed because a service
+was away is tried again too. All ages are what this process saw with its own monotonic clock.
 """
 
 import logging
 import re
 import time
 from contextlib import suppress
+from typing import NamedTuple
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import get_current_settings
 
-from deployments.watcher.runs import FLOW, Runs, line_of
+from deployments.watcher.runs import CONTROL, FLOW, Runs, line_of
 from deployments.watcher.settings import Settings
 from tasks.store import StoreError
 from tasks.turn import end, whose
@@ -25,12 +26,22 @@ from tasks.turn import end, whose
 log = logging.getLogger("modelmint.watcher")
 MISSED = 2.5
 """Prefect's heartbeats that do not come before a run counts as dead."""
+RARELY = 180.0
+"""Seconds between heartbeats where nobody set them; a run's own pace is known by its second."""
 # What the store's client, Prefect's and Dask's raise when the other side is not there; a failed
 # run's message begins with the name.
 AWAY = re.compile(
     r"\b(StoreError|ConnectError|ConnectTimeout|ReadError|ReadTimeout|RemoteProtocolError"
     r"|CommClosedError|KilledWorker|LostWorkerError)\b"
 )
+
+
+class _Heard(NamedTuple):
+    """A run's last heartbeat, since when, and after how many seconds it came at most."""
+
+    beat: str
+    since: float
+    pace: float
 
 
 class Watchdog:
@@ -41,10 +52,8 @@ class Watchdog:
         # Run -> its state and since when; line -> the last sign of life and since when.
         self._states: dict[UUID, tuple[UUID | None, float]] = {}
         self._beats: dict[str, tuple[str, float]] = {}
-        # Run of another flow -> its last heartbeat and since when.
-        self._heard: dict[UUID, tuple[str, float]] = {}
-        frequency = get_current_settings().flows.heartbeat_frequency
-        self._patience = MISSED * frequency if frequency else float("inf")
+        self._heard: dict[UUID, _Heard] = {}  # of runs of other flows
+        self._quickest = float(get_current_settings().flows.heartbeat_frequency or RARELY)
         self._given_up: set[UUID] = set()
         self._flows: dict[UUID, str] = {}
 
@@ -64,19 +73,30 @@ class Watchdog:
         self._listen({line_of(run) for run in running if self._produces(run)}, now)
         others = [run.id for run in running if not self._produces(run)]
         last = {run: self.runs.heartbeat(run) for run in others}
-        self._heard = {
-            run: heard[run] if run in heard and heard[run][0] == beat else (beat, now)
-            for run, beat in last.items()
-        }
+        self._heard = {run: self._noted(heard.get(run), beat, now) for run, beat in last.items()}
         for run in found:
             reason = self._dead(run, now)
             if reason:
                 self._mend(run, reason)
 
-    def _produces(self, run: FlowRun) -> bool:
+    def _noted(self, known: _Heard | None, beat: str, now: float) -> _Heard:
+        """What is known of a run once this was its last heartbeat.
+
+        Another machine's runs may beat at another pace than is set here.
+        """
+        if known is None or not known.beat:
+            return _Heard(beat, now, max(RARELY, self._quickest))
+        if known.beat == beat:
+            return known
+        return _Heard(beat, now, max(self._quickest, now - known.since))
+
+    def _flow(self, run: FlowRun) -> str:
         if run.flow_id not in self._flows:
             self._flows[run.flow_id] = self.runs.client.read_flow(run.flow_id).name
-        return self._flows[run.flow_id] == FLOW
+        return self._flows[run.flow_id]
+
+    def _produces(self, run: FlowRun) -> bool:
+        return self._flow(run) == FLOW
 
     def _listen(self, lines: set[str], now: float) -> None:
         """Note whose beat changed; a line whose beat cannot be read begins anew."""
@@ -104,7 +124,10 @@ class Watchdog:
             return f"submitted {age:.0f} s ago and does not run" if late else ""
         line, longest = line_of(run), self.settings.silent
         if not self._produces(run):
-            since, longest = self._heard[run.id][1], self._patience
+            heard = self._heard[run.id]
+            if not heard.beat:  # nothing says that it ever beats
+                return ""
+            since, longest = heard.since, MISSED * heard.pace
         elif line in self._beats:
             since = self._beats[line][1]
         else:
@@ -118,6 +141,10 @@ class Watchdog:
         if run.deployment_id is None:
             log.warning("run %s: %s; it was no deployment's: run it again", run.name, reason)
             self.runs.crash(run, reason)
+            return
+        if self._flow(run) in CONTROL:
+            log.error("run %s: %s; look what it did, and run it again", run.name, reason)
+            self.runs.crash(run, f"{reason}; what changes production is not begun again by itself")
             return
         tried = self.runs.resumed(run.id)
         if tried >= self.settings.tries:

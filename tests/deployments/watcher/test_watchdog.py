@@ -101,49 +101,111 @@ def test_a_silent_run_is_started_again_and_has_its_slot_back(
     assert state(runs, run)[0] == StateType.RUNNING
 
 
-def test_a_run_of_another_flow_that_sends_no_heartbeats_is_started_again(
-    runs: Runs, watchdog: Watchdog, clock: Clock, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def running(runs: Runs, line: str) -> Iterator[Callable[[str], FlowRun]]:
+    """A run of the named flow that Prefect takes for running, as a deployment's."""
     client = runs.client
-    deployment = client.create_deployment(
-        flow_id=client.create_flow_from_name("monitor"), name=line, enforce_parameter_schema=False
-    )
-    run = client.create_flow_run_from_deployment(deployment, parameters={"line": line})
-    for now in (Pending(), Running()):
-        client.set_flow_run_state(run.id, now)
-    try:
+    made: list[UUID] = []
+
+    def start(flow: str) -> FlowRun:
+        deployment = client.create_deployment(
+            flow_id=client.create_flow_from_name(flow), name=line, enforce_parameter_schema=False
+        )
+        run = client.create_flow_run_from_deployment(deployment, parameters={"line": line})
+        made.append(run.id)
+        for now in (Pending(), Running()):
+            client.set_flow_run_state(run.id, now)
+        return run
+
+    yield start
+    for run in made:
+        client.set_flow_run_state(run, Completed(), force=True)
+
+
+def beat(runs: Runs, run: FlowRun) -> None:
+    """Have the run send a heartbeat."""
+    told = {
+        "id": str(uuid4()),
+        "event": HEARTBEAT,
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+        "payload": {},
+    }
+    runs.tell(told)
+    for _ in range(100):
+        # The server writes events down some at a time.
+        if runs.heartbeat(run.id) == told["id"]:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the heartbeat was not written down")
+
+
+def test_a_run_of_another_flow_that_sends_no_heartbeats_is_started_again(
+    runs: Runs,
+    running: Callable[[str], FlowRun],
+    watchdog: Watchdog,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client, run = runs.client, running("monitor")
+    for _ in range(3):
+        beat(runs, run)
         watchdog.look()
-        clock.advance(60)
-        beat = {
-            "event": HEARTBEAT,
-            "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-            "payload": {},
-        }
-        runs.tell({"id": str(uuid4()), **beat})
-        for _ in range(100):
-            # The server writes events down some at a time.
-            if runs.heartbeat(run.id):
-                break
-            time.sleep(0.2)
+        clock.advance(30)
+    clock.advance(40)
+    watchdog.look()
+    assert state(runs, run) == (StateType.RUNNING, "Running")
+    # While Prefect is away nobody's heartbeats arrive.
+    with monkeypatch.context() as away:
+        away.setattr(runs, "unfinished", lambda: client.request("GET", "/nowhere"))
+        with pytest.raises(httpx.HTTPError):
+            watchdog.look()
+    clock.advance(300)
+    for _ in range(2):
+        beat(runs, run)
         watchdog.look()
-        clock.advance(70)
+        clock.advance(30)
+    clock.advance(40)
+    watchdog.look()
+    assert state(runs, run) == (StateType.RUNNING, "Running")
+    clock.advance(6)
+    watchdog.look()
+    assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+
+
+def test_a_run_that_beats_rarely_or_never_is_left_alone(
+    runs: Runs, running: Callable[[str], FlowRun], watchdog: Watchdog, clock: Clock
+) -> None:
+    rarely, never, others = running("score"), running("monitor"), running("of another team")
+    for _ in range(3):
+        beat(runs, rarely)
         watchdog.look()
+        clock.advance(180)
+    clock.advance(260)
+    watchdog.look()
+    for run in (rarely, never, others):
         assert state(runs, run) == (StateType.RUNNING, "Running")
-        # While Prefect is away nobody's heartbeats arrive.
-        with monkeypatch.context() as away:
-            away.setattr(runs, "unfinished", lambda: client.request("GET", "/nowhere"))
-            with pytest.raises(httpx.HTTPError):
-                watchdog.look()
-        clock.advance(300)
+    clock.advance(11)
+    watchdog.look()
+    assert state(runs, rarely) == (StateType.SCHEDULED, RESUMED)
+    assert state(runs, never)[0] == state(runs, others)[0] == StateType.RUNNING
+
+
+@pytest.mark.parametrize("flow", ["rollback", "promote"])
+def test_what_changes_production_is_not_begun_again(
+    runs: Runs, running: Callable[[str], FlowRun], watchdog: Watchdog, clock: Clock, flow: str
+) -> None:
+    run = running(flow)
+    for _ in range(2):
+        beat(runs, run)
         watchdog.look()
-        clock.advance(70)
-        watchdog.look()
-        assert state(runs, run) == (StateType.RUNNING, "Running")
-        clock.advance(6)
-        watchdog.look()
-        assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
-    finally:
-        client.set_flow_run_state(run.id, Completed(), force=True)
+        clock.advance(30)
+    clock.advance(100)
+    watchdog.look()
+    assert state(runs, run)[0] == StateType.CRASHED
+    failed = Failed(message="Flow run encountered an exception: StoreError: it does not answer")
+    runs.client.set_flow_run_state(run.id, failed, force=True)
+    watchdog.look()
+    assert state(runs, run)[0] == StateType.FAILED
 
 
 def test_a_run_whose_turn_beats_lives_and_so_does_who_waits_for_it(
