@@ -22,7 +22,7 @@ from models.forms import FormError
 from models.padding import pieces
 from models.signature import Signature
 from models.tensors import TensorSpec
-from tasks.inference import REFUSALS
+from tasks.inference import REFUSALS, scarce
 
 OPSET = 20
 CALIBRATION_BATCH = 64
@@ -180,6 +180,8 @@ def _library() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, *REFUSALS) as error:
+        if scarce(error):
+            raise
         raise QuantizerError(f"ONNX Runtime cannot quantize it: {error}") from error
 
 

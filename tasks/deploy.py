@@ -1,10 +1,12 @@
 """Deploy a version: the server verifies and loads it, answers a request, then the alias moves."""
 
+from typing import Any
+
 import httpx
 import numpy as np
 import orjson
-import safetensors.numpy
 
+from models import samples
 from models.promotions import Promotions
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from tasks import tracking
@@ -74,28 +76,30 @@ def _smoke(client: httpx.Client, version: Version, artifact: Artifact) -> None:
 
     content = store().get_file(artifact.manifest, SIGNATURE_FILE)
     signature = Signature.model_validate_json(content)
-    sample = safetensors.numpy.load(store().get_file(artifact.manifest, SAMPLE_FILE))
-    inputs = {spec.name: sample[spec.name] for spec in signature.features.inputs}
+    specs = signature.features.inputs
+    sample = samples.load(store().get_file(artifact.manifest, SAMPLE_FILE), specs)
+    inputs = {spec.name: sample[spec.name] for spec in specs}
     expected = predict(session(store().get_file(artifact.manifest, MODEL_FILE)), inputs)
-    tensors = [np.ascontiguousarray(inputs[spec.name]) for spec in signature.features.inputs]
-    header = orjson.dumps(
-        {
-            "inputs": [
-                {
-                    "name": spec.name,
-                    "datatype": spec.datatype,
-                    "shape": list(tensor.shape),
-                    "parameters": {"binary_data_size": tensor.nbytes},
-                }
-                for spec, tensor in zip(signature.features.inputs, tensors, strict=True)
-            ]
+    described: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for spec in specs:
+        tensor = np.ascontiguousarray(inputs[spec.name])
+        told: dict[str, Any] = {
+            "name": spec.name,
+            "datatype": spec.datatype,
+            "shape": list(tensor.shape),
         }
-    )
-    # Binary, because JSON has no NaN and a null number is one.
+        if spec.datatype == "BYTES":
+            described.append({**told, "data": tensor.reshape(-1).tolist()})
+        else:
+            # Binary, because JSON has no NaN and a null number is one.
+            described.append({**told, "parameters": {"binary_data_size": tensor.nbytes}})
+            raw.append(tensor.tobytes())
+    header = orjson.dumps({"inputs": described})
     answer = post(
         client,
         f"/v2/models/{version.line}/versions/{version.number}/infer",
-        b"".join([header, *(tensor.tobytes() for tensor in tensors)]),
+        b"".join([header, *raw]),
         {"inference-header-content-length": str(len(header))},
     )
     output = answer["outputs"][0]

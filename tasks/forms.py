@@ -16,7 +16,7 @@ from models.objectives import Floats
 from models.signature import Signature
 from tasks import candidates
 from tasks.batches import Encoded, Source, Stored, in_order, settled
-from tasks.inference import BATCH, REFUSALS, predict, session
+from tasks.inference import BATCH, REFUSALS, predict, scarce, session
 from tasks.isolated import Emit
 from tasks.jobs import CompressJob
 from tasks.refs import Candidate
@@ -42,6 +42,8 @@ class Measuring(NamedTuple):
         try:
             return self._of(content, name)
         except REFUSALS as error:
+            if scarce(error):
+                raise
             raise FormError(f"{name} does not run in ONNX Runtime: {error}") from error
 
     def _of(self, content: bytes, name: str) -> Candidate:

@@ -1,6 +1,7 @@
 """ONNX Runtime in process: what a served model answers, and what an answer costs."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,17 @@ from models.padding import computed, trimmed
 BATCH = 1024
 # What ONNX Runtime raises for a model it cannot load or run; they share no class but Exception.
 REFUSALS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
+_SCARCE = re.compile(r"alloc|out of memory|no space left|disk quota|too many open files", re.I)
 # So much CPU time, in microseconds, that another round would tell little.
 ENOUGH = 1e6
+
+
+def scarce(error: Exception) -> bool:
+    """Whether what was raised is about this machine, its memory or disk, and not about a network.
+
+    Libraries raise the same classes for both.
+    """
+    return isinstance(error, MemoryError) or _SCARCE.search(str(error)) is not None
 
 
 def session(

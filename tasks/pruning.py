@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.forms import FormError
+from tasks.inference import scarce
 
 # What torch-pruning would cut without cutting what depends on it.
 UNPRUNABLE = (nn.RNNBase, nn.MultiheadAttention)
@@ -49,6 +50,8 @@ def pruned(network: nn.Module, inputs: tuple[Tensor, ...], share: float) -> nn.M
         with torch.no_grad():
             cut = found(*inputs).shape
     except RuntimeError as error:
+        if scarce(error):
+            raise
         raise PruningError(f"what torch-pruning leaves does not fit together: {error}") from error
     if cut != shape:
         raise PruningError(f"pruning changed the output from {list(shape)} to {list(cut)}")

@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 from models import mlp
 from models.data import Tensors
@@ -203,6 +204,27 @@ def test_a_bug_or_an_outage_is_no_property_of_a_form(
         raise error
 
     monkeypatch.setattr(candidates, "quantized", broken)
+    with pytest.raises(type(error)):
+        search(compress_job(trained.dataset, trained.weights), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeException("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
+        Fail("[ONNXRuntimeError] : 1 : FAIL : write failed, No space left on device"),
+    ],
+)
+def test_what_this_machine_lacks_is_no_property_of_a_form(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Or another form would be chosen here than where the version is replayed."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("tasks.candidates.quantization.quantize_dynamic", broken)
     with pytest.raises(type(error)):
         search(compress_job(trained.dataset, trained.weights), lambda _: None)
 
