@@ -25,11 +25,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from benchmarks.measuring import RESULTS, ROOT, options, publish, temporary_home
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 LINES = ROOT / "tests" / "lines"
 LINE = "diabetes"
@@ -196,7 +199,7 @@ def hash_share(key: str) -> float:
 class _Player:
     """Plays the runs: takes the listing, works a second, ends."""
 
-    def __init__(self, api: httpx.Client, names: list[str], objects: int) -> None:
+    def __init__(self, api: "SyncPrefectClient", names: list[str], objects: int) -> None:
         self.api, self.names, self.objects = api, names, objects
         self.took = dict.fromkeys(names, 0)
         self.runs = self.empty = self.most = 0
@@ -210,7 +213,7 @@ class _Player:
 
         waiting = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
         while not self.ended:
-            found = self.api.post("/flow_runs/filter", json=waiting).json()
+            found = self.api.request("POST", "/flow_runs/filter", json=waiting).json()
             lines = [run["parameters"]["line"] for run in found]
             self.most = max([self.most, *(lines.count(name) for name in self.names)])
             for run, name in zip(found, lines, strict=True):
@@ -226,7 +229,7 @@ class _Player:
 
     def _state(self, run: str, kind: str) -> None:
         body = {"state": {"type": kind}, "force": True}
-        self.api.post(f"/flow_runs/{run}/set_state", json=body).raise_for_status()
+        self.api.request("POST", f"/flow_runs/{run}/set_state", json=body)
 
     def complete(self) -> bool:
         """Whether every object is in a run."""
@@ -267,18 +270,21 @@ def _lines(home: Path) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _services() -> Iterator[httpx.Client]:
-    """The store and Prefect with prefect.yaml, and no worker."""
+def _services() -> Iterator["SyncPrefectClient"]:
+    """The store and Prefect with prefect.yaml, without a worker; the client is a patient one."""
     from deployments.local.prefect_worker import deploy
     from deployments.local.stack import PREFECT, STORE, stack
 
     with stack(STORE, PREFECT) as addresses:
         deploy()
-        with httpx.Client(base_url=addresses[PREFECT], timeout=60) as api:
+        # Prefect reads its environment when it is imported.
+        from prefect.client.orchestration import SyncPrefectClient
+
+        with SyncPrefectClient(addresses[PREFECT]) as api:
             # Cron's runs are none of ours.
-            for found in api.post("/deployments/filter", json={}).json():
+            for found in api.request("POST", "/deployments/filter", json={}).json():
                 if found["name"] != "arrivals":
-                    api.delete(f"/deployments/{found['id']}").raise_for_status()
+                    api.request("DELETE", f"/deployments/{found['id']}")
             yield api
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -136,6 +137,8 @@ def cpu_seconds(pid: int) -> float:
 def temporary_home() -> Iterator[Path]:
     """A MODELMINT_HOME that nothing has used before; gone afterwards, as is the variable."""
     before = dict(os.environ)
+    # Or what was started would outlive a benchmark whose time ran out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="modelmint-") as folder:
         os.environ["MODELMINT_HOME"] = folder
         try:

@@ -65,8 +65,13 @@ def stopped(run: subprocess.Popen[str], target: str) -> Iterator[None]:
 
     until(computing)
     found[0].suspend()
-    yield
-    found[0].resume()
+    try:
+        yield
+        found[0].resume()
+    except BaseException:
+        found[0].kill()
+        run.kill()
+        raise
 
 
 def takes_objects() -> bool:
@@ -74,7 +79,8 @@ def takes_objects() -> bool:
     from tasks.store import StoreError, store
 
     try:
-        store().put("probe", b"")
+        # An empty object, or a tiny one, needs no room.
+        store().put("probe", os.urandom(100_000))
     except StoreError:
         return False
     return True
