@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 import numpy as np
@@ -63,6 +63,18 @@ class Model(NamedTuple):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         return onnxruntime.InferenceSession(self.onnx, options, providers=["CPUExecutionProvider"])
+
+    def files(self) -> dict[str, bytes]:
+        """What a version of it holds."""
+        sample = {self.input: self.rows[:4]}
+        sample["probabilities"] = self.session().run(None, sample)[0]
+        objective = Classification(target="label", labels=LABELS)
+        signature = Signature(features=self.features, objective=objective)
+        return {
+            MODEL_FILE: self.onnx,
+            SIGNATURE_FILE: signature.model_dump_json().encode(),
+            SAMPLE_FILE: safetensors.numpy.save(sample),
+        }
 
     def binary(self) -> tuple[bytes, int]:
         """An infer request of one row with raw tensors both ways, and its JSON part's length."""
@@ -139,6 +151,15 @@ def model(name: str) -> Model:
     return Model(name, found.SerializeToString(), spec.name, spec.datatype, rows, features)
 
 
+class Servable(Protocol):
+    """What can be placed as a version: a line's name, and the files of the network."""
+
+    @property
+    def name(self) -> str: ...
+
+    def files(self) -> dict[str, bytes]: ...
+
+
 class Version(NamedTuple):
     """A signed version of a model in a repository folder."""
 
@@ -146,22 +167,14 @@ class Version(NamedTuple):
     digest: str
 
 
-def place(found: Model, root: Path, keys: Path) -> Version:
+def place(found: Servable, root: Path, keys: Path) -> Version:
     """Write the model as version 1 of the line `name`, signed by a key trusted in `keys`."""
     signer = CryptoSigner.generate_ed25519()
     public = signer.public_key
     key = PublicKey(keyid=public.keyid, public=public.keyval["public"], owner="benchmarks")
     (keys / TRUSTED).mkdir(parents=True, exist_ok=True)
     (keys / TRUSTED / f"{key.keyid}.json").write_text(key.model_dump_json())
-    sample = {found.input: found.rows[:4]}
-    sample["probabilities"] = found.session().run(None, sample)[0]
-    objective = Classification(target="label", labels=LABELS)
-    signature = Signature(features=found.features, objective=objective)
-    files = {
-        MODEL_FILE: found.onnx,
-        SIGNATURE_FILE: signature.model_dump_json().encode(),
-        SAMPLE_FILE: safetensors.numpy.save(sample),
-    }
+    files = found.files()
     manifest = Manifest.of(files)
     recipe = Recipe(
         line=found.name, snapshot="0" * 64, settings={}, stages={}, artifact=manifest.digest
@@ -176,7 +189,7 @@ def place(found: Model, root: Path, keys: Path) -> Version:
             "resolvedDependencies": [],
         },
         "runDetails": {
-            "metadata": {"invocationId": "", "finishedOn": ""},
+            "metadata": {"invocationId": "", "finishedOn": "2026-01-01T00:00:00+00:00"},
             "modelmint_machine": {"processor": ""},
         },
     }
@@ -199,7 +212,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def modelmint(
-    models: Iterable[Model], folder: Path, *options: str, code: Path = ROOT
+    models: Iterable[Servable], folder: Path, *options: str, code: Path = ROOT
 ) -> Iterator[Served]:
     """Our model server with the models loaded and promoted; ended afterwards.
 

@@ -104,12 +104,16 @@ class Completions:
         key = request.state.key
         found = []
         for name, line in self._repository.lines.items():
-            writers = [one for one in line.versions.values() if _writes(one)]
-            if not writers or not key.allows("read", name):
+            writes = any(_writes(one) for one in line.versions.values())
+            if not writes or not key.allows("read", name):
                 continue
-            if line.default in line.versions:
-                found.append(await self._described(name, line.versions[line.default or ""]))
-            found += [await self._described(f"{name}@{one.number}", one) for one in writers]
+            # Those out of memory too: of a line all versions write, or none does.
+            numbers = sorted((n for n in line.digests if line.answers(n)), key=int)
+            named = [(f"{name}@{number}", number) for number in numbers]
+            if line.default in numbers:
+                named.insert(0, (name, line.default or ""))
+            for model, number in named:
+                found.append(await self._described(model, name, number, line.digests[number]))
         return as_json({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
@@ -120,17 +124,18 @@ class Completions:
         served = await anyio.to_thread.run_sync(self._repository.wake, line, number)
         if not _writes(served):
             raise ProtocolError(404, f"{line} does not write texts", "model_not_found")
-        return as_json(await self._described(model, served), headers=served.headers)
+        found = await self._described(model, served.line, served.number, served.digest)
+        return as_json(found, headers=served.headers)
 
-    async def _described(self, model: str, served: Served) -> dict[str, Any]:
-        path = self._repository.root / served.line / served.number / PROVENANCE_FILE
+    async def _described(self, model: str, line: str, number: str, digest: str) -> dict[str, Any]:
+        path = self._repository.root / line / number / PROVENANCE_FILE
         return {
             "id": model,
             "object": "model",
-            "created": await anyio.to_thread.run_sync(_created, path, served.digest),
+            "created": await anyio.to_thread.run_sync(_created, path, digest),
             "owned_by": "modelmint",
-            "version": served.number,
-            "digest": served.digest,
+            "version": number,
+            "digest": digest,
         }
 
 

@@ -91,6 +91,14 @@ def picture(page: Any, section: Any, name: str) -> None:
             section.screenshot(path=Path(folder) / f"{name}-{scheme}.png")
 
 
+def test_every_control_has_a_name(page: Any) -> None:
+    page.get_by_label("Prompt").first.wait_for()
+    nameless = """() => [...document.querySelectorAll("input,select,textarea,button,audio,img")]
+        .filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel || one.alt))
+        .map(one => one.outerHTML)"""
+    assert page.evaluate(nameless) == []
+
+
 def test_a_text_is_judged_and_its_words_are_marked(page: Any) -> None:
     section, answer = line(page, "opinions")
     section.get_by_label("Text").fill("a + b + c - b a")
