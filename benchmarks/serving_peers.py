@@ -3,7 +3,8 @@
 A venv is made in the folder given by `--venvs` when it is not there yet. Peers get two processes,
 one a core (KServe's SDK one, since its workers share no model), JSON as their documentation sends
 it, and batching where the network gains by it and they have it; they have no keys, quotas, audit or
-version on their answers. Triton's binary is that of PyTriton's wheel, which has the Python backend.
+version on their answers. Triton is not among them: the one binary on PyPI, PyTriton's, embeds an
+older CPython 3.11, which does not start with the library of a newer one.
 """
 
 import os
@@ -27,14 +28,12 @@ PACKAGES = {
     "mlflow": (),
     "ray": ("ray[serve]", "onnxruntime", "numpy"),
     "kserve": ("kserve", "onnxruntime", "numpy"),
-    "triton": ("nvidia-pytriton", "onnxruntime", "numpy<2"),
 }
 """What is installed for each; MLflow's own server is in the environment of the project."""
 READY = {
     "litserve": "/health",
     "ray": "/-/healthz",
     "kserve": "/v2/models/network/ready",
-    "triton": "/v2/models/network/ready",
 }
 """The path that answers once a peer serves whose script starts it."""
 
@@ -95,7 +94,7 @@ def request(name: str, found: Model) -> tuple[str, bytes]:
     rows = found.rows[:1].tolist()
     if name in ("litserve", "ray"):
         return "/predict", orjson.dumps({"data": rows[0]})
-    if name in ("kserve", "triton"):
+    if name == "kserve":
         return "/v2/models/network/infer", found.json()
     if name == "bentoml":
         return "/predict", orjson.dumps({"data": rows})

@@ -80,17 +80,24 @@ def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -
     if signature is None:
         if "signature" not in head:
             return message({"unknown": True})
-        # A line may bring features of its own.
-        catalog.modules()
         if len(known) >= KNOWN:
             known.clear()
-        signature = known[head["digest"]] = Signature.model_validate_json(head["signature"])
+        signature = known[head["digest"]] = _signature(head["signature"])
     features = signature.features
     encoded, rows = features.request(payload, head["media_type"])
     tensors = [encoded[spec.name] for spec in (*features.inputs, *features.asked)]
     packed = [pack(tensor) for tensor in tensors]
     shapes = [(tensor.shape, len(raw)) for tensor, raw in zip(tensors, packed, strict=True)]
     return message({"rows": rows, "tensors": shapes}, *packed)
+
+
+def _signature(text: str) -> Signature:
+    try:
+        return Signature.model_validate_json(text)
+    except ValueError:
+        # A line's own features; to find all lines takes a tenth of a second.
+        catalog.modules()
+        return Signature.model_validate_json(text)
 
 
 def _bound(memory: int) -> None:

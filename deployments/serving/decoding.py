@@ -11,6 +11,7 @@ decoder and come nowhere near one.
 
 import logging
 import multiprocessing
+import pkgutil
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from deployments.serving.decoder import Limits, decode, message, parts
 from deployments.serving.elements import check_shape, from_binary
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served
+from models import lines
 
 _log = logging.getLogger("modelmint.serving")
 
@@ -34,7 +36,8 @@ class Decoders:
         self._limits = limits
         self._context = multiprocessing.get_context("forkserver")
         # What a decoder needs is imported once; each is then forked in milliseconds.
-        self._context.set_forkserver_preload(["deployments.serving.decoder"])
+        known = [f"{lines.__name__}.{one.name}" for one in pkgutil.iter_modules(lines.__path__)]
+        self._context.set_forkserver_preload(["deployments.serving.decoder", *known])
         self._idle: list[_Decoder] = []
         self._lock = threading.Lock()
 
