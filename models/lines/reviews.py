@@ -54,7 +54,7 @@ line = Line(
         patience=3,
     ),
     gate=Gate(floors={"accuracy": 0.83}, margin=0.01),
-    budget=Budget(quality_loss=0.01, size_mb=40.0),
+    budget=Budget(quality_loss=0.01, size_mb=12.0),
     example=Example(
         slices=CLASSES,
         default=CLASSES,
