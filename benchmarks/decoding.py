@@ -39,7 +39,7 @@ def main() -> None:
         decoders = Decoders(Limits())
         ways: dict[str, Callable[[], object]] = {
             "thread": partial(_read, served, payload, media_type),
-            "decoder": partial(decoders.read, served, payload, media_type, 60.0),
+            "decoder": partial(_decoded, decoders, served, payload, media_type),
         }
         measured = {way: partial(_microseconds, work, given.requests) for way, work in ways.items()}
         found = in_turns(measured, given.turns)
@@ -87,6 +87,10 @@ def _served(features: object) -> Served:
     )
     inputs = signature.features.inputs
     return Served("line", "1", "0" * 64, signature, inputs, signature.outputs, None, 0, 0.0, 1)
+
+
+def _decoded(decoders: Decoders, served: Served, payload: bytes, media_type: str) -> object:
+    return decoders.read(served, payload, media_type, 60.0).result()
 
 
 def _read(served: Served, payload: bytes, media_type: str) -> object:

@@ -180,14 +180,14 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
     )
     parser.add_argument(
-        "--decoders", type=int, default=2,
+        "--decoders", type=_count, default=2,
         help="processes of each worker that decode images, sounds, tables, texts",
     )  # fmt: skip
     parser.add_argument(
-        "--decode-mb", type=float, default=1000.0, help="memory one request may take to decode"
+        "--decode-mb", type=_positive, default=1000.0, help="memory one request may take to decode"
     )
     parser.add_argument(
-        "--decode-seconds", type=int, default=5, help="CPU seconds it may take to decode"
+        "--decode-seconds", type=_count, default=5, help="CPU seconds it may take to decode"
     )
     parser.add_argument(
         "--cache-bytes", type=int, default=64_000_000, help="response cache of a worker; 0 is none"
@@ -205,8 +205,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError("must be a number of processes, from 1 to 256")
+        raise argparse.ArgumentTypeError("must be a whole number from 1 to 256")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 1 <= found <= 1e6:
+        raise argparse.ArgumentTypeError("must be a number from 1 to 1,000,000")
+    return found
 
 
 def _stop(signal_number: int, frame: object) -> NoReturn:

@@ -55,6 +55,7 @@ def decode(connection: Connection, limits: Limits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _bound(limits.memory)
     known: dict[str, Signature] = {}
+    connection.send_bytes(message({"ready": True}))
     while True:
         try:
             head, payload = parts(connection.recv_bytes())

@@ -15,9 +15,8 @@ import pkgutil
 import signal
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
-
-import anyio
 
 from deployments.serving.decoder import Limits, decode, message, parts
 from deployments.serving.elements import check_shape, from_binary
@@ -26,39 +25,51 @@ from deployments.serving.session import Served
 from models import lines
 
 _log = logging.getLogger("modelmint.serving")
+START_SECONDS = 60.0
+"""Until a decoder that does not say that it is ready counts as one that cannot start."""
 
 
 class Decoders:
     """The decoders of one worker process; started when they are needed."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limiter = anyio.CapacityLimiter(limits.decoders)
+        # One thread a decoder: who waits, waits for it, and who is late takes no decoder's time.
+        self._threads = ThreadPoolExecutor(limits.decoders, "modelmint-decoding")
         self._limits = limits
         self._context = multiprocessing.get_context("forkserver")
         # What a decoder needs is imported once; each is then forked in milliseconds.
         known = [f"{lines.__name__}.{one.name}" for one in pkgutil.iter_modules(lines.__path__)]
         self._context.set_forkserver_preload(["deployments.serving.decoder", *known])
         self._idle: list[_Decoder] = []
+        self._busy: set[_Decoder] = set()
         self._lock = threading.Lock()
 
     def read(
         self, served: Served, payload: bytes, media_type: str, seconds: float
-    ) -> tuple[Tensors, int]:
-        """What a person sent as tensors, and its number of rows; for a thread `limiter` lets in.
+    ) -> Future[tuple[Tensors, int]]:
+        """What a person sent as tensors, and its number of rows, once it is this request's turn.
 
-        Raises ProtocolError: 400 for bytes that cannot be read, or not within the limits, 504 when
-        it takes over `seconds`.
+        The future raises ProtocolError: 400 for bytes that cannot be read, or not within the
+        limits, 503 where no decoder can be started, 504 when it takes over `seconds` from now.
         """
-        with self._lock:
-            decoder = self._idle.pop() if self._idle else None
-        if decoder is None:
-            decoder = _Decoder(self._context, self._limits)
+        until = time.monotonic() + seconds
+        return self._threads.submit(self._read, served, payload, media_type, until)
+
+    def _read(
+        self, served: Served, payload: bytes, media_type: str, until: float
+    ) -> tuple[Tensors, int]:
+        if time.monotonic() >= until:
+            raise ProtocolError(504, "the deadline passed before the answer", "deadline")
+        decoder = self._take() or _Decoder(self._context, self._limits)
+        self._busy.add(decoder)
         try:
-            said, raw = decoder.ask(served, payload, media_type, time.monotonic() + seconds)
+            said, raw = decoder.ask(served, payload, media_type, until)
             found = _tensors(served, said, raw) if "rows" in said else {}
         except BaseException:
             decoder.end()
             raise
+        finally:
+            self._busy.discard(decoder)
         self._keep(decoder)
         if "refused" in said:
             raise ProtocolError(400, said["refused"], "refused_request")
@@ -75,10 +86,22 @@ class Decoders:
         self._keep(_Decoder(self._context, self._limits))
 
     def close(self) -> None:
-        """End the decoders that are idle; the others end with this process."""
+        """End all decoders, and with them what they are at."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             idle, self._idle = self._idle, []
-        for decoder in idle:
+        for decoder in (*idle, *self._busy):
+            decoder.kill()
+
+    def _take(self) -> "_Decoder | None":
+        """One that lives; the kernel may have ended an idle one for its memory."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                decoder = self._idle.pop()
+            if decoder.lives():
+                return decoder
             decoder.end()
 
     def _keep(self, decoder: "_Decoder") -> None:
@@ -95,6 +118,20 @@ class _Decoder:
         self._process = context.Process(target=decode, args=(theirs, limits), daemon=True)
         self._process.start()
         theirs.close()
+        try:
+            # Its first message is that it is ready: what fails later is a payload's doing.
+            if not self._connection.poll(START_SECONDS):
+                raise EOFError
+            self._connection.recv_bytes(self._most)
+        except (OSError, EOFError):
+            code = self._process.exitcode
+            self.end()
+            _log.error("a decoder does not start (exit code %s): is --decode-mb too small?", code)
+            raise ProtocolError(503, "nothing can be decoded here now", "unavailable") from None
+
+    def lives(self) -> bool:
+        """Whether the process has not ended."""
+        return bool(self._process.is_alive())
 
     def ask(
         self, served: Served, payload: bytes, media_type: str, deadline: float
@@ -107,8 +144,12 @@ class _Decoder:
             said, raw = self._exchange(head, payload, deadline)
         return said, raw
 
+    def kill(self) -> None:
+        """Kill it; whoever asks it hears of that."""
+        self._process.kill()
+
     def end(self) -> None:
-        """Kill it, if it lives."""
+        """Kill it, if it lives, and let go of it."""
         self._process.kill()
         self._process.join()
         self._connection.close()

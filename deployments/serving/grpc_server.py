@@ -146,7 +146,16 @@ class GrpcServer:
             code = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
             return await context.abort(code, refusal.message, asked.trailers(refusal))
 
-        return self._tracing.rpc(f"{SERVICE}/{name}", answer) if self._tracing else answer
+        if self._tracing is None or name in OPEN:
+            return answer
+        return self._tracing.rpc(f"{SERVICE}/{name}", answer, self._known)
+
+    def _known(self, shown: str | None) -> bool:
+        try:
+            self._access.keys.authenticate(shown)
+        except ProtocolError:
+            return False
+        return True
 
     async def live(self, _: "_Asked") -> Any:
         return pb.ServerLiveResponse(live=True)

@@ -81,8 +81,12 @@ class Inference:
     async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
         """What a person sent as tensors, and its number of rows; raises as `Decoders.read` does."""
         left = call.deadline - asyncio.get_running_loop().time()
-        work = partial(self.decoders.read, call.served, payload, media_type, left)
-        return await in_thread(work, call.deadline, self.decoders.limiter)
+        read = self.decoders.read(call.served, payload, media_type, left)
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                return await asyncio.wrap_future(read)
+        except TimeoutError:
+            raise _late() from None
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
         """Charge for the rows and compute them.
@@ -146,15 +150,17 @@ class Inference:
         metrics.answers(line, number, verb).add(time.perf_counter() - start, rows)
 
 
-async def in_thread(
-    work: Callable[[], T], deadline: float, limiter: anyio.CapacityLimiter | None = None
-) -> T:
+async def in_thread(work: Callable[[], T], deadline: float) -> T:
     """Work that is not computing a network, beside the event loop; ProtocolError 504 past it.
 
     What runs then runs to its end, unheard.
     """
     try:
         async with asyncio.timeout_at(deadline):
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
     except TimeoutError:
-        raise ProtocolError(504, "the deadline passed before the answer", "deadline") from None
+        raise _late() from None
+
+
+def _late() -> ProtocolError:
+    return ProtocolError(504, "the deadline passed before the answer", "deadline")

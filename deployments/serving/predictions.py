@@ -104,11 +104,11 @@ class Predictions:
         if self._capture is not None:
             self._capture.take(served, tensors)
         kind, inference = media_type(request), self._inference
-        answered.background = self._traffic.mirror(
-            served,
-            tensors,
-            lambda other: inference.decoders.read(other, body, kind, inference.seconds)[0],
-        )
+
+        def read(other: Served) -> Tensors:
+            return inference.decoders.read(other, body, kind, inference.seconds).result()[0]
+
+        answered.background = self._traffic.mirror(served, tensors, read, len(body))
         return answered
 
     async def _continue(

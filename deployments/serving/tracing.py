@@ -9,7 +9,6 @@ Spans hold what the answer's headers say, no key and nothing of a payload, and a
 showed a key: others cannot fill the collector.
 """
 
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from deployments.serving.session import Served
 TOLD = ("modelmint-model", "modelmint-version", "modelmint-digest", "x-request-id")
 """Headers of an answer that a span repeats."""
 CLOSE_SECONDS = 2.0
+UNNAMED = "unknown_service"
 Rpc = Callable[[bytes, Any], Awaitable[Any]]
 
 
@@ -42,8 +42,9 @@ class Tracing:
     """The tracer of one worker process; `close` sends what is left."""
 
     def __init__(self) -> None:
-        name = os.environ.get("OTEL_SERVICE_NAME", "modelmint")
-        told = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: release()})
+        told = Resource.create({SERVICE_VERSION: release()})
+        if str(told.attributes.get(SERVICE_NAME, UNNAMED)).startswith(UNNAMED):
+            told = told.merge(Resource({SERVICE_NAME: "modelmint"}))
         self._provider = TracerProvider(resource=told, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("modelmint.serving")
@@ -87,11 +88,13 @@ class Tracing:
 
         return watched
 
-    def rpc(self, name: str, answer: Rpc) -> Rpc:
-        """A method of gRPC, a span for each of its calls."""
+    def rpc(self, name: str, answer: Rpc, known: Callable[[str | None], bool]) -> Rpc:
+        """A method of gRPC, a span for each of its calls by somebody whose key is known."""
 
         async def traced(body: bytes, call: Any) -> Any:
             fields = {n: v for n, v in call.invocation_metadata() or () if isinstance(v, str)}
+            if not known(fields.get("authorization")):
+                return await answer(body, call)
             with self._span(name, fields) as span:
                 span.set_attributes({"rpc.system": "grpc", "rpc.method": name.rpartition("/")[2]})
                 try:
@@ -137,7 +140,10 @@ class _Traced(Inference):
         return found
 
     def _span(self, name: str) -> Any:
-        return self._tracer.start_as_current_span(name, record_exception=False)
+        # Not the words of what goes wrong: they may quote what was sent.
+        return self._tracer.start_as_current_span(
+            name, record_exception=False, set_status_on_exception=False
+        )
 
 
 class _TracedBatching(Batching):

@@ -116,11 +116,12 @@ class Traffic:
             self._count(headers, state["trial"], status, spent)
 
     def mirror(
-        self, served: Served, tensors: Tensors, read: Read | None = None
+        self, served: Served, tensors: Tensors, read: Read | None = None, kept: int = 0
     ) -> BackgroundTask | None:
         """What has the line's shadow compute a request too, once that was answered.
 
-        `read` makes tensors of what a person sent: another version may have another vocabulary.
+        `read` makes tensors of what a person sent, of which it keeps so many bytes: another version
+        may have another vocabulary.
         """
         line = self._repository.lines.get(served.line)
         if line is None or line.shadow is None or served.number != line.default:
@@ -129,10 +130,12 @@ class Traffic:
         if other is None:
             return None
         if other.signature.features == served.signature.features:
-            read = None
+            read, kept = None, 0
         # What only an objective reads, such as how to sample, is no input of a network.
         inputs = {spec.name: tensors[spec.name] for spec in served.inputs}
-        return BackgroundTask(self._enqueue, _Mirrored(served, other, line.shadow, inputs, read))
+        size = kept + sum(tensor.nbytes for tensor in inputs.values())
+        mirrored = _Mirrored(served, other, line.shadow, inputs, read, size)
+        return BackgroundTask(self._enqueue, mirrored)
 
     def compared(self, line: str, trial: Canary | Shadow) -> dict[str, Any]:
         """What was counted of a trial."""
@@ -211,10 +214,8 @@ class _Mirrored(NamedTuple):
     trial: Shadow
     tensors: Tensors
     read: Read | None
-
-    @property
-    def size(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    size: int
+    """Bytes it holds while it waits."""
 
 
 def _difference(

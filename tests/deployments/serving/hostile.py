@@ -11,6 +11,8 @@ import polars as pl
 
 from models.tables import TableFeatures
 
+RELEASE = Path(os.environ.get("HOSTILE_RELEASE", "/nonexistent"))
+
 
 class HostileFeatures(TableFeatures):
     """Reads JSON as tables do, unless the payload says what to do instead."""
@@ -27,6 +29,9 @@ class HostileFeatures(TableFeatures):
             case b"spin":
                 while True:
                     pass
+            case b"wait":
+                while not RELEASE.exists():
+                    time.sleep(0.01)
             case b"sleep":
                 time.sleep(600)
             case b"surprise":

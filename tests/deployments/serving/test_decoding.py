@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,7 +30,8 @@ def hostile(
     kept = ("model.onnx", SIGNATURE_FILE, "sample.safetensors")
     version = sealed("air-time", {name: files[name] for name in kept})
     version.place(root, "1")
-    server = serve(root, "--decode-seconds", "1")
+    released = {"HOSTILE_RELEASE": str(root.parent / "released")}
+    server = serve(root, "--decode-seconds", "1", environment=released)
     try:
         assert server.load(version, "1").status == 200
         assert server.promote("air-time", "1").status == 200
@@ -71,12 +73,33 @@ def test_what_breaks_a_decoder_is_refused(
 
 
 def test_others_are_answered_while_decoders_are_busy(hostile: Any) -> None:
+    released = hostile.root.parent / "released"
     with ThreadPoolExecutor(2) as pool:
-        busy = [pool.submit(hostile.ask, "POST", PREDICT, b"spin") for _ in range(2)]
-        answers = [hostile.ask("POST", INFER, GOOD).status for _ in range(20)]
-        assert not all(one.done() for one in busy)
-        assert answers == [200] * 20
+        busy = [pool.submit(hostile.ask, "POST", PREDICT, b"wait") for _ in range(2)]
+        try:
+            answers = [hostile.ask("POST", INFER, GOOD).status for _ in range(20)]
+            late = hostile.ask("POST", PREDICT, RECORD, modelmint_timeout_ms="300")
+            assert not any(one.done() for one in busy)
+            assert answers == [200] * 20
+            assert late.status == 504
+        finally:
+            released.touch()
         assert {one.result().status for one in busy} == {400}
+    released.unlink()
+
+
+def test_a_decoder_the_kernel_ended_while_it_was_idle_costs_nobody_anything(hostile: Any) -> None:
+    assert hostile.ask("POST", PREDICT, RECORD).status == 200
+    decoders = [
+        one
+        for one in psutil.Process(hostile.process.pid).children(recursive=True)
+        if Path(f"/proc/{one.pid}/oom_score_adj").read_text().strip() == "1000"
+    ]
+    assert decoders
+    for decoder in decoders:
+        decoder.kill()
+        psutil.wait_procs([decoder], timeout=30)
+    assert hostile.ask("POST", PREDICT, RECORD).status == 200
 
 
 def test_a_decoder_that_does_not_answer_ends_with_the_deadline(hostile: Any) -> None:

@@ -31,6 +31,8 @@ class Span(NamedTuple):
     start: int
     end: int
     told: dict[str, Any]
+    said: str
+    """What is said of its status."""
 
 
 class Collector:
@@ -70,7 +72,9 @@ class Collector:
 def _span(one: Any) -> Span:
     told = {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in one.attributes}
     ids = (one.trace_id.hex(), one.span_id.hex(), one.parent_span_id.hex())
-    return Span(one.name, *ids, one.start_time_unix_nano, one.end_time_unix_nano, told)
+    return Span(
+        one.name, *ids, one.start_time_unix_nano, one.end_time_unix_nano, told, one.status.message
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,9 @@ def collected(
         assert server.ask("POST", path, body, traceparent=HEADER, x_request_id="r1").status == 200
         record = {"distance": 3, "hour": 4}
         assert server.ask("POST", "/v1/lines/air-time/predict", record).status == 200
+        bad = server.ask("POST", "/v1/lines/air-time/predict", {"distance": "secret", "hour": 4})
+        assert bad.status == 400
+        assert "secret" in bad.json["error"]
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(server.ask, "POST", path.replace("air-time", "slow"), body | {
                 "inputs": [body["inputs"][0] | {"data": [n, 4]}]}) for n in range(4)]  # fmt: skip
@@ -105,6 +112,9 @@ def collected(
         given.set_data_from_numpy(np.array([[3, 4]], np.float32))
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
             client.infer("air-time", [given], headers={**server.bearer, "traceparent": HEADER})
+            assert client.is_server_live()
+            with pytest.raises(triton.InferenceServerException, match="key"):
+                client.get_server_metadata()
         key = server.key
     finally:
         assert server.stop() == 0  # it sends what is left
@@ -138,7 +148,8 @@ def test_a_call_of_grpc_joins_it_too(collected: tuple[Collector, str]) -> None:
 
 def test_decoding_waiting_and_computing_are_told_apart(collected: tuple[Collector, str]) -> None:
     collector, _ = collected
-    [predicted] = collector.named("POST /v1/lines/{name}/predict")
+    predicted, refused = collector.named("POST /v1/lines/{name}/predict")
+    assert refused.told["http.response.status_code"] == 400
     assert predicted.parent == ""
     [decoded] = [s for s in collector.named("decode") if s.parent == predicted.id]
     assert decoded.told["modelmint.rows"] == 1
@@ -156,8 +167,12 @@ def test_refusals_are_told_and_strangers_are_not(collected: tuple[Collector, str
     [unknown] = collector.named("GET /v2/models/{name}")
     assert unknown.told["http.response.status_code"] == 404
     assert collector.named("GET /v2") == []
+    assert {s.name for s in collector.spans if "GRPC" in s.name} == {
+        "inference.GRPCInferenceService/ModelInfer"
+    }
     # Neither keys nor what was sent.
     assert key not in repr(collector.spans)
+    assert "secret" not in repr(collector.spans)
     assert {n for s in collector.spans for n in s.told if "body" in n or "header" in n} == set()
 
 
