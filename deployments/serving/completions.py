@@ -8,6 +8,7 @@ import base64
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,10 +25,10 @@ from deployments.serving.access import allow
 from deployments.serving.capture import Capture
 from deployments.serving.events import event
 from deployments.serving.folder import LINE, NUMBER, matches
-from deployments.serving.http import Body, as_json, media_type, request_id
+from deployments.serving.http import Body, as_json, deadline, media_type, request_id
 from deployments.serving.inference import Inference, in_thread
 from deployments.serving.openai_protocol import CompletionRequest, Tokens, parse, refusal
-from deployments.serving.predictions import asking
+from deployments.serving.predictions import INLINE_BYTES, asking
 from deployments.serving.protocol import JSON, ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served
@@ -71,7 +72,9 @@ class Completions:
         if media_type(request) != JSON:
             raise ProtocolError(415, f"the content type must be {JSON}", "media_type")
         body = await self._body(request)
-        asked = parse(body)
+        read = partial(parse, body)
+        until = deadline(request, self._inference.seconds)
+        asked = read() if len(body) <= INLINE_BYTES else await in_thread(read, until)
         line, number = _named(asked.model)
         allow(request, "predict", line)
         request.path_params.update(name=line, version=number)
@@ -113,7 +116,8 @@ class Completions:
             if line.default in numbers:
                 named.insert(0, (name, line.default or ""))
             for model, number in named:
-                found.append(await self._described(model, name, number, line.digests[number]))
+                with suppress(ProtocolError):  # it went meanwhile
+                    found.append(await self._described(model, name, number, line.digests[number]))
         return as_json({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
@@ -226,12 +230,12 @@ def _writes(served: Served) -> bool:
 
 @lru_cache(maxsize=1024)
 def _created(path: Path, digest: str) -> int:
-    """When a version was made, in seconds since 1970; 0 when its folder is gone."""
+    """When a version was made, in seconds since 1970; ProtocolError 404 when it has gone."""
     del digest  # another version under the same number is another entry
     try:
         envelope = orjson.loads(path.read_bytes())
     except OSError:
-        return 0
+        raise ProtocolError(404, "this version has gone", "model_not_found") from None
     statement = orjson.loads(base64.b64decode(envelope["payload"]))
     finished = statement["predicate"]["runDetails"]["metadata"]["finishedOn"]
     return int(datetime.fromisoformat(finished).timestamp())

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -144,6 +145,8 @@ class Predictions:
         call = call._replace(size=len(body))
         found = await self._inference.run_chunks(call, asked.chunks, asked.rows)
         output = found[served.outputs[0].name]
+        if np.isnan(output).any():
+            raise ProtocolError(422, "the model gives no number for this input", "not_finite")
         explanation = await in_thread(partial(asked.explain, output), call.deadline)
         answer = _identity(served) | explanation
         headers = served.headers | {"x-request-id": request_id(request)}

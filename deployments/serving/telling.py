@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deployments.serving import metrics
 from deployments.serving.events import EventStream
 from deployments.serving.http import as_json
 from deployments.serving.protocol import ProtocolError
@@ -31,7 +32,7 @@ class Telling(Protocol):
 
 
 Done = Callable[[list[list[Step]], int], None]
-"""Called at the end with the steps of every text and the bytes that were sent."""
+"""Called at the end, whatever ended it, with the steps of every text and the bytes sent."""
 Source = AsyncGenerator[Written, None]
 
 
@@ -43,7 +44,7 @@ async def tell(
     steps: list[list[Step]] = [[] for _ in range(count)]
     if stream:
         begun = await anext(written)  # what is refused is refused before the stream begins
-        return EventStream(_events(begun, written, steps, telling, done), headers)
+        return EventStream(_events(request, begun, written, steps, telling, done), headers)
     async with aclosing(written):
         async for index, found in written:
             steps[index] += found
@@ -55,21 +56,25 @@ async def tell(
 
 
 async def _events(
-    begun: Written, written: Source, steps: list[list[Step]], telling: Telling, done: Done
-) -> AsyncGenerator[bytes, None]:
+    request: Request, begun: Written, written: Source, steps: list[list[Step]], telling: Telling,
+    done: Done,
+) -> AsyncGenerator[bytes, None]:  # fmt: skip
     one: Written | None = begun
     size = 0
-    async with aclosing(written):
-        try:
+    try:
+        async with aclosing(written):
             while one is not None:
                 steps[one.place] += one.steps
                 part = telling.part(one)
                 size += len(part)
                 yield part
                 one = await anext(written, None)
-        except ProtocolError as error:  # its status was sent long ago
-            yield telling.refused(error)
-            return
-    last = telling.last(steps)
-    yield last
-    done(steps, size + len(last))
+        last = telling.last(steps)
+        size += len(last)
+        yield last
+    except ProtocolError as error:  # its status was sent long ago
+        request.state.broken = error.status
+        metrics.refused(error.status, error.code)
+        yield telling.refused(error)
+    finally:
+        done(steps, size)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import ssl
 import threading
@@ -26,7 +27,10 @@ HEADERS = [
 ]
 """Sent with every answer."""
 TLS_HEADERS = [("strict-transport-security", "max-age=31536000")]
-EXPOSED = ("modelmint-model", "modelmint-version", "modelmint-digest", "x-request-id")
+EXPOSED = (
+    "modelmint-model", "modelmint-version", "modelmint-digest", "modelmint-cache", "modelmint-seed",
+    "x-request-id",
+)  # fmt: skip
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -98,6 +102,7 @@ def also_secure(app: ASGIApp, address: Address, drain: int) -> ASGIApp:
             return
         listening = socket.create_server((address.host, address.port), reuse_port=True)
         serving = asyncio.create_task(server.serve([listening]))
+        serving.add_done_callback(_ended)
 
         async def received() -> Message:
             message = await receive()
@@ -112,6 +117,13 @@ def also_secure(app: ASGIApp, address: Address, drain: int) -> ASGIApp:
     return both
 
 
+def _ended(serving: "asyncio.Task[None]") -> None:
+    """A port that listens and never answers is worse than a worker that is started again."""
+    if not serving.cancelled() and serving.exception() is not None:
+        _log.error("https cannot be served", exc_info=serving.exception())
+        signal.raise_signal(signal.SIGTERM)
+
+
 def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """The application, usable by pages of these origins; `*` is every origin, none is none."""
     if not origins:
@@ -120,7 +132,7 @@ def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-request-id"],
+        allow_headers=["authorization", "content-type", "x-request-id", "modelmint-timeout-ms"],
         expose_headers=EXPOSED,
         max_age=600,
     )

@@ -85,7 +85,8 @@ class Traffic:
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
-                return await app(scope, receive, send)
+                await app(scope, receive, send)
+                return
             start = time.perf_counter_ns()
 
             async def noted(message: Message) -> None:
@@ -95,7 +96,10 @@ class Traffic:
                         self.note(state, message["status"], time.perf_counter_ns() - start)
                 await send(message)
 
-            return await app(scope, receive, noted)
+            await app(scope, receive, noted)
+            state = scope.get("state", {})
+            if "broken" in state and "trial" in state:
+                self._count_broken(state)
 
         return watched
 
@@ -158,6 +162,13 @@ class Traffic:
             changes["failed" if status >= 500 else "refused"] = 1
         counters.add(**{f"{role}_{name}": change for name, change in changes.items()})
         counters.top(f"{role}_slowest_nanoseconds", spent)
+
+    def _count_broken(self, state: dict[str, Any]) -> None:
+        """An answer that had begun as a success and was not brought to its end."""
+        headers, trial = state["headers"], state["trial"]
+        role = "canary" if headers["modelmint-version"] == trial.version else "production"
+        what = "failed" if state["broken"] >= 500 else "refused"
+        self._counters(headers["modelmint-model"], trial).add(**{f"{role}_{what}": 1})
 
     async def _enqueue(self, one: "_Mirrored") -> None:
         size = one.size
