@@ -91,7 +91,7 @@ def tar_pieces(path: Path, size: int) -> Iterator[Piece]:
                 starts.append(member.offset)
                 is_file.append(member.isfile())
                 # It keeps every member it has read, in more memory than the smallest take.
-                archive.members.clear()
+                archive.members.clear()  # type: ignore[attr-defined]
             end = int(archive.offset)
     except tarfile.TarError as error:
         raise RefusedObject(f"not a whole tar archive: {error}") from None
