@@ -108,9 +108,9 @@ def test_a_full_disk_of_the_store_costs_what_was_not_finished(tmp_path: Path) ->
             filler = fill(disk, 50 << 20)
             # It looks at its disk once a minute.
             until(lambda: not takes_objects(), seconds=90)
-        said = run.communicate(timeout=300)[1]
+        said = "".join(run.communicate(timeout=300))
         assert run.returncode == 1, said[-3000:]
-        assert f"MiB are free on the disk of {disk}" in "".join(said.split("\n"))
+        assert f"MiB are free on the disk of {disk}" in said
         assert "make room there" in said
         assert registered(home) == []
         filler.unlink()
