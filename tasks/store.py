@@ -233,8 +233,8 @@ def _room() -> str:
         return " Its log says why; where its disk is full, make room there and run again."
     return (
         f" {free >> 20} MiB are free on the disk of {folder}, where it keeps its data, and it"
-        " writes nothing below 200 MiB: where that is why, make room there, and within a minute it"
-        " writes again; run again then, what is finished is kept."
+        " writes nothing below 200 MiB: if that is why, make room there, run again about a minute"
+        " later, and go on from what is finished."
     )
 
 

@@ -138,6 +138,13 @@ def lack(job: Word, emit: Emit) -> Word:
     raise MissingError(job.text)
 
 
+def overflow(job: Word, emit: Emit) -> Word:
+    """Write where no room is."""
+    del emit
+    Path("/dev/full").write_text(job.text)
+    return job
+
+
 def die(job: Word, emit: Emit) -> Word:
     """Be killed by the signal of that name."""
     del emit

@@ -1,7 +1,9 @@
 import json
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,13 @@ def test_what_the_store_lacks_is_told_from_a_bug() -> None:
     with pytest.raises(IsolatedError) as raised:
         ask("fail", "a bug")
     assert not isinstance(raised.value, ResourceError)
+
+
+def test_a_full_disk_is_named_with_what_to_do() -> None:
+    where = re.escape(tempfile.gettempdir())
+    said = rf"No space left on device.*make room in {where}, or name another folder by TMPDIR"
+    with pytest.raises(ResourceError, match=said):
+        ask("overflow", "a word")
 
 
 def test_a_child_that_leaves_is_named_with_its_exit_code() -> None:
