@@ -72,7 +72,8 @@ def produced(command: Command) -> dict[str, Any]:
 def test_lines_names_the_shipped_and_the_added(command: Command) -> None:
     names = [line["name"] for line in answer(command("lines", "--json"))["lines"]]
     assert names == [
-        "cifar", "diabetes", "digits", "fashion", "flights", "reviews", "speech", "verses",
+        "chimes", "cifar", "diabetes", "digits", "fashion", "flights", "prose", "reviews", "speech",
+        "verses",
     ]  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def test_predict_reads_json_and_csv(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["run", "nothing"], "no line is called 'nothing'; there are cifar, diabetes, digits"),
+        (["run", "nothing"], "no line is called 'nothing'; there are chimes, cifar, diabetes"),
         (["run", "digits"], "raw/digits/ is empty"),
         (["run", "digits", "--set", "training.epoch=3"], "no setting 'training.epoch'"),
         (["run", "digits", "--set", "training.epochs=0"], "greater than or equal to 1"),
