@@ -536,9 +536,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.stop()
 
 
-@pytest.fixture(scope="package")
-def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
+@pytest.fixture
+def remote(remote_store: tuple[Any, dict[str, str]]) -> Iterator[tuple[Any, dict[str, str]]]:
     """A client of a store with an empty bucket `modelmint`, and the server's environment."""
+    client, _ = remote_store
+    yield remote_store
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket="modelmint"):
+        for item in page.get("Contents", []):
+            client.delete_object(Bucket="modelmint", Key=item["Key"])
+
+
+@pytest.fixture(scope="package")
+def remote_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, dict[str, str]]]:
     home = tmp_path_factory.mktemp("store")
     with store(home).use() as running:
         found = environment(home, running)
