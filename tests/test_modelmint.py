@@ -134,9 +134,12 @@ def test_errors_are_one_line_that_says_what_to_do(
     assert found.returncode == 1
     assert expected in found.stderr
     assert "Traceback" not in found.stderr
-    as_json = command(*words, "--json")
-    assert as_json.returncode == 1
-    assert expected in json.loads(as_json.stdout)["error"]
+
+
+def test_an_error_as_json_is_one_object(command: Command) -> None:
+    found = command("run", "digits", "--json")
+    assert found.returncode == 1
+    assert "raw/digits/ is empty" in json.loads(found.stdout)["error"]
 
 
 def test_a_store_that_does_not_answer_is_named(command: Command) -> None:
