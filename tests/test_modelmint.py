@@ -189,7 +189,7 @@ def test_the_commands_of_the_readme_work(
         if words[0] == "search":
             words = [*words, "--trials", "2", "--set", "training.epochs=2"]  # noqa: PLW2901
         ours = ("record.json", "exported", "exported/key.json")
-        named = {"a43a5b48f5e06c5c": produced["digest"][:16]}
+        named = {"895a5c52125cef24": produced["digest"][:16]}
         paths = [str(tmp_path / w) if w in ours else named.get(w, w) for w in words]
         found = command(*paths)
         assert found.returncode == 0, (words, found.stderr[-1500:])
