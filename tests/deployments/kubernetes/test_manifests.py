@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from deployments.serving.__main__ import _parser
 from deployments.serving.app import create
 from tests.conftest import ROOT
 
@@ -126,6 +127,16 @@ def test_images_are_targets_of_the_dockerfile() -> None:
     }
     overlay = yaml.safe_load((FOLDER / "overlays" / "example" / "kustomization.yaml").read_text())
     assert {image["name"] for image in overlay["images"]} == {f"modelmint/{t}" for t in targets}
+
+
+def test_decoders_at_their_limit_leave_the_server_its_memory() -> None:
+    """Over a pod's limit the kernel ends the whole container, not the decoder at fault."""
+    servers = [c for _, c in containers() if "--decode-mb" in c.get("args", [])]
+    assert len(servers) == 2
+    for container in servers:
+        found = _parser().parse_args([*container["args"], "--repository", "models"])
+        gibibytes = int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
+        assert found.decoders * found.decode_mb * 1e6 <= (gibibytes - 0.75) * 2**30
 
 
 def test_no_secret_is_written_down() -> None:
