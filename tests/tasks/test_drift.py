@@ -22,7 +22,7 @@ from tasks.promotion import version_folder
 from tasks.served import Served
 from tasks.snapshot import raw_prefix
 from tasks.store import store
-from tests.deployments.serving.conftest import network
+from tests.deployments.serving.versions import network
 from tests.tasks import samples
 from tests.tasks.conftest import Made, snapshot
 

@@ -18,7 +18,8 @@ from tasks.register import UnknownVersionError, register_import
 from tasks.server import DeploymentError
 from tasks.store import store
 from tests.conftest import environment, new_bucket
-from tests.deployments.serving.conftest import Server, table_version
+from tests.deployments.serving.server import Server
+from tests.deployments.serving.versions import table_version
 
 _lines = (f"line-{number}" for number in count(1))
 

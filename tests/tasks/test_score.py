@@ -30,7 +30,7 @@ from tasks.scoring import ScoredObject, Scoring, Source, scoring
 from tasks.served import NoChampionError, Served, served
 from tasks.snapshot import EmptyPrefixError, list_prefix
 from tasks.store import store
-from tests.deployments.serving.conftest import LABELS, image_version
+from tests.deployments.serving.versions import LABELS, image_version
 from tests.tasks import samples
 from tests.tasks.conftest import Made, Trained, registered
 

@@ -13,7 +13,7 @@ from models.texts import TextFeatures
 from models.transcription import Transcription
 from models.vocabulary import SPECIAL, Characters
 from models.waves import write_wave
-from tests.deployments.serving.conftest import Version, assemble, network
+from tests.deployments.serving.versions import Version, assemble, network
 
 RATE = 8000
 TONES = {"a": 400.0, "b": 2400.0}

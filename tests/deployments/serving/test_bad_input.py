@@ -22,8 +22,8 @@ from onnx import TensorProto, helper
 from models.objectives import Regression
 from models.texts import TextFeatures
 from models.vocabulary import Characters
-from tests.deployments.serving.conftest import assemble, network
 from tests.deployments.serving.test_limits import chunk
+from tests.deployments.serving.versions import assemble, network
 
 INFER, PREDICT = "/v2/models/air-time/infer", "/v1/lines/air-time/predict"
 ROW = {"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}

@@ -88,7 +88,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None
             tokens[choice.index] += choice.logprobs.tokens or []
             ends[choice.index] = choice.finish_reason or ""
             parts += 1
-    assert parts > 20
+    assert parts > len(texts), "every text came in one piece"
     assert texts == [choice.text for choice in whole.choices]
     assert ends == ["length"] * 4
     assert ["".join(one) for one in tokens] == texts

@@ -3,7 +3,6 @@
 import base64
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,33 +10,20 @@ from typing import Any
 import orjson
 import pytest
 
-BROWSER = shutil.which("chromium")
+from tests.browser import browser, watched
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+def chromium() -> Iterator[Any]:
+    with browser() as started:
+        yield started
 
 
 @pytest.fixture
-def page(browser: Any, shared: Any) -> Iterator[Any]:
-    """The page of the server, newly opened; fails on what its script throws or blocks."""
-    page = browser.new_page(viewport={"width": 1100, "height": 1400})
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and problems.append(said.text))
-    page.goto(f"http://127.0.0.1:{shared.port}/")
-    yield page
-    page.close()
-    assert not [one for one in problems if "status of 4" not in one], problems
-
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium (Debian: chromium)")
+def page(chromium: Any, shared: Any) -> Iterator[Any]:
+    """The page of the server, newly opened."""
+    with watched(chromium, f"http://127.0.0.1:{shared.port}/") as page:
+        yield page
 
 
 def opened(page: Any, shared: Any) -> None:
@@ -46,7 +32,6 @@ def opened(page: Any, shared: Any) -> None:
     page.get_by_role("heading", name="air-time").wait_for()
 
 
-@needs_browser
 def test_a_wrong_key_is_told(page: Any, shared: Any) -> None:
     page.get_by_label("API key").fill("mm_000000000000_x")
     page.get_by_role("button", name="Open").click()
@@ -54,7 +39,6 @@ def test_a_wrong_key_is_told(page: Any, shared: Any) -> None:
     assert page.get_by_role("heading", name="air-time").count() == 0
 
 
-@needs_browser
 def test_a_record_is_predicted_and_explained(page: Any, shared: Any) -> None:
     opened(page, shared)
     line = page.get_by_role("region", name="air-time", exact=True)
@@ -69,7 +53,6 @@ def test_a_record_is_predicted_and_explained(page: Any, shared: Any) -> None:
     assert answer.get_by_role("row", name=re.compile("hour 4 .8")).count() == 1
 
 
-@needs_browser
 def test_an_image_is_predicted_and_explained_by_keyboard(
     page: Any, shared: Any, picture: bytes, tmp_path: Path
 ) -> None:
@@ -94,7 +77,6 @@ def test_an_image_is_predicted_and_explained_by_keyboard(
             page.screenshot(path=Path(folder) / f"{scheme}.png", full_page=True)
 
 
-@needs_browser
 def test_provenance_metrics_and_operations_are_shown(
     page: Any, shared: Any, picture: bytes
 ) -> None:
@@ -114,7 +96,6 @@ def test_provenance_metrics_and_operations_are_shown(
     operation.get_by_role("status").get_by_text('"platform":"onnxruntime_onnx"').wait_for()
 
 
-@needs_browser
 def test_every_control_has_a_name_and_dark_is_dark(page: Any, shared: Any) -> None:
     opened(page, shared)
     nameless = """() => [...document.querySelectorAll("input, select, textarea, button")]

@@ -12,8 +12,8 @@ from deployments.serving.session import Served, open_version
 from models import samples
 from models.objectives import Regression
 from models.signature import MANIFEST_FILE, PROVENANCE_FILE, SAMPLE_FILE, VERSION_FILE
-from tests.deployments.serving.conftest import Version, assemble, network
 from tests.deployments.serving.datatypes import Numerals
+from tests.deployments.serving.versions import Version, assemble, network
 
 
 def opened(version: Any) -> Served:

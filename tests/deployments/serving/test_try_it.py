@@ -7,7 +7,6 @@ keeps pictures of them, light and dark.
 
 import os
 import re
-import shutil
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.browser import browser, watched
 from tests.deployments.serving.letters import letters
 from tests.deployments.serving.sequences import clip, opinion_version, spoken, tones_version
-
-BROWSER = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium (Debian: chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -44,38 +41,27 @@ def server(
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A browser whose microphone hears `ab` again and again."""
-    from playwright.sync_api import sync_playwright
-
     heard = tmp_path_factory.mktemp("microphone") / "ab.wav"
     heard.write_bytes(clip("ab"))
     options = (
-        "--no-sandbox",
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={heard}",
     )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
-        yield browser
-        browser.close()
+    with browser(*options) as started:
+        yield started
 
 
 @pytest.fixture
-def page(browser: Any, server: Any) -> Iterator[Any]:
-    """The page, opened with the key; fails on what its script throws or blocks."""
-    page = browser.new_page(viewport={"width": 1100, "height": 1400})
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and problems.append(said.text))
-    page.goto(f"http://127.0.0.1:{server.port}/")
-    page.get_by_label("API key").fill(server.key)
-    page.get_by_role("button", name="Open").click()
-    page.get_by_role("heading", name="opinions").wait_for()
-    yield page
-    page.close()
-    assert not [one for one in problems if "status of 4" not in one], problems
+def page(chromium: Any, server: Any) -> Iterator[Any]:
+    """The page, opened with the key."""
+    with watched(chromium, f"http://127.0.0.1:{server.port}/") as page:
+        page.get_by_label("API key").fill(server.key)
+        page.get_by_role("button", name="Open").click()
+        page.get_by_role("heading", name="opinions").wait_for()
+        yield page
 
 
 def line(page: Any, name: str) -> tuple[Any, Any]:

@@ -118,7 +118,7 @@ def test_a_text_is_streamed_while_it_is_written(server: Any, how: str) -> None:
     assert found.headers["x-request-id"]
     *pieces, (last, answer) = events(found.body)
     assert {name for name, _ in pieces} == {"piece"}
-    assert len(pieces) > 5
+    assert len(pieces) > 1
     assert "".join(data["text"] for _, data in pieces) == whole["predictions"][0]["text"]
     assert (last, answer) == ("answer", whole)
 
