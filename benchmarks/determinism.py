@@ -34,7 +34,7 @@ from tasks.isolated import Emit, Profile
 from tasks.jobs import TrainJob
 from tasks.refs import Weights
 
-CASES = (Case("digits", 3), Case("flights", 2))
+CASES = (Case("digits", "cnn", 3), Case("flights", "mlp", 2))
 TIMED, UNRESTRAINED = "benchmarks.determinism:timed", "benchmarks.determinism:unrestrained"
 GOALS = {
     ("fast", "unrestrained"): 1.05,

@@ -30,7 +30,7 @@ class Watcher:
         self.pulse = Pulse(STUCK)
         self._watchdog = Watchdog(settings, runs)
         self._strangers: set[str] = set()
-        self._swept = self._watched = time.monotonic()
+        self._swept = self._watched = self._refreshed = time.monotonic()
         self._said: dict[str, str] = {}
 
     def round(self) -> None:
@@ -54,10 +54,12 @@ class Watcher:
         for watch in meant:
             watch.hint()
         if not meant:
-            self._stranger(prefix)
+            # The first object of a new bucket, or of a line whose file is new.
+            self._swept = min(self._swept, self._refreshed + self.settings.quiet)
 
     def _refresh(self) -> None:
         """Find the lines there are now, and folders that belong to none of them."""
+        self._refreshed = time.monotonic()
         # First, since without a bucket there is nothing to watch.
         folders = list(store().folders(RAW))
         known = catalog.lines()

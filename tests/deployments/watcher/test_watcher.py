@@ -67,6 +67,7 @@ def test_every_line_is_watched_and_a_folder_of_none_is_named_once(
     rounds(watcher, holds=lambda: len(told.lines) >= 2)
     assert sorted(told.lines) == ["digits", "flights"]
     from_webhook(watcher.hints, filer(f"{watcher.hints.bucket}/raw/nobody/2.csv"))
+    store().put("raw/stranger/2.csv", b"1")
     from_webhook(watcher.hints, filer(f"{watcher.hints.bucket}/raw/stranger/2.csv"))
     rounds(watcher, holds=lambda: "raw/stranger/" in caplog.text)
     assert caplog.text.count("raw/nobody/: data of an unknown line, nothing is started") == 1
@@ -121,6 +122,20 @@ def test_a_bucket_that_is_not_there_yet_is_waited_for(
     assert watcher.lines == {}
     store().create_bucket()
     store().put("raw/digits/1.tar", b"1")
+    rounds(watcher, holds=lambda: bool(told.lines))
+    assert told.lines == ["digits"]
+
+
+def test_a_hint_of_a_new_bucket_is_followed_at_once(
+    bucket: str, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{bucket}-new"
+    monkeypatch.setenv("MODELMINT_BUCKET", name)
+    watcher = Watcher(SETTINGS.model_copy(update={"sweep": 1e9}), Hints(name), cast(Runs, told))
+    watcher.round()
+    store().create_bucket()
+    store().put("raw/digits/1.tar", b"1")
+    from_webhook(watcher.hints, filer(f"{name}/raw/digits/1.tar"))
     rounds(watcher, holds=lambda: bool(told.lines))
     assert told.lines == ["digits"]
 
