@@ -15,8 +15,8 @@ from benchmarks.cleaning_job import (
     Statistics,
 )
 from models.lines.flights import FULL_TURN
+from models.records import NULLS
 from models.splits import HELD_OUT
-from models.tables import NULLS
 
 
 def with_duckdb(files: list[Path], references: dict[str, Path], goal: Path) -> Statistics:

@@ -21,6 +21,7 @@ Goals: `fast` at most 1.05 times the time of a loop that is not deterministic, h
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -106,7 +107,7 @@ def _contestants(job: TrainJob, path: Path) -> dict[str, Callable[[], float]]:
         return float(measuring.run(command, counted).answer["cpu an epoch"])
 
     profiles: dict[str, Callable[[], float]] = {
-        profile: lambda profile=profile: trained(TIMED, isolated.environment(profile, threads))
+        profile: partial(trained, TIMED, isolated.environment(profile, threads))
         for profile in get_args(Profile)
     }
     loose = _loose(threads)
@@ -133,8 +134,9 @@ def unrestrained(job: TrainJob, emit: Emit) -> Weights:
 
     from tasks import trainer
 
-    torch.manual_seed = lambda _: torch.default_generator
-    trainer.deterministic = torch.set_num_threads
+    # By name: a checker knows that neither is meant to be replaced.
+    setattr(torch, "manual_seed", lambda _: torch.default_generator)  # noqa: B010
+    setattr(trainer, "deterministic", torch.set_num_threads)  # noqa: B010
     return timed(job, emit)
 
 

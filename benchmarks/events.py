@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import httpx
 
@@ -33,6 +34,7 @@ from benchmarks.measuring import RESULTS, ROOT, options, publish, temporary_home
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import StateType
 
 LINES = ROOT / "tests" / "lines"
 LINE = "diabetes"
@@ -207,6 +209,8 @@ class _Player:
 
     def play(self) -> None:
         """Play until told to end."""
+        from prefect.client.schemas.objects import StateType
+
         from models import catalog
         from tasks.arrivals import take
         from tasks.snapshot import list_objects
@@ -217,7 +221,7 @@ class _Player:
             lines = [run["parameters"]["line"] for run in found]
             self.most = max([self.most, *(lines.count(name) for name in self.names)])
             for run, name in zip(found, lines, strict=True):
-                self._state(run["id"], "RUNNING")
+                self._state(run["id"], StateType.RUNNING)
                 listing = list_objects(catalog.find(name).data)
                 take(name, listing)
                 self.runs += 1
@@ -225,11 +229,12 @@ class _Player:
                 self.took[name] = listing.objects
             time.sleep(1.0)
             for run in found:
-                self._state(run["id"], "COMPLETED")
+                self._state(run["id"], StateType.COMPLETED)
 
-    def _state(self, run: str, kind: str) -> None:
-        body = {"state": {"type": kind}, "force": True}
-        self.api.request("POST", f"/flow_runs/{run}/set_state", json=body)
+    def _state(self, run: str, kind: "StateType") -> None:
+        from prefect.client.schemas.objects import State
+
+        self.api.set_flow_run_state(UUID(run), State(type=kind), force=True)
 
     def complete(self) -> bool:
         """Whether every object is in a run."""
@@ -282,9 +287,9 @@ def _services() -> Iterator["SyncPrefectClient"]:
 
         with SyncPrefectClient(addresses[PREFECT]) as api:
             # Cron's runs are none of ours.
-            for found in api.request("POST", "/deployments/filter", json={}).json():
-                if found["name"] != "arrivals":
-                    api.request("DELETE", f"/deployments/{found['id']}")
+            for found in api.read_deployments():
+                if found.name != "arrivals":
+                    api.delete_deployment(found.id)
             yield api
 
 

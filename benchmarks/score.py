@@ -19,6 +19,7 @@ import struct
 import tarfile
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,9 @@ def _figures(turns: int) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "form": "int8-static",
-        "limit": measuring.median(found["limit"]),
-        "idx": measuring.median(found["idx"]),
-        "png": measuring.median(found["png"]),
+        "limit": median(found["limit"]),
+        "idx": median(found["idx"]),
+        "png": median(found["png"]),
         "idx over limit": measuring.ratio(found["idx"], found["limit"]),
         "png over limit": measuring.ratio(found["png"], found["limit"]),
         "memory, 1x": peaks["1x"],

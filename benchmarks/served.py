@@ -97,7 +97,8 @@ def model(name: str) -> Model:
     rng = np.random.default_rng(7)
 
     def weights(*shape: int) -> NDArray[np.float32]:
-        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        found = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return np.asarray(found, np.float32)
 
     if name == "cnn":
         constants = {
@@ -105,7 +106,8 @@ def model(name: str) -> Model:
             "w2": weights(64, 32, 3, 3),
             "w3": weights(64, 3136),
         }
-        pads, pool = {"pads": [1] * 4}, {"kernel_shape": [2, 2], "strides": [2, 2]}
+        pads: dict[str, Any] = {"pads": [1] * 4}
+        pool: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}
         nodes = [
             helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
             helper.make_node("Conv", ["real", "w1"], ["c1"], **pads),
@@ -255,7 +257,7 @@ def wait(url: str, process: "subprocess.Popen[bytes]", seconds: float = 120) -> 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}")
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         try:
             if httpx.get(url, timeout=2).status_code == 200:
                 return

@@ -205,12 +205,10 @@ def loop(who: str, path: Path) -> dict[str, float]:
     )
     loss_of = training_loss(signature.objective, training.label_smoothing)
     chance = torch.Generator()
-    loader, fabric = (
-        DataLoader(
-            TensorDataset(*data), batch_size=training.batch_size, shuffle=True, drop_last=True
-        ),
-        None,
+    loader: Any = DataLoader(
+        TensorDataset(*data), batch_size=training.batch_size, shuffle=True, drop_last=True
     )
+    fabric: Fabric | None = None
     if who == "fabric":
         fabric = Fabric(accelerator="cpu", devices=1)
         network, optimizer = fabric.setup(network, optimizer)
