@@ -2,7 +2,8 @@
 
     python -m benchmarks.replays [--json] [--fast 4] [--portable 4] [--workers 1,2,4] [--minutes 90]
 
-About an hour on two idle cores; `--minutes` or Ctrl-C cuts it short. One version of each line in
+Two hours on two cores; `--minutes` or Ctrl-C cuts it short, and `--add` keeps what runs published
+before it found: each replay names its commit. One version of each line in
 each numeric profile is produced on the two Dask workers of a laptop run: `diabetes` is an MLP,
 `digits` a small CNN with random affine augmentation, `prose` a GRU language model with dropout,
 `chimes` a transformer with random masking. Then `flows.replay.replay` makes each again,
@@ -56,6 +57,7 @@ def main() -> None:
     from deployments.local.stack import PREFECT, SERVER, STORE, stack
 
     found: list[dict[str, Any]] = []
+    commit = measuring.commit()
     with measuring.temporary_home():
         measuring.add_test_lines()
         with stack(STORE, PREFECT, SERVER):
@@ -67,9 +69,11 @@ def main() -> None:
                         for line, number in versions[profile].items():
                             if time_is_left():
                                 place: dict[str, Any] = {"line": line, "profile": profile}
-                                place |= {"workers": workers, "cores": load}
+                                place |= {"workers": workers, "cores": load, "commit": commit}
                                 found.append({**place, **_replayed(line, number)})
                                 print(found[-1], file=sys.stderr, flush=True)
+    if options.add:
+        found = measuring.known("replays").get("all", []) + found
     rows = _rows(found)
     figures = {
         "identical": sum(f["identical"] for f in found),
@@ -89,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fast", type=int, default=4, help="replays of `fast` in each place")
     parser.add_argument("--portable", type=int, default=4, help="of `portable`")
     parser.add_argument("--minutes", type=float, default=90.0, help="no new replay after so long")
+    parser.add_argument("--add", action="store_true", help="to what is published already")
     parser.add_argument("--workers", default="1,2,4", help="sizes of the Dask clusters")
     return parser.parse_args()
 
