@@ -19,6 +19,10 @@ class DeploymentError(RuntimeError):
     """The server does not serve the version; the one before goes on serving."""
 
 
+class ServerAwayError(DeploymentError):
+    """The server does not answer, or the store does not answer the server: try again later."""
+
+
 def endpoint() -> str:
     """The address of the model server; raises DeploymentError when none is named."""
     url = os.environ.get(ENDPOINT_SETTING, "").rstrip("/")
@@ -41,10 +45,10 @@ def authorization() -> dict[str, str]:
 
 
 def settle(client: httpx.Client, line: str) -> None:
-    """Have the server record what it put into production by itself; raises DeploymentError."""
+    """Have the server record what it put into production by itself; raises ServerAwayError."""
     left = post(client, f"/v1/lines/{line}/record", {})["unrecorded"]
     if left:
-        raise DeploymentError(
+        raise ServerAwayError(
             f"{left} changes of production are not in the promotion record yet, since the store"
             " does not answer the model server: see its log"
         )
@@ -72,7 +76,7 @@ def serving(client: httpx.Client, line: str) -> int:
 
 
 def post(client: httpx.Client, path: str, body: dict[str, Any] | bytes, headers: Any = None) -> Any:
-    """What it answers; raises DeploymentError for a refusal and for silence."""
+    """What it answers; raises DeploymentError for a refusal, ServerAwayError for silence."""
     content = body if isinstance(body, bytes) else orjson.dumps(body)
     return _asked(client, "POST", path, content=content, headers={**JSON, **(headers or {})})
 
@@ -88,9 +92,13 @@ def _asked(client: httpx.Client, method: str, path: str, **request: Any) -> Any:
     except httpx.HTTPError as error:
         raise _silent(client, error) from None
     if answer.status_code >= 400:
-        raise DeploymentError(f"{path}: the model server says {answer.status_code}: {answer.text}")
+        # A proxy's word for a server that is not there, and the server's own while it starts.
+        away = answer.status_code in (502, 503, 504)
+        raise (ServerAwayError if away else DeploymentError)(
+            f"{path}: the model server says {answer.status_code}: {answer.text}"
+        )
     return answer.json() if answer.content else {}
 
 
-def _silent(client: httpx.Client, error: httpx.HTTPError) -> DeploymentError:
-    return DeploymentError(f"the model server at {client.base_url} does not answer: {error}")
+def _silent(client: httpx.Client, error: httpx.HTTPError) -> ServerAwayError:
+    return ServerAwayError(f"the model server at {client.base_url} does not answer: {error}")

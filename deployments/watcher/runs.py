@@ -27,6 +27,7 @@ GOING = (StateType.PENDING, StateType.RUNNING)
 ENDED = (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 RESUMED = "Resumed"
 HEARTBEAT = "prefect.flow-run.heartbeat"
+HEARTBEAT_SETTING = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 SOON = timedelta(seconds=60)
 """A run that is due so soon will list what is there now."""
 MOST = 200
@@ -38,6 +39,7 @@ class Runs:
 
     def __init__(self) -> None:
         self.client: SyncPrefectClient = get_client(sync_client=True)
+        self._paces: dict[UUID, float | None] = {}
 
     def tell(self, event: dict[str, object]) -> None:
         """Hand over an event; the server takes one id once."""
@@ -78,6 +80,16 @@ class Runs:
         body = {"filter": wanted, "limit": 1}
         events = self.client.request("POST", "/events/filter", json=body).json()["events"]
         return str(events[0]["id"]) if events else ""
+
+    def pace(self, run: FlowRun) -> float | None:
+        """Seconds between the run's heartbeats, as its deployment sets them; None where unset."""
+        if run.deployment_id is None:
+            return None
+        if run.deployment_id not in self._paces:
+            variables = self.client.read_deployment(run.deployment_id).job_variables or {}
+            seconds = variables.get("env", {}).get(HEARTBEAT_SETTING)
+            self._paces[run.deployment_id] = None if seconds is None else float(seconds)
+        return self._paces[run.deployment_id]
 
     def resumed(self, run: UUID) -> int:
         """How often the run was started again."""

@@ -5,7 +5,8 @@ in Prefect's books while nobody's beat is seen is dead: would it wait, it would 
 now. Runs of other flows show it by Prefect's heartbeats, which count anew after Prefect was away;
 what changes production is never begun a second time. A worker that lives reports a flow's crash by
 itself. What was submitted and never ran is noticed by its age, and what failed because a service
-was away is tried again too. All ages are what this process saw with its own monotonic clock.
+was away, or memory or disk short, is tried again too, each time after a longer pause. All ages are
+what this process saw with its own monotonic clock.
 """
 
 import logging
@@ -16,7 +17,6 @@ from typing import NamedTuple
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.settings import get_current_settings
 
 from deployments.watcher.runs import CONTROL, FLOW, Runs, line_of
 from deployments.watcher.settings import Settings
@@ -28,12 +28,15 @@ MISSED = 2.5
 """Prefect's heartbeats that do not come before a run counts as dead."""
 RARELY = 180.0
 """Seconds between heartbeats where nobody set them; a run's own pace is known by its second."""
-# What the store's client, Prefect's and Dask's raise when the other side is not there; a failed
-# run's message begins with the name.
+# What the clients of the store, Prefect, MLflow, Dask and the model server raise when the other
+# side is not there, and stages for want of memory or disk; a failed run's message begins with it.
 AWAY = re.compile(
     r"\b(StoreError|ConnectError|ConnectTimeout|ReadError|ReadTimeout|RemoteProtocolError"
-    r"|CommClosedError|KilledWorker|LostWorkerError)\b"
+    r"|CommClosedError|KilledWorker|LostWorkerError|ServerAwayError|ResourceError"
+    r"|MlflowException: API request to)\b"
 )
+PAUSE, LONGER = 15.0, 4
+"""Seconds before what failed so is tried again, and how many times that the next time."""
 
 
 class _Heard(NamedTuple):
@@ -53,7 +56,6 @@ class Watchdog:
         self._states: dict[UUID, tuple[UUID | None, float]] = {}
         self._beats: dict[str, tuple[str, float]] = {}
         self._heard: dict[UUID, _Heard] = {}  # of runs of other flows
-        self._quickest = float(get_current_settings().flows.heartbeat_frequency or RARELY)
         self._given_up: set[UUID] = set()
         self._flows: dict[UUID, str] = {}
 
@@ -71,24 +73,25 @@ class Watchdog:
         }
         running = [run for run in found if run.state_type == StateType.RUNNING]
         self._listen({line_of(run) for run in running if self._produces(run)}, now)
-        others = [run.id for run in running if not self._produces(run)]
-        last = {run: self.runs.heartbeat(run) for run in others}
-        self._heard = {run: self._noted(heard.get(run), beat, now) for run, beat in last.items()}
+        others = [run for run in running if not self._produces(run)]
+        last = [(run, self.runs.heartbeat(run.id)) for run in others]
+        self._heard = {run.id: self._noted(run, heard.get(run.id), beat, now) for run, beat in last}
         for run in found:
             reason = self._dead(run, now)
             if reason:
                 self._mend(run, reason)
 
-    def _noted(self, known: _Heard | None, beat: str, now: float) -> _Heard:
+    def _noted(self, run: FlowRun, known: _Heard | None, beat: str, now: float) -> _Heard:
         """What is known of a run once this was its last heartbeat.
 
-        Another machine's runs may beat at another pace than is set here.
+        Where no deployment says how often it beats, what it does shows.
         """
-        if known is None or not known.beat:
-            return _Heard(beat, now, max(RARELY, self._quickest))
-        if known.beat == beat:
+        if known is not None and known.beat == beat:
             return known
-        return _Heard(beat, now, max(self._quickest, now - known.since))
+        told = self.runs.pace(run)
+        if known is None or not known.beat:
+            return _Heard(beat, now, told or RARELY)
+        return _Heard(beat, now, max(told or 0.0, now - known.since))
 
     def _flow(self, run: FlowRun) -> str:
         if run.flow_id not in self._flows:
@@ -112,20 +115,23 @@ class Watchdog:
 
     def _dead(self, run: FlowRun, now: float) -> str:
         """Why the run cannot be alive; empty when it may be."""
+        age = now - self._states[run.id][1]
         if run.state_type == StateType.CRASHED:
             # Only a worker can start it again; a command was told by whoever typed it.
             return "its process died" if run.deployment_id else ""
         if run.state_type == StateType.FAILED:
             said = AWAY.search((run.state.message if run.state else "") or "")
-            return f"a service was away ({said[0]})" if said and run.deployment_id else ""
-        age = now - self._states[run.id][1]
+            if not said or not run.deployment_id or age < PAUSE:
+                return ""
+            late = age > PAUSE * LONGER ** self.runs.resumed(run.id)
+            return f"something was away or short ({said[0]})" if late else ""
         if run.state_type == StateType.PENDING:
             late = age > self.settings.pending
             return f"submitted {age:.0f} s ago and does not run" if late else ""
         line, longest = line_of(run), self.settings.silent
         if not self._produces(run):
             heard = self._heard[run.id]
-            if not heard.beat:  # nothing says that it ever beats
+            if not heard.beat and self.runs.pace(run) is None:  # nothing says that it ever beats
                 return ""
             since, longest = heard.since, MISSED * heard.pace
         elif line in self._beats:

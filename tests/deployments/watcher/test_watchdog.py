@@ -14,10 +14,9 @@ from prefect.client.schemas.objects import (
     FlowRun,
     StateType,
 )
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Crashed, Failed, Pending, Running, State
 
-from deployments.watcher.runs import HEARTBEAT, RESUMED, Runs
+from deployments.watcher.runs import HEARTBEAT, HEARTBEAT_SETTING, RESUMED, Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
 from tasks import lease as leases
@@ -70,9 +69,7 @@ def started(runs: Runs, line: str) -> Iterator[Callable[..., FlowRun]]:
 
 @pytest.fixture
 def watchdog(runs: Runs, bucket: str, clock: Clock) -> Watchdog:
-    # As the stack sets it.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30}):
-        return Watchdog(SETTINGS, runs)
+    return Watchdog(SETTINGS, runs)
 
 
 def state(runs: Runs, run: FlowRun) -> tuple[StateType | None, str | None]:
@@ -102,14 +99,17 @@ def test_a_silent_run_is_started_again_and_has_its_slot_back(
 
 
 @pytest.fixture
-def running(runs: Runs, line: str) -> Iterator[Callable[[str], FlowRun]]:
+def running(runs: Runs, line: str) -> Iterator[Callable[..., FlowRun]]:
     """A run of the named flow that Prefect takes for running, as a deployment's."""
     client = runs.client
     made: list[UUID] = []
 
-    def start(flow: str) -> FlowRun:
+    def start(flow: str, seconds: int | None = None) -> FlowRun:
         deployment = client.create_deployment(
-            flow_id=client.create_flow_from_name(flow), name=line, enforce_parameter_schema=False
+            flow_id=client.create_flow_from_name(flow),
+            name=line,
+            enforce_parameter_schema=False,
+            job_variables={"env": {HEARTBEAT_SETTING: str(seconds)}} if seconds else None,
         )
         run = client.create_flow_run_from_deployment(deployment, parameters={"line": line})
         made.append(run.id)
@@ -141,13 +141,13 @@ def beat(runs: Runs, run: FlowRun) -> None:
 
 def test_a_run_of_another_flow_that_sends_no_heartbeats_is_started_again(
     runs: Runs,
-    running: Callable[[str], FlowRun],
+    running: Callable[..., FlowRun],
     watchdog: Watchdog,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client, run = runs.client, running("monitor")
-    for _ in range(3):
+    client, run = runs.client, running("monitor", 30)
+    for _ in range(2):
         beat(runs, run)
         watchdog.look()
         clock.advance(30)
@@ -172,8 +172,20 @@ def test_a_run_of_another_flow_that_sends_no_heartbeats_is_started_again(
     assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
 
 
-def test_a_run_that_beats_rarely_or_never_is_left_alone(
-    runs: Runs, running: Callable[[str], FlowRun], watchdog: Watchdog, clock: Clock
+def test_a_run_that_died_before_its_first_heartbeat_is_started_again(
+    runs: Runs, running: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
+) -> None:
+    run = running("replay", 30)
+    for _ in range(4):
+        assert state(runs, run) == (StateType.RUNNING, "Running")
+        watchdog.look()
+        clock.advance(25)
+    watchdog.look()
+    assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+
+
+def test_a_run_of_which_nothing_says_when_it_beats_is_left_alone(
+    runs: Runs, running: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
 ) -> None:
     rarely, never, others = running("score"), running("monitor"), running("of another team")
     for _ in range(3):
@@ -192,9 +204,9 @@ def test_a_run_that_beats_rarely_or_never_is_left_alone(
 
 @pytest.mark.parametrize("flow", ["rollback", "promote"])
 def test_what_changes_production_is_not_begun_again(
-    runs: Runs, running: Callable[[str], FlowRun], watchdog: Watchdog, clock: Clock, flow: str
+    runs: Runs, running: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock, flow: str
 ) -> None:
-    run = running(flow)
+    run = running(flow, 30)
     for _ in range(2):
         beat(runs, run)
         watchdog.look()
@@ -204,7 +216,9 @@ def test_what_changes_production_is_not_begun_again(
     assert state(runs, run)[0] == StateType.CRASHED
     failed = Failed(message="Flow run encountered an exception: StoreError: it does not answer")
     runs.client.set_flow_run_state(run.id, failed, force=True)
-    watchdog.look()
+    for _ in range(2):
+        watchdog.look()
+        clock.advance(1000)
     assert state(runs, run)[0] == StateType.FAILED
 
 
@@ -260,13 +274,28 @@ def test_a_crashed_run_is_started_again_and_given_up_at_last(
 
 
 def test_what_failed_for_want_of_a_service_is_started_again_and_other_failures_are_not(
-    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
 ) -> None:
-    said = "Flow run encountered an exception: {}: s3://modelmint/x does not answer"
-    away = started(Pending(), Running(), Failed(message=said.format("StoreError")))
-    wrong = started(Pending(), Running(), Failed(message=said.format("ValueError")))
-    watchdog.look()
-    assert state(runs, away) == (StateType.SCHEDULED, RESUMED)
+    said = [
+        "StoreError: s3://modelmint/x does not answer",
+        "ServerAwayError: the model server at http://x does not answer: refused",
+        "ResourceError: tasks.trainer:fit ended without an answer (SIGKILL)",
+        "MlflowException: API request to http://x failed with exception refused",
+    ]
+    failed = [Failed(message=f"Flow run encountered an exception: {text}") for text in said]
+    away = [started(Pending(), Running(), why) for why in failed]
+    wrong = started(Pending(), Running(), Failed(message="ValueError: the store does not answer"))
+    for pause in (15, 60):
+        watchdog.look()
+        clock.advance(pause - 1)
+        watchdog.look()
+        assert {state(runs, run)[0] for run in away} == {StateType.FAILED}
+        clock.advance(2)
+        watchdog.look()
+        assert {state(runs, run) for run in away} == {(StateType.SCHEDULED, RESUMED)}
+        # What was away is away still; the next pause is longer.
+        for run, why in zip(away, failed, strict=True):
+            runs.client.set_flow_run_state(run.id, why, force=True)
     assert state(runs, wrong)[0] == StateType.FAILED
 
 
