@@ -8,10 +8,12 @@ function of the version and what it was compared with, and what was reported is 
 
 import base64
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_table_artifact
-from prefect.events import emit_event
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
 from models.signature import VERSION_FILE
 from models.version import Verified
@@ -42,32 +44,44 @@ def report_key(found: Drift) -> str:
 def announce(found: Drift, version: Verified) -> bool:
     """Emit the event if something drifted, keep the signed report; False when it was kept before.
 
-    In that order: whoever dies in between emits the same event again, and none is lost.
+    In that order, and not before Prefect has the event: whoever dies in between emits the same one
+    again, and none is lost. Raises httpx.HTTPError when Prefect does not take it.
     """
     key = report_key(found)
     if store().exists(key):
         return False
     if found.drifted:
-        emit_event(
-            event=EVENT,
-            resource={
-                "prefect.resource.id": resource(found.line),
-                "prefect.resource.name": found.line,
-                "modelmint.version": str(found.version),
-            },
-            payload={
-                "line": found.line,
-                "version": found.version,
-                "digest": found.version_digest,
-                "drifted": list(found.drifted),
-                "report": store().uri(key),
-            },
-            id=event_id(found),
-        )
+        event = _event(found, store().uri(key))
+        with get_client(sync_client=True) as client:
+            # Not Prefect's emit_event: it sends later, in a thread that may never come to it.
+            client.request("POST", "/events", json=[event]).raise_for_status()
     tests = {f"{f.sample}: {f.name} ({f.test})": not f.drifted for f in found.findings}
     detail = found.model_dump(mode="json", exclude={"stored", "observed", "fingerprint"})
     content = provenance.monitored(found.version_digest, version.files[VERSION_FILE], tests, detail)
     return store().put_new(key, content)
+
+
+def _event(found: Drift, report: str) -> dict[str, Any]:
+    run = str(flow_run.get_id() or "")
+    role = {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.role": "flow-run"}
+    return {
+        "id": str(event_id(found)),
+        "event": EVENT,
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {
+            "prefect.resource.id": resource(found.line),
+            "prefect.resource.name": found.line,
+            "modelmint.version": str(found.version),
+        },
+        "related": [role] if run else [],
+        "payload": {
+            "line": found.line,
+            "version": found.version,
+            "digest": found.version_digest,
+            "drifted": list(found.drifted),
+            "report": report,
+        },
+    }
 
 
 def show_drift(found: Drift) -> None:

@@ -90,16 +90,22 @@ def score_object(text: str, source_text: str) -> str:
             refusal = Refusal(field=WHOLE_OBJECT, reason=f"{name}: {error}", rows=0)
             record = _record(source, None, None, 0, (refusal,))
         else:
+            output = f"{place}.parquet"
+            if not store().put_new_file(output, table):
+                # Somebody was there before, maybe with other bytes: those are the output.
+                [there] = store().list(output)
+                store().fetch(output, table, there.etag)
+                rows, reasons = _counted(table)
             refusals = tuple(
                 Refusal(field=field, reason=reason, rows=count)
                 for (field, reason), count in sorted(reasons.items())
             )
-            output = f"{place}.parquet"
             digest = blake3().update_mmap(table).hexdigest()
-            store().put_new_file(output, table)
             record = _record(source, output, digest, rows, refusals)
-    store().put_new(f"{place}.json", record.model_dump_json().encode())
-    return record.model_dump_json()
+    told = f"{place}.json"
+    if store().put_new(told, record.model_dump_json().encode()):
+        return record.model_dump_json()
+    return store().get(told).content.decode()
 
 
 def _write(
@@ -120,11 +126,7 @@ def _write(
         for piece in how.data.pieces(name, raw, PIECE):
             found = ready.rows(name, piece.payload).with_columns(pl.col("row") + piece.first)
             rows += found.height
-            counted = found.filter(pl.col("refused_field").is_not_null())
-            groups = counted.group_by("refused_field", "refused_reason", maintain_order=True).len()
-            for field, reason, number in groups.iter_rows():
-                told = (field, reason) in reasons or len(reasons) < REASONS
-                reasons[field, reason if told else OTHER] += number
+            _add(reasons, found)
             arrow = found.to_arrow(compat_level=pl.CompatLevel.oldest())
             if writer is None:
                 schema = arrow.schema.with_metadata(about)
@@ -142,6 +144,25 @@ def _write(
         if writer is not None:
             writer.close()
     return rows, reasons
+
+
+def _counted(table: Path) -> tuple[int, Counter[tuple[str, str]]]:
+    """The rows of a file that was written before, and those of each reason."""
+    import pyarrow.parquet as pq
+
+    reasons: Counter[tuple[str, str]] = Counter()
+    with pq.ParquetFile(table) as file:
+        for batch in file.iter_batches(columns=["refused_field", "refused_reason"]):
+            _add(reasons, pl.DataFrame(pl.from_arrow(batch)))
+        return file.metadata.num_rows, reasons
+
+
+def _add(reasons: Counter[tuple[str, str]], rows: pl.DataFrame) -> None:
+    refused = rows.filter(pl.col("refused_field").is_not_null())
+    groups = refused.group_by("refused_field", "refused_reason", maintain_order=True).len()
+    for field, reason, number in groups.iter_rows():
+        told = (field, reason) in reasons or len(reasons) < REASONS
+        reasons[field, reason if told else OTHER] += number
 
 
 def predict(session: Any, inputs: Tensors) -> NDArray[Any]:

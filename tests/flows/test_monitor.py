@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import polars as pl
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.monitor import monitor, monitor_lines
 from flows.produce import Production
@@ -13,7 +14,8 @@ from models import catalog
 from models.attestation import TEST_RESULT, verified
 from models.trust import trust
 from tasks.drift import Drift, Search
-from tasks.publish_drift import EVENT, event_id, report_key, verdict
+from tasks.publish_drift import EVENT, announce, event_id, report_key, verdict
+from tasks.served import served
 from tasks.snapshot import raw_prefix
 from tasks.store import store
 
@@ -58,6 +60,12 @@ def test_drift_is_reported_signed_and_told_once(
     statement = verified(envelope, trust(), predicate=TEST_RESULT)
     assert statement.predicate["result"] == "WARNED"
     assert "fresh: bmi (Kolmogorov-Smirnov)" in statement.predicate["warnedTests"]
+    # Without Prefect nothing is on record, so that the next search tells it.
+    other = drifted.model_copy(update={"digest": "0" * 64})
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        with pytest.raises(httpx.ConnectError):
+            announce(other, served(LINE)[1])
+        assert not store().exists(report_key(other))
     again = monitor(LINE, HOW)
     assert again.digest == drifted.digest
     # Events travel on their own; nothing says when the server has one.
