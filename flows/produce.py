@@ -18,6 +18,7 @@ from tasks.evaluate import evaluate
 from tasks.gate import decide
 from tasks.production import reconsidered
 from tasks.progress import listening
+from tasks.progress_artifact import ProgressArtifact
 from tasks.promotion import champion_for
 from tasks.publish import EpochLog, show
 from tasks.recipe import recipe
@@ -27,6 +28,9 @@ from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.stage import StageRun, recording
 from tasks.train import train
 from tasks.turn import turn
+
+STAGES = 8
+"""Of a run, from `snapshot` to `deploy`."""
 
 
 class Production(Frozen):
@@ -61,7 +65,12 @@ def produce(
         budget: What compression may cost, instead of what the line allows.
     """
     wanted = catalog.find(line).changed(model, training, gate, budget)
-    with turn(line), recording() as runs, listening(EpochLog(line)):
+    with (
+        turn(line),
+        recording() as runs,
+        listening(EpochLog(line)),
+        listening(ProgressArtifact(f"{line}-progress", STAGES)),
+    ):
         spec = wanted.on(cluster.device())
         profile, threads = spec.training.profile, spec.training.threads
         prefix = raw_prefix(spec.data)
@@ -81,7 +90,7 @@ def produce(
         verdict = reconsidered(line, recorded.digest, verdict)
         version = register(recorded, prefix, snapshot, artifact, report, verdict)
         endpoint = deploy(version, artifact, verdict)
-        show(line, dataset, report, artifact, verdict, endpoint)
+        show(version, dataset, report, artifact, verdict)
     return Production(
         version=version,
         dataset=dataset,

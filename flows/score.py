@@ -6,7 +6,8 @@ modelmint score flights raw/flights/
 from prefect import flow
 
 from tasks.progress import listening
-from tasks.publish_score import ProgressArtifact, show_scored
+from tasks.progress_artifact import ProgressArtifact
+from tasks.publish_score import show_scored
 from tasks.score import Scored
 from tasks.score import score as score_objects
 from tasks.scoring import scoring

@@ -13,7 +13,8 @@ from prefect.artifacts import (
 
 from tasks import tracking
 from tasks.progress import Event
-from tasks.refs import Artifact, Dataset, Difference, Endpoint, Ref, Report, Verdict
+from tasks.refs import Artifact, Dataset, Difference, Ref, Report, Verdict, Version
+from tasks.server import endpoint
 from tasks.store import store
 
 
@@ -36,10 +37,10 @@ class EpochLog:
 
 
 def show(
-    line: str, dataset: Dataset, report: Report, artifact: Artifact, verdict: Verdict,
-    endpoint: Endpoint,
-) -> None:  # fmt: skip
-    """The run as Prefect artifacts: data, quality, compression, verdict, plots and endpoint."""
+    version: Version, dataset: Dataset, report: Report, artifact: Artifact, verdict: Verdict
+) -> None:
+    """The run as Prefect artifacts: data, quality, compression, verdict, plots and links."""
+    line = version.line
     create_table_artifact(
         key=f"{line}-quarantine",
         table=[r.model_dump() for r in dataset.refused] or [{"reason": "nothing was refused"}],
@@ -55,7 +56,14 @@ def show(
             key=f"{line}-{title.replace(' ', '-')}",
             description=title,
         )
-    create_link_artifact(link=endpoint.url, link_text="endpoint", key=f"{line}-endpoint")
+    name = f"{line} version {version.number}"
+    create_link_artifact(
+        link=f"{endpoint()}/", link_text=f"{name}: where it answers", key=f"{line}-endpoint"
+    )
+    if page := tracking.page(version.run):
+        create_link_artifact(
+            link=page, link_text=f"{name}: figures and files in MLflow", key=f"{line}-mlflow"
+        )
 
 
 def log(run: str, report: Report, artifact: Artifact, verdict: Verdict) -> None:

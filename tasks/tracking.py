@@ -45,6 +45,14 @@ def experiment(line: str) -> str:
     return str(client().create_experiment(line, artifact_location=store().uri(f"mlflow/{line}")))
 
 
+def page(run: str) -> str:
+    """The run's page of the MLflow server; empty where MLFLOW_TRACKING_URI names none."""
+    if not address().startswith("http"):
+        return ""
+    number = client().get_run(run).info.experiment_id
+    return f"{address().rstrip('/')}/#/experiments/{number}/runs/{run}"
+
+
 def run_for(line: str, identity: str, parent: str = "") -> str:
     """The MLflow run with that identity, created, below the parent, when there is none."""
     number = experiment(line)

@@ -1,5 +1,8 @@
 """The whole chain on a third line that is one file, against the real services."""
 
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import httpx
@@ -9,10 +12,12 @@ from deployments.local.stack import SERVER
 from flows.produce import Production, produce
 from models import catalog
 from models.spec import Budget, Gate, Training
-from tasks import tracking
+from tasks import progress, tracking, turn
+from tasks.arrivals import look, taken
 from tasks.clean import clean
 from tasks.dataset import manifest, rows
 from tasks.land import land
+from tasks.lease import lease
 from tasks.lineage import UnknownOriginError, lineage
 from tasks.production import catch_up, promote_version, roll_back
 from tasks.promotion import promotions
@@ -43,6 +48,29 @@ def test_first_version_is_promoted_and_beats_the_mean(first: Production) -> None
     ]  # fmt: skip
 
 
+def test_people_see_how_far_it_is_what_came_of_it_and_where(
+    first: Production, services: dict[str, str], prefect_service: str
+) -> None:
+    kinds = {
+        "progress": "progress",
+        "quarantine": "table",
+        "quality": "table",
+        "compression": "table",
+        "verdict": "markdown",
+        "pareto": "image",
+        "endpoint": "markdown",
+    }
+    keys = [f"{LINE}-{name}" for name in kinds]
+    asked = {"artifacts": {"key": {"any_": keys}}, "sort": "CREATED_DESC"}
+    found = httpx.post(f"{prefect_service}/artifacts/filter", json=asked).json()
+    told = {artifact["key"]: artifact for artifact in reversed(found)}
+    assert {key: told[key]["type"] for key in told} == dict(zip(keys, kinds.values(), strict=True))
+    assert told[f"{LINE}-progress"]["data"] == 100.0
+    assert "promote" in told[f"{LINE}-verdict"]["data"]
+    assert f"({services[SERVER]}/)" in told[f"{LINE}-endpoint"]["data"]
+    assert first.version.number == 1
+
+
 def test_served_model_answers_a_person(first: Production, services: dict[str, str]) -> None:
     table = rows(first.dataset, "test").head(1)
     payload, media_type = first.dataset.signature.features.write(table)
@@ -63,6 +91,33 @@ def test_nothing_new_recomputes_nothing_and_gives_the_same_version(first: Produc
     assert again.version == first.version.model_copy(update={"observed": {"unchanged": True}})
     assert again.verdict.decision == "promote"
     assert len(versions(LINE)) == 1
+
+
+def test_a_run_waits_for_its_turn_and_takes_what_landed_meanwhile(
+    first: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first.version.number
+    prefix = raw_prefix(catalog.find(LINE).data)
+    late, waiting, before = f"{prefix}late.txt", Event(), taken(LINE)
+
+    def heard(event: progress.Event) -> None:
+        if event.stage == "turn" and event.detail.get("waiting_for") == "another run":
+            waiting.set()
+
+    def enough(*_: object) -> None:
+        raise RuntimeError("this far")
+
+    monkeypatch.setattr(importlib.import_module("flows.produce"), "take_snapshot", enough)
+    with progress.listening(heard), ThreadPoolExecutor(1) as pool:
+        with lease(turn.key(LINE), "another run"):
+            run = pool.submit(produce, LINE)
+            assert waiting.wait(120)
+            store().put(late, b"late")
+            assert taken(LINE) == before
+        with pytest.raises(RuntimeError, match="this far"):
+            run.result(120)
+    assert taken(LINE) == look(prefix) != before
+    store().delete(late)
 
 
 def test_a_new_object_costs_only_itself_and_meets_the_champion(first: Production) -> None:
