@@ -53,7 +53,7 @@ def show(
         picture = base64.b64encode(store().get_content(str(digest))).decode()
         create_image_artifact(
             image_url=f"data:image/png;base64,{picture}",
-            key=f"{line}-{title.replace(' ', '-')}",
+            key=f"{line}-{title.replace(' ', '-')}-plot",
             description=title,
         )
     name = f"{line} version {version.number}"

@@ -57,7 +57,7 @@ def test_people_see_how_far_it_is_what_came_of_it_and_where(
         "quality": "table",
         "compression": "table",
         "verdict": "markdown",
-        "pareto": "image",
+        "compression-plot": "image",
         "endpoint": "markdown",
     }
     keys = [f"{LINE}-{name}" for name in kinds]

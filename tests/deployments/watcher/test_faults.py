@@ -122,6 +122,28 @@ def test_data_that_lands_while_prefect_is_down_is_noticed(home: Home) -> None:
     assert taken(home)
 
 
+def test_prefect_may_be_away_while_a_run_trains(home: Home) -> None:
+    run = clicked(home, 404)
+    until(lambda: training(home, run))
+    home.supervisor("stopProcess", "prefect")
+    time.sleep(AWAY)
+    home.supervisor("startProcess", "prefect")
+    until(lambda: home.answers("prefect", "/api/health"), seconds=200)
+    until(lambda: home.state(run) == "COMPLETED", seconds=500)
+    digests = [version["digest"] for version in home.versions(LINE)]
+    assert len(digests) == len(set(digests))
+
+
+def test_a_run_that_finds_no_model_server_deploys_once_there_is_one(home: Home) -> None:
+    run = clicked(home, 405)
+    until(lambda: training(home, run))
+    home.supervisor("stopProcess", "model_server")
+    until(lambda: home.state(run) == "FAILED", seconds=400)
+    home.supervisor("startProcess", "model_server")
+    until(lambda: home.state(run) == "COMPLETED", seconds=400)
+    assert resumed(home, run) >= 1
+
+
 def test_after_kill_of_everything_in_a_run_it_goes_on(home: Home) -> None:
     run = clicked(home, 402)
     until(lambda: training(home, run))

@@ -204,6 +204,24 @@ class _Ended:
         self.name, self.state_name = name, state_name
 
 
+@pytest.mark.parametrize("how", ["deleted", "overwritten"])
+def test_what_is_deleted_or_overwritten_since_a_run_listed_starts_the_next(
+    watched: Watched, how: str
+) -> None:
+    watched.land("1.tar")
+    watched.land("2.tar")
+    watched.take()
+    watched.run(30)
+    assert watched.noted.told == []
+    if how == "deleted":
+        store().delete(watched.watch.prefix + "1.tar")
+    else:
+        watched.land("1.tar", b"2")
+    watched.run(15)
+    assert watched.noted.told == [1]
+    assert watched.noted.events[0]["payload"]["objects"] == (1 if how == "deleted" else 2)
+
+
 def test_all_data_taken_away_starts_nothing(watched: Watched) -> None:
     watched.land("1.tar")
     watched.take()
