@@ -29,14 +29,23 @@ MISSED = 2.5
 RARELY = 180.0
 """Seconds between heartbeats where nobody set them; a run's own pace is known by its second."""
 # What the clients of the store, Prefect, MLflow, Dask and the model server raise when the other
-# side is not there, and stages for want of memory or disk; a failed run's message begins with it.
+# side is not there or its disk is full, and what is raised where a process was killed, maybe for
+# want of memory; a failed run's message has it.
 AWAY = re.compile(
     r"\b(StoreError|ConnectError|ConnectTimeout|ReadError|ReadTimeout|RemoteProtocolError"
-    r"|CommClosedError|KilledWorker|LostWorkerError|ServerAwayError|ResourceError"
-    r"|MlflowException: API request to)\b"
+    r"|CommClosedError|ServerAwayError|ResourceError|MlflowException: API request to)\b"
 )
-PAUSE, LONGER = 15.0, 4
-"""Seconds before what failed so is tried again, and how many times that the next time."""
+SHORT = re.compile(r"\b(KilledWorker|LostWorkerError|ended without an answer)\b")
+PAUSE, LONGER, LONGEST = 15.0, 4, 3600.0
+"""Seconds before what failed so is tried again, how many times that the next time, and at most."""
+ALWAYS = 1 << 30
+
+
+class _Death(NamedTuple):
+    """Why a run counts as dead, and how often it may be started again."""
+
+    reason: str
+    tries: int
 
 
 class _Heard(NamedTuple):
@@ -77,9 +86,9 @@ class Watchdog:
         last = [(run, self.runs.heartbeat(run.id)) for run in others]
         self._heard = {run.id: self._noted(run, heard.get(run.id), beat, now) for run, beat in last}
         for run in found:
-            reason = self._dead(run, now)
-            if reason:
-                self._mend(run, reason)
+            death = self._dead(run, now)
+            if death is not None:
+                self._mend(run, death)
 
     def _noted(self, run: FlowRun, known: _Heard | None, beat: str, now: float) -> _Heard:
         """What is known of a run once this was its last heartbeat.
@@ -113,18 +122,29 @@ class Watchdog:
             heard[line] = known if known is not None and known[0] == change else (change, now)
         self._beats = heard
 
-    def _dead(self, run: FlowRun, now: float) -> str:
-        """Why the run cannot be alive; empty when it may be."""
+    def _dead(self, run: FlowRun, now: float) -> _Death | None:
+        """Why the run cannot be alive; None when it may be."""
         age = now - self._states[run.id][1]
+        if run.state_type == StateType.FAILED:
+            return self._failed(run, age)
+        reason = self._silent(run, age, now)
+        return _Death(reason, self.settings.tries) if reason else None
+
+    def _failed(self, run: FlowRun, age: float) -> _Death | None:
+        """Whatever was away comes back; what was killed may be killed each time."""
+        said = (run.state.message if run.state else "") or ""
+        found = SHORT.search(said) or AWAY.search(said)
+        if not found or not run.deployment_id or age < PAUSE:
+            return None
+        if age < min(LONGEST, PAUSE * LONGER ** self.runs.resumed(run.id)):
+            return None
+        tries = self.settings.tries if SHORT.search(said) else ALWAYS
+        return _Death(f"something was away or short ({found[0]})", tries)
+
+    def _silent(self, run: FlowRun, age: float, now: float) -> str:
         if run.state_type == StateType.CRASHED:
             # Only a worker can start it again; a command was told by whoever typed it.
             return "its process died" if run.deployment_id else ""
-        if run.state_type == StateType.FAILED:
-            said = AWAY.search((run.state.message if run.state else "") or "")
-            if not said or not run.deployment_id or age < PAUSE:
-                return ""
-            late = age > PAUSE * LONGER ** self.runs.resumed(run.id)
-            return f"something was away or short ({said[0]})" if late else ""
         if run.state_type == StateType.PENDING:
             late = age > self.settings.pending
             return f"submitted {age:.0f} s ago and does not run" if late else ""
@@ -141,7 +161,8 @@ class Watchdog:
         silent = min(age, now - since)
         return f"no sign of life for {silent:.0f} s" if silent > longest else ""
 
-    def _mend(self, run: FlowRun, reason: str) -> None:
+    def _mend(self, run: FlowRun, death: _Death) -> None:
+        reason = death.reason
         if run.id in self._given_up:
             return
         if run.deployment_id is None:
@@ -153,7 +174,7 @@ class Watchdog:
             self.runs.crash(run, f"{reason}; what changes production is not begun again by itself")
             return
         tried = self.runs.resumed(run.id)
-        if tried >= self.settings.tries:
+        if tried >= death.tries:
             log.error(
                 "run %s: %s, and was started again %d times: given up", run.name, reason, tried
             )

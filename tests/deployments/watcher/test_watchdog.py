@@ -284,19 +284,22 @@ def test_what_failed_for_want_of_a_service_is_started_again_and_other_failures_a
     ]
     failed = [Failed(message=f"Flow run encountered an exception: {text}") for text in said]
     away = [started(Pending(), Running(), why) for why in failed]
+    # Whatever kills it may do so each time: `tries` times and no more.
+    killed = away[2]
     wrong = started(Pending(), Running(), Failed(message="ValueError: the store does not answer"))
-    for pause in (15, 60):
+    for pause in (15, 60, 240, 960, 3600, 3600):
         watchdog.look()
         clock.advance(pause - 1)
         watchdog.look()
         assert {state(runs, run)[0] for run in away} == {StateType.FAILED}
         clock.advance(2)
         watchdog.look()
-        assert {state(runs, run) for run in away} == {(StateType.SCHEDULED, RESUMED)}
+        again = away if pause < 240 else [run for run in away if run is not killed]
+        assert {state(runs, run) for run in again} == {(StateType.SCHEDULED, RESUMED)}
         # What was away is away still; the next pause is longer.
         for run, why in zip(away, failed, strict=True):
             runs.client.set_flow_run_state(run.id, why, force=True)
-    assert state(runs, wrong)[0] == StateType.FAILED
+    assert state(runs, wrong)[0] == state(runs, killed)[0] == StateType.FAILED
 
 
 def test_what_was_submitted_and_never_runs_is_submitted_again(
