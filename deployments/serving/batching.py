@@ -11,11 +11,11 @@ for one turn after the other (iteration-level scheduling, Yu et al. 2022), and h
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,16 @@ MOST_WAITING = 1024
 MOST_BYTES = 128_000_000
 """Bytes of tensors that may wait for one version."""
 T = TypeVar("T")
+
+
+class Asked(Protocol):
+    """Tensors that a version is to compute, and their number of rows."""
+
+    @property
+    def tensors(self) -> Tensors: ...
+
+    @property
+    def rows(self) -> int: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -45,10 +55,7 @@ class Waiting:
 
     def fits(self, other: "Waiting") -> bool:
         """Whether both can be rows of one batch: all lengths but the first are equal."""
-        if self.work is not None or other.work is not None:
-            return False
-        ours, theirs = self.tensors, other.tensors
-        return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
+        return self.work is None and other.work is None and fit(self.tensors, other.tensors)
 
 
 class Batching:
@@ -102,7 +109,7 @@ class Batching:
         """Overridden where requests are traced."""
 
     def _computed(self, served: Served, batch: list[Waiting]) -> list[Any]:
-        return _compute(served, batch)
+        return _turned(served, batch)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._free and self._queues:
@@ -209,11 +216,21 @@ class _Queue:
         self._gauge.inc(change)
 
 
-def _compute(served: Served, batch: list[Waiting]) -> list[Any]:
-    """The outputs of each request, or why there are none."""
+def _turned(served: Served, batch: list[Waiting]) -> list[Any]:
+    """What a batch's turn gives each of its requests, or why there is nothing."""
     if batch[0].work is not None:
         return [_alone(batch[0].work)]
     metrics.batches(served.line, served.number).observe(sum(one.rows for one in batch))
+    return compute(served, batch)
+
+
+def fit(ours: Tensors, theirs: Tensors) -> bool:
+    """Whether all lengths but the first are equal."""
+    return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
+
+
+def compute(served: Served, batch: Sequence[Asked]) -> list[Any]:
+    """The outputs of each request, computed together, or the exception it raises alone."""
     if len(batch) == 1:
         return [_alone(partial(served.run, batch[0].tensors))]
     try:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ MOST_ROWS, MOST_SECONDS = 64, 0.1
 """Bounds of a batch: what comes next waits for it."""
 GAIN_SECONDS = 0.0001
 """What batching must save a row: about what a queue and a thread cost a request."""
+GATHERED = 0.9
+"""Of the time alone: what a row may take among others for them to be worth joining."""
 SAME = 1e-4
 """Largest `Signature.closeness` of rows computed together to the same rows computed alone."""
 FARTHEST = 0.25
@@ -57,8 +60,15 @@ class Served:
     """About what a row takes, among others where rows are batched."""
     batch_rows: int
     """Most rows of several requests to be computed together; 1 where that is wrong or no gain."""
+    gathered_rows: int = 1
+    """The same of requests that came at once and are quick enough for the event loop."""
 
-    @property
+    @cached_property
+    def header_lines(self) -> bytes:
+        """The same as lines of a response."""
+        return "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode()
+
+    @cached_property
     def headers(self) -> dict[str, str]:
         """What tells the caller which version answered."""
         return {
@@ -114,14 +124,17 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     feeds = {spec.name: sample[spec.name] for spec in inputs}
     seconds = _compare(session, feeds, outputs[0].name, sample[outputs[0].name], signature)
     seconds /= len(sample[outputs[0].name])
-    inline_rows, batch_rows = int(INLINE_SECONDS / seconds), 1
+    inline_rows, batch_rows, gathered_rows = int(INLINE_SECONDS / seconds), 1, 1
     paces = _together(session, feeds, outputs[0].name, signature)
     if paces and paces.alone - paces.together > GAIN_SECONDS:
         seconds, inline_rows = paces.together, 0
         batch_rows = max(1, min(MOST_ROWS, int(MOST_SECONDS / seconds)))
+    elif paces and paces.together < GATHERED * paces.alone:
+        gathered_rows = max(1, min(MOST_ROWS, int(INLINE_SECONDS / paces.together)))
     return Served(
-        line, number, digest, signature, inputs, outputs, session, inline_rows, seconds, batch_rows
-    )
+        line, number, digest, signature, inputs, outputs, session, inline_rows, seconds,
+        batch_rows, gathered_rows,
+    )  # fmt: skip
 
 
 def _session(model: bytes, version: str) -> Any:
