@@ -22,7 +22,14 @@ from deployments.serving.inference import quick
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Charge, Counts
 from deployments.serving.protocol import (
-    BINARY, HEADER_LENGTH, JSON, InferRequest, ProtocolError, Tensors, parse, render,
+    BINARY,
+    HEADER_LENGTH,
+    JSON,
+    InferRequest,
+    ProtocolError,
+    Tensors,
+    parse,
+    render,
 )  # fmt: skip
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served

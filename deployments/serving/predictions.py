@@ -19,7 +19,13 @@ from deployments.serving.capture import Capture
 from deployments.serving.events import EVENTS, event
 from deployments.serving.explain import question
 from deployments.serving.http import (
-    INLINE_BYTES, Body, as_json, deadline, header, media_type, request_id,
+    INLINE_BYTES,
+    Body,
+    as_json,
+    deadline,
+    header,
+    media_type,
+    request_id,
 )  # fmt: skip
 from deployments.serving.inference import Call, Found, Inference, in_thread
 from deployments.serving.protocol import (
