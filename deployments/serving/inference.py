@@ -79,9 +79,13 @@ class Inference:
         self._cache = Cache(settings.cache_bytes, settings.uncached)
 
     async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
-        """What a person sent as tensors, and its number of rows; raises as `Decoders.read` does."""
+        """What a person sent as tensors, and its number of rows.
+
+        Raises as `Decoders.read` does, and before that ProtocolError 429 for a day that is used up.
+        """
+        self._ledger.check(call.key, call.served.line, len(payload))
         left = call.deadline - asyncio.get_running_loop().time()
-        read = self.decoders.read(call.served, payload, media_type, left)
+        read = self.decoders.read(call.served, payload, media_type, left, call.key.id)
         try:
             async with asyncio.timeout_at(call.deadline):
                 return await asyncio.wrap_future(read)

@@ -129,12 +129,18 @@ class Ledger:
             change = Counts(refused=1) if over else Counts(1, 0, rows, size)
             self._add(key.id, line, change)
         if over:
-            raise ProtocolError(
-                429,
-                f"key {key.id} has used up its {over} of today (UTC)",
-                "quota_exceeded",
-                retry_after=DAY - now % DAY,
-            )
+            raise _exceeded(key, over, now)
+
+    def check(self, key: ApiKey, line: str, size: int) -> None:
+        """Refuse, as `charge` does, a request of so many bytes and any rows at all."""
+        if not key.limits.any:
+            return
+        with self._open() as now:
+            over = _over(key.limits, self._read(self._slot(key.id, TOTAL)), 1, size)
+            if over:
+                self._add(key.id, line, Counts(refused=1))
+        if over:
+            raise _exceeded(key, over, now)
 
     def add(self, key: ApiKey, line: str, change: Counts) -> None:
         """Count what became of a request that was charged."""
@@ -246,6 +252,15 @@ def _over(limits: Limits, used: Counts, rows: int, size: int) -> str:
     if limits.daily_bytes is not None and spent > limits.daily_bytes:
         return f"{limits.daily_bytes:,} bytes"
     return ""
+
+
+def _exceeded(key: ApiKey, over: str, now: float) -> ProtocolError:
+    return ProtocolError(
+        429,
+        f"key {key.id} has used up its {over} of today (UTC)",
+        "quota_exceeded",
+        retry_after=DAY - now % DAY,
+    )
 
 
 def _date(day: int) -> str:

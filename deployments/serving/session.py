@@ -28,6 +28,7 @@ BATCHED_ROWS = 32
 """Rows that are computed together when a version is loaded, to see whether that pays and agrees."""
 MOST_ROWS, MOST_SECONDS = 64, 0.1
 """Bounds of a batch: what comes next waits for it."""
+MOST_PAUSE = 0.01
 GAIN_SECONDS = 0.0001
 """What batching must save a row: about what a queue and a thread cost a request."""
 GATHERED = 0.9
@@ -60,6 +61,8 @@ class Served:
     """About what a row takes, among others where rows are batched."""
     batch_rows: int
     """Most rows of several requests to be computed together; 1 where that is wrong or no gain."""
+    pause_seconds: float = 0.0
+    """How long a batch may wait for those who were answered a moment ago."""
     gathered_rows: int = 1
     """The same of requests that came at once and are quick enough for the event loop."""
 
@@ -124,16 +127,18 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     feeds = {spec.name: sample[spec.name] for spec in inputs}
     seconds = _compare(session, feeds, outputs[0].name, sample[outputs[0].name], signature)
     seconds /= len(sample[outputs[0].name])
-    inline_rows, batch_rows, gathered_rows = int(INLINE_SECONDS / seconds), 1, 1
+    inline_rows, batch_rows, pause, gathered_rows = int(INLINE_SECONDS / seconds), 1, 0.0, 1
     paces = _together(session, feeds, outputs[0].name, signature)
     if paces and paces.alone - paces.together > GAIN_SECONDS:
+        # To wait longer than a row saves can only lose (ski rental, Karlin et al. 1988).
+        pause = min(MOST_PAUSE, paces.alone - paces.together)
         seconds, inline_rows = paces.together, 0
         batch_rows = max(1, min(MOST_ROWS, int(MOST_SECONDS / seconds)))
     elif paces and paces.together < GATHERED * paces.alone:
         gathered_rows = max(1, min(MOST_ROWS, int(INLINE_SECONDS / paces.together)))
     return Served(
         line, number, digest, signature, inputs, outputs, session, inline_rows, seconds,
-        batch_rows, gathered_rows,
+        batch_rows, pause, gathered_rows,
     )  # fmt: skip
 
 

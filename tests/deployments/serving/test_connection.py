@@ -195,7 +195,7 @@ def test_a_key_of_another_line_is_forbidden(server: Here) -> None:
     [
         ({"rate": 0.001, "burst": 2}, "rate_limited"),
         ({"daily_rows": 2}, "quota_exceeded"),
-        ({"daily_bytes": 2 * len(orjson.dumps(GOOD)) + 250}, "quota_exceeded"),
+        ({"daily_bytes": 2 * len(orjson.dumps(GOOD)) + 200}, "quota_exceeded"),
     ],
 )
 def test_limits_hold_and_a_refusal_is_counted_once(
@@ -236,7 +236,7 @@ def test_what_comes_at_once_is_computed_together(server: Here) -> None:
 def test_rows_that_may_not_be_joined_are_not(server: Here, monkeypatch: Any) -> None:
     served = server.repository.default("air-time")
     alone = replace(served, gathered_rows=1)
-    monkeypatch.setattr(server.repository, "get", lambda name, number: alone)
+    monkeypatch.setattr(server.repository, "get", lambda *_: alone)
     key, server_batches = server.key(), server.batches
     server_batches.clear()
     with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as talk:
@@ -300,3 +300,14 @@ def test_a_failure_here_leaves_the_request_to_the_application(
     with contextlib.closing(server.talk()) as talk:
         found = ask(talk, INFER, orjson.dumps(GOOD), **server.key())
     assert (found.status, orjson.loads(found.body)["outputs"][0]["data"]) == (200, [11.0])
+
+
+def test_nothing_is_decoded_for_whom_the_day_is_used_up(server: Here) -> None:
+    key = server.key(daily_rows=1)
+    with contextlib.closing(server.talk()) as talk:
+        undecodable = ask(talk, "/v1/lines/air-time/predict", b"no record", **key)
+        assert undecodable.status == 400
+        assert ask(talk, INFER, orjson.dumps(GOOD), **key).status == 200
+        found = ask(talk, "/v1/lines/air-time/predict", b"no record", **key)
+    assert (found.status, orjson.loads(found.body)["code"]) == (429, "quota_exceeded")
+    assert server.used(key)["refused"] == 1
