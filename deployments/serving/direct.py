@@ -92,8 +92,9 @@ class Direct:
         path = PATH.fullmatch(scope["path"])
         if path is None or scope["method"] != "POST" or len(cycle.body) > self._most:
             return False
-        fields = dict(scope["headers"])
-        if len(fields) != len(scope["headers"]) or not UNUSUAL.isdisjoint(fields):
+        given: list[tuple[bytes, bytes]] = connection.headers
+        fields = dict(given)
+        if len(fields) != len(given) or not UNUSUAL.isdisjoint(fields):
             return False
         if fields.get(b"content-type", MEDIA_TYPES[0]) not in MEDIA_TYPES:
             return False
