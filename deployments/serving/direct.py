@@ -26,7 +26,6 @@ from deployments.serving.protocol import (
     HEADER_LENGTH,
     JSON,
     InferRequest,
-    ProtocolError,
     Tensors,
     parse,
     render,
@@ -92,6 +91,8 @@ class Direct:
         path = PATH.fullmatch(scope["path"])
         if path is None or scope["method"] != "POST" or len(cycle.body) > self._most:
             return False
+        if not connection.ready(cycle):
+            return False
         given: list[tuple[bytes, bytes]] = connection.headers
         fields = dict(given)
         if len(fields) != len(given) or not UNUSUAL.isdisjoint(fields):
@@ -105,7 +106,7 @@ class Direct:
             if served is None or not self._access.ledger.allows(key):
                 return False
             request = parse(body, _text(length), served.inputs, served.outputs)
-        except ProtocolError:
+        except Exception:  # the application meets it again, and says what is wrong
             return False
         tensors = request.tensors
         rows = max(map(len, tensors.values()))
