@@ -11,6 +11,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deployments.serving.direct import STATE, Direct
+from deployments.serving.http import INLINE_BYTES
 
 HELD_SECONDS = 0.05
 """Until the rest of a request is waited for by the application, which has deadlines for that."""
@@ -32,6 +33,11 @@ class Connection(HttpToolsProtocol):
         self._reading = False
         if self._held is not None and self._letting_go is None:
             self._letting_go = self.loop.call_later(HELD_SECONDS, self._let_go)
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self._held is not None and len(self._held.body) > INLINE_BYTES:
+            self._let_go()  # uvicorn reads no more of it until somebody asks for the body
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

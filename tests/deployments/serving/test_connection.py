@@ -277,6 +277,14 @@ def test_requests_sent_without_waiting_are_answered_in_their_order(server: Here)
         assert answers(talk, 20) == [[11.0]] * 20
 
 
+def test_a_large_request_is_the_applications_at_once(server: Here) -> None:
+    body = b" " * 90_000 + orjson.dumps(GOOD)
+    server.taken.clear()
+    with contextlib.closing(server.talk()) as talk:
+        found = ask(talk, INFER, body, **server.key())
+    assert (found.status, server.taken) == (200, [])
+
+
 def test_a_slow_request_is_the_applications(server: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HELD_SECONDS", 0.0)
     whole = request(server.key())
