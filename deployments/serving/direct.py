@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from deployments.serving import metrics
 from deployments.serving.access import Access
@@ -36,8 +36,7 @@ from deployments.serving.traffic import Traffic
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
-    from deployments.serving.connection import Connection
+    from uvicorn.server import ServerState
 
 STATE = "direct"
 """Under which name of the lifespan's state the application offers a `Direct`."""
@@ -51,10 +50,23 @@ UNUSUAL = frozenset(
 _LENGTH = HEADER_LENGTH.encode()
 
 
+class Connected(Protocol):
+    """The connection that a request came over."""
+
+    headers: list[tuple[bytes, bytes]]
+    server_state: "ServerState"
+
+    def ready(self, cycle: "RequestResponseCycle") -> bool: ...
+
+    def answer(self, cycle: "RequestResponseCycle", *parts: bytes) -> None: ...
+
+    def give_up(self, cycle: "RequestResponseCycle") -> None: ...
+
+
 class Asked(NamedTuple):
     """A request that can be answered here."""
 
-    connection: "Connection"
+    connection: "Connected"
     cycle: "RequestResponseCycle"
     key: ApiKey
     served: Served
@@ -85,7 +97,7 @@ class Direct:
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._head = b""
 
-    def take(self, connection: "Connection", cycle: "RequestResponseCycle") -> bool:
+    def take(self, connection: "Connected", cycle: "RequestResponseCycle") -> bool:
         """Whether the request, which came whole, is answered here."""
         start, scope = time.perf_counter(), cycle.scope
         path = PATH.fullmatch(scope["path"])
@@ -93,9 +105,8 @@ class Direct:
             return False
         if not connection.ready(cycle):
             return False
-        given: list[tuple[bytes, bytes]] = connection.headers
-        fields = dict(given)
-        if len(fields) != len(given) or not UNUSUAL.isdisjoint(fields):
+        fields = dict(connection.headers)
+        if len(fields) != len(connection.headers) or not UNUSUAL.isdisjoint(fields):
             return False
         if fields.get(b"content-type", MEDIA_TYPES[0]) not in MEDIA_TYPES:
             return False
