@@ -5,10 +5,10 @@ and routing cost more than computing.
 """
 
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ from deployments.serving.accounts import Accounts
 from deployments.serving.capture import Capture
 from deployments.serving.completions import Completions
 from deployments.serving.control import Control
+from deployments.serving.direct import STATE, Direct
 from deployments.serving.http import Address, on_error, read_body
 from deployments.serving.inference import DEFAULTS, Inference, Settings
 from deployments.serving.listing import Listing
@@ -78,21 +79,25 @@ def create(
     )
     routes = [route for part in parts for route in part.routes()]
 
+    state: dict[str, Any] = {}
+    if tracing is None:  # which is told of every request
+        state[STATE] = Direct(repository, access, traffic, capture, max_body)
+
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         # After the first answers: what it imports would slow the start.
         warming = threading.Timer(WARM_SECONDS, inference.decoders.warm)
         warming.daemon = True
         warming.start()
         try:
             if grpc is None:
-                yield
+                yield state
                 return
             from deployments.serving.grpc_server import GrpcServer
 
             spoken = GrpcServer(repository, access, inference, traffic, capture, tracing)
             async with spoken.running(grpc, max_body):
-                yield
+                yield state
         finally:
             warming.cancel()
             await anyio.to_thread.run_sync(inference.decoders.close)

@@ -1,21 +1,27 @@
 """Dynamic batching that adapts: what comes while the cores are busy is computed together next.
 
-Nothing waits for a batch to fill. A request that finds a free slot runs at once; the others gather,
-and whenever a slot gets free the next version's turn has come (round robin), which takes one
-request of each key in turn (fair queuing, Nagle, RFC 970) until its batch is full. Queues are
-bounded; in a full one the key with the most requests gives way. A request whose deadline passes is
-answered then, and never computed. What takes many runs, such as a text that is written, comes back
-for one turn after the other (iteration-level scheduling, Yu et al. 2022), and has it alone.
+A request that finds a free slot runs at once; the others gather, and whenever a slot gets free the
+next version's turn has come (round robin), which takes one request of each key in turn (fair
+queuing, Nagle, RFC 970) until its batch is full. Nothing waits for a batch to fill, with one
+exception: those who were answered together ask again together, and whoever ran at once would split
+them into a large batch and a small one for ever, which take the time of two. So after a batch of
+several its version pauses until as many wait again, the first of them for no longer than a row
+saves in a batch.
+
+Queues are bounded; in a full one the key with the most requests gives way. A request whose deadline
+passes is answered then, and never computed. What takes many runs, such as a text that is written,
+comes back for one turn after the other (iteration-level scheduling, Yu et al. 2022), and has it
+alone.
 """
 
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,7 +33,21 @@ MOST_WAITING = 1024
 """Requests that may wait for one version."""
 MOST_BYTES = 128_000_000
 """Bytes of tensors that may wait for one version."""
+Name = tuple[str, str]
+"""Line and digest of a version."""
+STALE_SECONDS = 0.1
+"""After which those who were answered together are not expected back together."""
 T = TypeVar("T")
+
+
+class Asked(Protocol):
+    """Tensors that a version is to compute, and their number of rows."""
+
+    @property
+    def tensors(self) -> Tensors: ...
+
+    @property
+    def rows(self) -> int: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -45,10 +65,7 @@ class Waiting:
 
     def fits(self, other: "Waiting") -> bool:
         """Whether both can be rows of one batch: all lengths but the first are equal."""
-        if self.work is not None or other.work is not None:
-            return False
-        ours, theirs = self.tensors, other.tensors
-        return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
+        return self.work is None and other.work is None and fit(self.tensors, other.tensors)
 
 
 class Batching:
@@ -58,7 +75,8 @@ class Batching:
         self._free = slots
         self._slots = slots
         self._threads = ThreadPoolExecutor(slots, "modelmint-compute")
-        self._queues: OrderedDict[tuple[str, str], _Queue] = OrderedDict()
+        self._queues: OrderedDict[Name, _Queue] = OrderedDict()
+        self._pauses: dict[Name, _Pause] = {}
 
     async def run(
         self, served: Served, tensors: Tensors, rows: int, key: str, deadline: float
@@ -102,26 +120,32 @@ class Batching:
         """Overridden where requests are traced."""
 
     def _computed(self, served: Served, batch: list[Waiting]) -> list[Any]:
-        return _compute(served, batch)
+        return _turned(served, batch)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._free and self._queues:
-            name, queue = self._queues.popitem(last=False)
+        while self._free:
+            name = next((name for name in self._queues if not self._pausing(name, loop)), None)
+            if name is None:
+                return
+            queue = self._queues.pop(name)
             batch = queue.take()
             if queue.length:
                 self._queues[name] = queue  # to the end: versions take turns
             if batch:
                 self._free -= 1
                 running = loop.run_in_executor(self._threads, self._computed, queue.served, batch)
-                running.add_done_callback(partial(self._finish, loop, batch))
+                running.add_done_callback(partial(self._finish, loop, queue.served, batch))
 
     def _finish(
         self,
         loop: asyncio.AbstractEventLoop,
+        served: Served,
         batch: list[Waiting],
         done: "asyncio.Future[list[Any]]",
     ) -> None:
         self._free += 1
+        if len(batch) > 1:
+            self._pause((served.line, served.digest), len(batch), served, loop.time())
         self._start(loop)  # first: the cores work while the answers are written
         for waiting, found in zip(batch, done.result(), strict=True):
             if waiting.answer.done():
@@ -130,6 +154,35 @@ class Batching:
                 waiting.answer.set_exception(found)
             else:
                 waiting.answer.set_result(found)
+
+    def _pause(self, name: Name, answered: int, served: Served, now: float) -> None:
+        queue = self._queues.get(name)
+        wanted = min(answered + (queue.length if queue else 0), served.batch_rows // 2)
+        self._pauses[name] = _Pause(wanted, now + STALE_SECONDS)
+
+    def _pausing(self, name: Name, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether a version for which somebody waits is to wait for more."""
+        pause, queue = self._pauses.get(name), self._queues[name]
+        if pause is None:
+            return False
+        now = loop.time()
+        if pause.over is None and now < pause.stale:
+            seconds = queue.served.pause_seconds
+            pause.over = now + seconds
+            loop.call_at(pause.over, self._start, loop)
+        if queue.length >= pause.wanted or now >= (pause.over or now):
+            del self._pauses[name]
+            return False
+        return True
+
+
+@dataclass(slots=True)
+class _Pause:
+    """Until so many requests wait, or a time after the first of them is over."""
+
+    wanted: int
+    stale: float
+    over: float | None = None
 
 
 class _Queue:
@@ -209,11 +262,21 @@ class _Queue:
         self._gauge.inc(change)
 
 
-def _compute(served: Served, batch: list[Waiting]) -> list[Any]:
-    """The outputs of each request, or why there are none."""
+def _turned(served: Served, batch: list[Waiting]) -> list[Any]:
+    """What a batch's turn gives each of its requests, or why there is nothing."""
     if batch[0].work is not None:
         return [_alone(batch[0].work)]
     metrics.batches(served.line, served.number).observe(sum(one.rows for one in batch))
+    return compute(served, batch)
+
+
+def fit(ours: Tensors, theirs: Tensors) -> bool:
+    """Whether all lengths but the first are equal."""
+    return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
+
+
+def compute(served: Served, batch: Sequence[Asked]) -> list[Any]:
+    """The outputs of each request, computed together, or the exception it raises alone."""
     if len(batch) == 1:
         return [_alone(partial(served.run, batch[0].tensors))]
     try:

@@ -25,10 +25,17 @@ from deployments.serving.access import allow
 from deployments.serving.capture import Capture
 from deployments.serving.events import event
 from deployments.serving.folder import LINE, NUMBER, matches
-from deployments.serving.http import Body, as_json, deadline, media_type, request_id
+from deployments.serving.http import (
+    INLINE_BYTES,
+    Body,
+    as_json,
+    deadline,
+    media_type,
+    request_id,
+)
 from deployments.serving.inference import Inference, in_thread
 from deployments.serving.openai_protocol import CompletionRequest, Tokens, parse, refusal
-from deployments.serving.predictions import INLINE_BYTES, asking
+from deployments.serving.predictions import asking
 from deployments.serving.protocol import JSON, ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served

@@ -15,8 +15,11 @@ import pkgutil
 import signal
 import threading
 import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from deployments.serving.decoder import Limits, decode, message, parts
 from deployments.serving.elements import check_shape, from_binary
@@ -42,18 +45,39 @@ class Decoders:
         self._context.set_forkserver_preload(["deployments.serving.decoder", *known])
         self._idle: list[_Decoder] = []
         self._busy: set[_Decoder] = set()
+        self._asked: OrderedDict[str, deque[_Asked]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(
-        self, served: Served, payload: bytes, media_type: str, seconds: float
+        self, served: Served, payload: bytes, media_type: str, seconds: float, key: str = ""
     ) -> Future[tuple[Tensors, int]]:
         """What a person sent as tensors, and its number of rows, once it is this request's turn.
 
+        Keys take turns, so that one with many requests keeps only itself waiting.
         The future raises ProtocolError: 400 for bytes that cannot be read, or not within the
         limits, 503 where no decoder can be started, 504 when it takes over `seconds` from now.
         """
         until = time.monotonic() + seconds
-        return self._threads.submit(self._read, served, payload, media_type, until)
+        one = _Asked(Future(), partial(self._read, served, payload, media_type, until))
+        with self._lock:
+            self._asked.setdefault(key, deque()).append(one)
+        self._threads.submit(self._take_turn)
+        return one.answer
+
+    def _take_turn(self) -> None:
+        with self._lock:
+            if not self._asked:  # closed meanwhile
+                return
+            key, asked = self._asked.popitem(last=False)
+            answer, work = asked.popleft()
+            if asked:
+                self._asked[key] = asked  # to the end of the line
+        if not answer.set_running_or_notify_cancel():
+            return
+        try:
+            answer.set_result(work())
+        except BaseException as error:  # the caller's, not the thread's
+            answer.set_exception(error)
 
     def _read(
         self, served: Served, payload: bytes, media_type: str, until: float
@@ -90,6 +114,10 @@ class Decoders:
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             idle, self._idle = self._idle, []
+            left = [one for asked in self._asked.values() for one in asked]
+            self._asked.clear()
+        for one in left:
+            one.answer.cancel()
         for decoder in (*idle, *self._busy):
             decoder.kill()
 
@@ -107,6 +135,13 @@ class Decoders:
     def _keep(self, decoder: "_Decoder") -> None:
         with self._lock:
             self._idle.append(decoder)
+
+
+class _Asked(NamedTuple):
+    """A request whose turn will come."""
+
+    answer: Future[tuple[Tensors, int]]
+    work: Callable[[], tuple[Tensors, int]]
 
 
 class _Decoder:

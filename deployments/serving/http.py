@@ -21,6 +21,8 @@ from deployments.serving.openai_protocol import refusal, speaks_openai
 from deployments.serving.protocol import JSON, ProtocolError
 
 TIMEOUT = "modelmint-timeout-ms"
+INLINE_BYTES = 65_536
+"""Largest request parsed on the event loop: about a millisecond of JSON."""
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
 """Content encodings, and the window by which zlib knows them."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

@@ -79,9 +79,13 @@ class Inference:
         self._cache = Cache(settings.cache_bytes, settings.uncached)
 
     async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
-        """What a person sent as tensors, and its number of rows; raises as `Decoders.read` does."""
+        """What a person sent as tensors, and its number of rows.
+
+        Raises as `Decoders.read` does, and before that ProtocolError 429 for a day that is used up.
+        """
+        self._ledger.check(call.key, call.served.line, len(payload))
         left = call.deadline - asyncio.get_running_loop().time()
-        read = self.decoders.read(call.served, payload, media_type, left)
+        read = self.decoders.read(call.served, payload, media_type, left, call.key.id)
         try:
             async with asyncio.timeout_at(call.deadline):
                 return await asyncio.wrap_future(read)
@@ -98,15 +102,13 @@ class Inference:
         rows = max(len(tensor) for tensor in tensors.values())
         self._ledger.charge(key, served.line, rows, call.size)
         try:
-            inline = rows <= served.inline_rows
-            quick = inline and rows * served.row_seconds < LOOKUP_SECONDS
-            store = call.store and not quick
+            store = call.store and not quick(served, rows)
             name = self._cache.key(served, key.tenant, tensors) if store else None
             kept = None if name is None else self._cache.get(name)
             if kept is not None:
                 metrics.lookups(served.line, "hit").inc()
                 return Found(kept, True)
-            if inline:
+            if rows <= served.inline_rows:
                 outputs = served.run(tensors)
             else:
                 outputs = await self._batching.run(served, tensors, rows, key.id, call.deadline)
@@ -148,6 +150,11 @@ class Inference:
         line, number = call.served.line, call.served.number
         self._ledger.add(call.key, line, Counts(bytes_out=size))
         metrics.answers(line, number, verb).add(time.perf_counter() - start, rows)
+
+
+def quick(served: Served, rows: int) -> bool:
+    """Whether computing is over sooner than anything could be gained by looking elsewhere."""
+    return rows <= served.inline_rows and rows * served.row_seconds < LOOKUP_SECONDS
 
 
 async def in_thread(work: Callable[[], T], deadline: float) -> T:

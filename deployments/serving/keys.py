@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,6 +49,11 @@ class Limits(Frozen):
     daily_rows: int | None = Field(None, ge=1, le=10**15)
     daily_bytes: int | None = Field(None, ge=1, le=10**15)
     """Bytes of requests and answers."""
+
+    @cached_property
+    def any(self) -> bool:
+        """Whether anything is limited."""
+        return (self.rate, self.daily_rows, self.daily_bytes) != (None, None, None)
 
 
 class ApiKey(Frozen):

@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,8 +25,9 @@ from deployments.serving.protocol import ProtocolError
 SLOT = struct.Struct("<64s5q2d")
 """Name; requests, refused, rows, bytes in, bytes out; tokens left and when they were counted."""
 COUNTERS = struct.Struct("<5q")
-COUNTERS_AT = 64
-"""Where in a slot the counters are."""
+TOKENS = struct.Struct("<2d")
+COUNTERS_AT, TOKENS_AT = 64, 104
+"""Where in a slot they are."""
 SLOTS = 1024
 DAY = 86_400
 TOTAL = ""
@@ -41,6 +42,18 @@ class Counts(NamedTuple):
     rows: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+
+    def plus(self, other: "Counts") -> "Counts":
+        """Both together."""
+        return Counts(*map(operator.add, self, other))
+
+
+class Charge(NamedTuple):
+    """What a key used of a line."""
+
+    key: ApiKey
+    line: str
+    counts: Counts
 
 
 class Ledger:
@@ -58,24 +71,52 @@ class Ledger:
 
     def admit(self, key: ApiKey) -> None:
         """Take one request from the key's rate; raises ProtocolError 429 when none is left."""
-        limits = key.limits
-        if limits.rate is None:
+        rate = key.limits.rate
+        if rate is None:
             return
-        burst = limits.burst or max(1, int(limits.rate))
         with self._open() as now:
-            offset = self._slot(key.id, TOTAL)
-            name, *counts, tokens, at = SLOT.unpack_from(self._map, offset)
-            left = burst if at == 0 else min(burst, tokens + max(0.0, now - at) * limits.rate)
+            left = self._left(key, rate, now)
             allowed = left >= 1
-            counts[1] += not allowed
-            SLOT.pack_into(self._map, offset, name, *counts, left - allowed, now)
+            self._leave(key, left - allowed, now)
+            if not allowed:
+                self._count(key.id, TOTAL, Counts(refused=1))
         if not allowed:
             raise ProtocolError(
                 429,
-                f"key {key.id} may ask {limits.rate:g} times a second",
+                f"key {key.id} may ask {rate:g} times a second",
                 "rate_limited",
-                retry_after=(1 - left) / limits.rate,
+                retry_after=(1 - left) / rate,
             )
+
+    def allows(self, key: ApiKey) -> bool:
+        """Whether the key has something left of its rate and its day; changes nothing."""
+        if not key.limits.any:
+            return True
+        with self._open() as now:
+            return self._allows(key, 1, 1, now)
+
+    def take(self, charges: Sequence[Charge]) -> list[bool]:
+        """Admit, charge and count requests that are answered, all at once.
+
+        Nothing happens to those, told by False, that `admit` or `charge` would refuse.
+        """
+        allowed = []
+        sums: dict[tuple[str, str], Counts] = {}
+        with self._open() as now:
+            for key, line, counts in charges:
+                may = not key.limits.any or self._allows(key, counts.rows, counts.bytes_in, now)
+                allowed.append(may)
+                if may and key.limits.any:
+                    if key.limits.rate is not None:
+                        self._leave(key, self._left(key, key.limits.rate, now) - 1, now)
+                    self._add(key.id, line, counts)
+                elif may:
+                    name = key.id, line
+                    before = sums.get(name)
+                    sums[name] = counts if before is None else before.plus(counts)
+            for (identity, line), counts in sums.items():
+                self._add(identity, line, counts)
+        return allowed
 
     def charge(self, key: ApiKey, line: str, rows: int, size: int) -> None:
         """Count a request of so many rows and bytes before it is computed.
@@ -88,12 +129,18 @@ class Ledger:
             change = Counts(refused=1) if over else Counts(1, 0, rows, size)
             self._add(key.id, line, change)
         if over:
-            raise ProtocolError(
-                429,
-                f"key {key.id} has used up its {over} of today (UTC)",
-                "quota_exceeded",
-                retry_after=DAY - now % DAY,
-            )
+            raise _exceeded(key, over, now)
+
+    def check(self, key: ApiKey, line: str, size: int) -> None:
+        """Refuse, as `charge` does, a request of so many bytes and any rows at all."""
+        if not key.limits.any:
+            return
+        with self._open() as now:
+            over = _over(key.limits, self._read(self._slot(key.id, TOTAL)), 1, size)
+            if over:
+                self._add(key.id, line, Counts(refused=1))
+        if over:
+            raise _exceeded(key, over, now)
 
     def add(self, key: ApiKey, line: str, change: Counts) -> None:
         """Count what became of a request that was charged."""
@@ -119,11 +166,29 @@ class Ledger:
                     )
         return found
 
+    def _allows(self, key: ApiKey, rows: int, size: int, now: float) -> bool:
+        limits = key.limits
+        if limits.rate is not None and self._left(key, limits.rate, now) < 1:
+            return False
+        return not _over(limits, self._read(self._slot(key.id, TOTAL)), rows, size)
+
+    def _left(self, key: ApiKey, rate: float, now: float) -> float:
+        """Tokens in the key's bucket."""
+        burst = key.limits.burst or max(1, int(rate))
+        tokens, at = TOKENS.unpack_from(self._map, self._slot(key.id, TOTAL) + TOKENS_AT)
+        return burst if at == 0 else min(burst, tokens + max(0.0, now - at) * rate)
+
+    def _leave(self, key: ApiKey, tokens: float, now: float) -> None:
+        TOKENS.pack_into(self._map, self._slot(key.id, TOTAL) + TOKENS_AT, tokens, now)
+
     def _add(self, key: str, line: str, change: Counts) -> None:
         for name in (TOTAL, line):
-            offset = self._slot(key, name) + COUNTERS_AT
-            counts = COUNTERS.unpack_from(self._map, offset)
-            COUNTERS.pack_into(self._map, offset, *map(operator.add, counts, change))
+            self._count(key, name, change)
+
+    def _count(self, key: str, line: str, change: Counts) -> None:
+        offset = self._slot(key, line) + COUNTERS_AT
+        counts = COUNTERS.unpack_from(self._map, offset)
+        COUNTERS.pack_into(self._map, offset, *map(operator.add, counts, change))
 
     def _read(self, offset: int) -> Counts:
         return Counts(*COUNTERS.unpack_from(self._map, offset + COUNTERS_AT))
@@ -187,6 +252,15 @@ def _over(limits: Limits, used: Counts, rows: int, size: int) -> str:
     if limits.daily_bytes is not None and spent > limits.daily_bytes:
         return f"{limits.daily_bytes:,} bytes"
     return ""
+
+
+def _exceeded(key: ApiKey, over: str, now: float) -> ProtocolError:
+    return ProtocolError(
+        429,
+        f"key {key.id} has used up its {over} of today (UTC)",
+        "quota_exceeded",
+        retry_after=DAY - now % DAY,
+    )
 
 
 def _date(day: int) -> str:

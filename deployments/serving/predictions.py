@@ -18,7 +18,15 @@ from deployments.serving.access import allow
 from deployments.serving.capture import Capture
 from deployments.serving.events import EVENTS, event
 from deployments.serving.explain import question
-from deployments.serving.http import Body, as_json, deadline, header, media_type, request_id
+from deployments.serving.http import (
+    INLINE_BYTES,
+    Body,
+    as_json,
+    deadline,
+    header,
+    media_type,
+    request_id,
+)  # fmt: skip
 from deployments.serving.inference import Call, Found, Inference, in_thread
 from deployments.serving.protocol import (
     BINARY,
@@ -35,9 +43,6 @@ from deployments.serving.traffic import Traffic
 from deployments.serving.writing import Text, Writing, Written, texts
 from models.generation import Step
 from models.language import NextToken
-
-INLINE_BYTES = 65_536
-"""Largest request parsed on the event loop: about a millisecond of JSON."""
 
 
 class Predictions:

@@ -241,3 +241,32 @@ def test_a_server_batches_what_many_callers_send(batched: Any, talk: Any) -> Non
     (batches,) = re.findall(re.escape(name % "count") + r"(\d+)", text)
     assert int(rows) == 320
     assert int(batches) < 320
+
+
+def test_those_who_were_answered_together_are_waited_for(play: Any) -> None:
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        served = replace(served, pause_seconds=60.0)
+        held.go.set()
+        await asyncio.gather(*(ask(line, served, value) for value in range(5)))
+        assert [len(rows) for rows in held.rows] == [1, 4]
+        asked = [ask(line, served, value) for value in range(3)]
+        await settled()
+        await asyncio.sleep(0.05)
+        assert len(held.rows) == 2
+        asked.append(ask(line, served, 3))
+        await asyncio.gather(*asked)
+        assert held.rows[2:] == [[0, 1, 2, 3]]
+
+    play(story)
+
+
+def test_they_are_waited_for_no_longer_than_it_pays(play: Any) -> None:
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        served = replace(served, pause_seconds=0.001)
+        held.go.set()
+        await asyncio.gather(*(ask(line, served, value) for value in range(5)))
+        await ask(line, served, 7)
+        await ask(line, served, 8)
+        assert held.rows[2:] == [[7], [8]]
+
+    play(story)

@@ -1,5 +1,6 @@
 """Whatever a file does to its decoder, its sender is refused and everybody else is answered."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
+from deployments.serving.decoder import Limits
+from deployments.serving.decoding import Decoders
 from models.signature import SIGNATURE_FILE
 from tests.deployments.serving.test_control import eventually
 
@@ -126,3 +129,27 @@ def test_decoders_end_with_a_worker_that_is_killed(start: Any, table: Any, tmp_p
     server.process.kill()
     server.process.wait()
     assert eventually(lambda: not any(one.is_running() for one in children))
+
+
+def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[bytes] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def read(_: Any, served: Any, payload: bytes, *given: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        order.append(payload)
+        return {}, 1
+
+    monkeypatch.setattr(Decoders, "_read", read)
+    decoders = Decoders(Limits(decoders=1))
+    served: Any = None
+    asked = [decoders.read(served, b"first", "", 30, "greedy")]
+    assert begun.wait(30)
+    asked += [decoders.read(served, b"%d" % at, "", 30, "greedy") for at in range(3)]
+    asked += [decoders.read(served, b"modest", "", 30, "modest")]
+    go.set()
+    for one in asked:
+        one.result(30)
+    decoders.close()
+    assert order == [b"first", b"0", b"modest", b"1", b"2"]

@@ -1,0 +1,219 @@
+"""Small `infer` requests to quick networks, answered without the application.
+
+What came at once, over all connections, is computed together where rows may be: nobody waits for
+it. The checks, charges, counts and words are those of the application (`predictions`): whatever is
+not plainly an answer with status 200 is left to it, and nothing has happened to it by then. So here
+are no errors, canaries, shadows, deadlines or caches.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from deployments.serving import metrics
+from deployments.serving.access import Access
+from deployments.serving.batching import compute, fit
+from deployments.serving.capture import Capture
+from deployments.serving.http import INLINE_BYTES, REQUEST_ID
+from deployments.serving.inference import quick
+from deployments.serving.keys import ApiKey
+from deployments.serving.ledger import Charge, Counts
+from deployments.serving.protocol import (
+    BINARY,
+    HEADER_LENGTH,
+    JSON,
+    InferRequest,
+    Tensors,
+    parse,
+    render,
+)  # fmt: skip
+from deployments.serving.repository import Repository
+from deployments.serving.session import Served
+from deployments.serving.traffic import Traffic
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+    from uvicorn.server import ServerState
+
+STATE = "direct"
+"""Under which name of the lifespan's state the application offers a `Direct`."""
+PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+MEDIA_TYPES = (JSON.encode(), BINARY.encode())
+UNUSUAL = frozenset(
+    (b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"upgrade",
+     b"modelmint-timeout-ms")
+)  # fmt: skip
+"""Headers that ask for what is not done here."""
+_LENGTH = HEADER_LENGTH.encode()
+
+
+class Connected(Protocol):
+    """The connection that a request came over."""
+
+    headers: list[tuple[bytes, bytes]]
+    server_state: "ServerState"
+
+    def ready(self, cycle: "RequestResponseCycle") -> bool: ...
+
+    def answer(self, cycle: "RequestResponseCycle", *parts: bytes) -> None: ...
+
+    def give_up(self, cycle: "RequestResponseCycle") -> None: ...
+
+
+class Asked(NamedTuple):
+    """A request that can be answered here."""
+
+    connection: "Connected"
+    cycle: "RequestResponseCycle"
+    key: ApiKey
+    served: Served
+    request: InferRequest
+    tensors: Tensors
+    rows: int
+    size: int
+    """Bytes of the request."""
+    identity: str
+    start: float
+
+
+class Direct:
+    """Answers of one worker process; for its event loop."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        access: Access,
+        traffic: Traffic,
+        capture: Capture | None,
+        max_body: int,
+    ) -> None:
+        self._repository, self._access, self._traffic = repository, access, traffic
+        self._capture = capture
+        self._most = min(max_body, INLINE_BYTES)
+        self._asked: list[Asked] = []
+        self._default_headers: list[tuple[bytes, bytes]] = []
+        self._head = b""
+
+    def take(self, connection: "Connected", cycle: "RequestResponseCycle") -> bool:
+        """Whether the request, which came whole, is answered here."""
+        start, scope = time.perf_counter(), cycle.scope
+        path = PATH.fullmatch(scope["path"])
+        if path is None or scope["method"] != "POST" or len(cycle.body) > self._most:
+            return False
+        if not connection.ready(cycle):
+            return False
+        fields = dict(connection.headers)
+        if len(fields) != len(connection.headers) or not UNUSUAL.isdisjoint(fields):
+            return False
+        if fields.get(b"content-type", MEDIA_TYPES[0]) not in MEDIA_TYPES:
+            return False
+        body, length = bytes(cycle.body), fields.get(_LENGTH)
+        try:
+            key = self._access.keys.authenticate(_text(fields.get(b"authorization")))
+            served = self._served(key, path[1], path[2])
+            if served is None or not self._access.ledger.allows(key):
+                return False
+            request = parse(body, _text(length), served.inputs, served.outputs)
+        except Exception:  # the application meets it again, and says what is wrong
+            return False
+        tensors = request.tensors
+        rows = max(map(len, tensors.values()))
+        if not quick(served, rows):
+            return False
+        identity = _text(fields.get(b"x-request-id")) or ""
+        if not REQUEST_ID.fullmatch(identity):
+            identity = os.urandom(16).hex()
+        if not self._asked:
+            asyncio.get_running_loop().call_soon(self._answer_all)
+        size = len(body)
+        self._asked.append(
+            Asked(connection, cycle, key, served, request, tensors, rows, size, identity, start)
+        )
+        return True
+
+    def _served(self, key: ApiKey, name: str, number: str | None) -> Served | None:
+        """The version that answers, where that takes no more than looking it up."""
+        if not key.allows("predict", name):
+            return None
+        line = self._repository.line(name)
+        if line.trials or (number is not None and number in line.idle):
+            return None
+        return self._repository.get(name, number)
+
+    def _answer_all(self) -> None:
+        asked, self._asked = self._asked, []
+        try:
+            for batch in _batches(asked):
+                self._answer(batch)
+        finally:
+            for one in asked:
+                if not one.cycle.response_complete:
+                    one.connection.give_up(one.cycle)
+
+    def _answer(self, batch: list[Asked]) -> None:
+        """Compute, charge and write what can be."""
+        served = batch[0].served
+        ready: list[tuple[Asked, bytes, int | None]] = []
+        for one, found in zip(batch, compute(served, batch), strict=True):
+            if not isinstance(found, Exception) and one.connection.ready(one.cycle):
+                ready.append((one, *render(one.request, served.line, served.number, found)))
+        charges = [
+            Charge(one.key, served.line, Counts(1, 0, one.rows, one.size, len(content)))
+            for one, content, _ in ready
+        ]
+        allowed = self._access.ledger.take(charges)
+        for (one, content, json_length), may in zip(ready, allowed, strict=True):
+            if may:
+                self._write(one, content, json_length)
+
+    def _write(self, one: Asked, content: bytes, json_length: int | None) -> None:
+        served = one.served
+        spent = time.perf_counter() - one.start
+        state = {"headers": served.headers, "request_id": one.identity, "key": one.key}
+        self._traffic.note(state, 200, int(spent * 1e9))
+        metrics.answers(served.line, served.number, "infer").add(
+            spent, len(next(iter(one.tensors.values())))
+        )
+        if self._capture is not None:
+            self._capture.take(served, one.tensors)
+        form = (
+            f"content-length: {len(content)}\r\ncontent-type: {JSON}\r\n"
+            if json_length is None
+            else f"content-length: {len(content)}\r\ncontent-type: {BINARY}\r\n"
+            f"{HEADER_LENGTH}: {json_length}\r\n"
+        )
+        told = f"{form}x-request-id: {one.identity}\r\n\r\n".encode()
+        head = self._first(one.connection.server_state.default_headers)
+        one.connection.answer(one.cycle, head, served.header_lines, told, content)
+
+    def _first(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The status line and uvicorn's headers, of which it makes a new list every second."""
+        if headers is not self._default_headers:
+            lines = [b"%b: %b\r\n" % header for header in headers]
+            self._default_headers, self._head = headers, b"HTTP/1.1 200 OK\r\n" + b"".join(lines)
+        return self._head
+
+
+def _batches(asked: list[Asked]) -> Iterator[list[Asked]]:
+    """Requests that are computed together, in the order they came."""
+    batch: list[Asked] = []
+    rows = 0
+    for one in asked:
+        if batch and not (
+            one.served is batch[0].served
+            and rows + one.rows <= one.served.gathered_rows
+            and fit(one.tensors, batch[0].tensors)
+        ):
+            yield batch
+            batch, rows = [], 0
+        batch.append(one)
+        rows += one.rows
+    if batch:
+        yield batch
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value, "latin-1")

@@ -1,0 +1,332 @@
+"""Small requests that the connection answers by itself, against the application's own answers."""
+
+import asyncio
+import contextlib
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pytest
+import uvicorn
+
+from deployments.serving import batching, connection, direct, session
+from deployments.serving.access import Access
+from deployments.serving.app import create
+from deployments.serving.connection import Connection
+from deployments.serving.direct import Direct
+from deployments.serving.keys import EVERYTHING, Limits
+from deployments.serving.recorder import Recorder
+from deployments.serving.repository import Repository
+from deployments.serving.traffic import Traffic
+
+INFER = "/v2/models/air-time/infer"
+GOOD = {"inputs": [{"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}]}
+ELSEWHERE = {"origin": "https://elsewhere"}
+"""A header that the application does not mind and the connection leaves to it."""
+
+
+class Here(NamedTuple):
+    """A server in this process, of `air-time` 1 (default) and 2; `taken` and `batches` grow."""
+
+    port: int
+    access: Access
+    loop: asyncio.AbstractEventLoop
+    taken: list[bool]
+    batches: list[int]
+    """Requests computed together."""
+    repository: Repository
+
+    def key(self, *scopes: str, **limits: Any) -> dict[str, str]:
+        found = self.access.keys.create("t", scopes or EVERYTHING, limits=Limits(**limits))
+        return {"authorization": f"Bearer {found[1]}"}
+
+    def used(self, key: dict[str, str]) -> dict[str, int]:
+        identity = key["authorization"].split("_")[1]
+        [found] = [one for one in self.access.ledger.usage(1) if one["key"] == identity]
+        return found
+
+    def talk(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def server(table: Any, here: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    root: Path = tmp_path_factory.mktemp("direct")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(session, "GATHERED", 1e9)
+        patched.setattr(connection, "HELD_SECONDS", 30.0)
+        repository = Repository(root, here)
+        for number, version in (("1", table()), ("2", table(10.0))):
+            version.place(root, number)
+            repository.load("air-time", number, version.digest)
+        repository.set_default("air-time", "1")
+        access = Access(root / ".server")
+        traffic = Traffic(repository, access.journal, root / "trials")
+        taken: list[bool] = []
+        batches: list[int] = []
+        take, compute = Direct.take, batching.compute
+
+        def seen(self: Direct, *given: Any) -> bool:
+            taken.append(take(self, *given))
+            return taken[-1]
+
+        def computed(served: Any, batch: Any) -> Any:
+            batches.append(len(batch))
+            return compute(served, batch)
+
+        patched.setattr(Direct, "take", seen)
+        patched.setattr(direct, "compute", computed)
+        app = create(repository, access, Recorder(repository), traffic, max_body=100_000)
+        listening = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(app, http=Connection, ws="none", log_config=None)
+        running = uvicorn.Server(config)
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await running.serve([listening])
+
+        thread = threading.Thread(target=asyncio.run, args=(serve(),))
+        thread.start()
+        port = listening.getsockname()[1]
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as talk:
+            talk.request("GET", "/v2/health/live")
+            assert talk.getresponse().status == 200
+        yield Here(port, access, loops[0], taken, batches, repository)
+        running.should_exit = True
+        thread.join()
+
+
+class Told(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def ask(talk: http.client.HTTPConnection, path: str, body: bytes, **headers: str) -> Told:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    talk.request("POST", path, body, named)
+    response = talk.getresponse()
+    found = {name.lower(): value for name, value in response.getheaders()}
+    return Told(response.status, found, response.read())
+
+
+def binary() -> tuple[bytes, str]:
+    row = np.array([[3, 4], [5, 6]], np.float32)
+    size = {"binary_data_size": row.nbytes}
+    one = {"name": "numbers", "datatype": "FP32", "shape": [2, 2], "parameters": size}
+    text = orjson.dumps({"inputs": [one], "parameters": {"binary_data_output": True}, "id": "x"})
+    return text + row.tobytes(), str(len(text))
+
+
+BINARY, LENGTH = binary()
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/air-time/versions/2/infer"])
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (orjson.dumps(GOOD), {}),
+        (orjson.dumps(GOOD), {"content-type": "application/json", "x-request-id": "mine-1"}),
+        (BINARY, {"content-type": "application/octet-stream",
+                  "inference-header-content-length": LENGTH}),
+    ],
+)  # fmt: skip
+def test_it_answers_as_the_application_does(
+    server: Here, path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    key = server.key()
+    server.taken.clear()
+    with contextlib.closing(server.talk()) as talk:
+        ours = ask(talk, path, body, **key, **headers)
+        mine = server.used(key)
+        theirs = ask(talk, path, body, **key, **headers, **ELSEWHERE)
+    assert server.taken == [True, False]
+    assert ours.status == 200
+    for one in (ours, theirs):
+        del one.headers["date"]
+        if "x-request-id" not in headers:
+            assert len(one.headers.pop("x-request-id")) == 32
+    assert ours == theirs
+    both = server.used(key)
+    counted = ("requests", "refused", "rows", "bytes_in", "bytes_out")
+    assert [both[name] for name in counted] == [2 * mine[name] for name in counted]
+    assert mine["requests"] == 1
+    assert mine["bytes_in"] == len(body)
+    assert mine["bytes_out"] == len(ours.body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status"),
+    [
+        (INFER, b"{}", {}, 400),
+        (INFER, orjson.dumps(GOOD), {"content-type": "text/plain"}, 415),
+        (INFER, orjson.dumps(GOOD), {"modelmint-timeout-ms": "x"}, 400),
+        (INFER, orjson.dumps(GOOD), {"content-encoding": "br"}, 415),
+        (INFER, orjson.dumps(GOOD), {"authorization": "Bearer mm_no_key"}, 401),
+        (INFER, b" " * 100_001, {}, 413),
+        ("/v2/models/nobody/infer", orjson.dumps(GOOD), {}, 404),
+        ("/v2/models/air-time/versions/3/infer", orjson.dumps(GOOD), {}, 404),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_answer_is_the_applications(
+    server: Here, path: str, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    key = server.key()
+    server.taken.clear()
+    with contextlib.closing(server.talk()) as talk:
+        found = ask(talk, path, body, **{**key, **headers})
+    assert (found.status, True in server.taken) == (status, False)
+    assert orjson.loads(found.body)["request_id"]
+
+
+def test_a_key_of_another_line_is_forbidden(server: Here) -> None:
+    with contextlib.closing(server.talk()) as talk:
+        assert ask(talk, INFER, orjson.dumps(GOOD), **server.key("predict:other")).status == 403
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ({"rate": 0.001, "burst": 2}, "rate_limited"),
+        ({"daily_rows": 2}, "quota_exceeded"),
+        ({"daily_bytes": 2 * len(orjson.dumps(GOOD)) + 200}, "quota_exceeded"),
+    ],
+)
+def test_limits_hold_and_a_refusal_is_counted_once(
+    server: Here, limits: dict[str, Any], code: str
+) -> None:
+    key = server.key(**limits)
+    server.taken.clear()
+    with contextlib.closing(server.talk()) as talk:
+        found = [ask(talk, INFER, orjson.dumps(GOOD), **key) for _ in range(3)]
+    assert [one.status for one in found] == [200, 200, 429]
+    assert orjson.loads(found[2].body)["code"] == code
+    assert server.taken == [True, True, False]
+    used = server.used(key)
+    assert (used["requests"], used["rows"]) == (2, 2)
+
+
+def test_what_comes_at_once_is_computed_together(server: Here) -> None:
+    key = server.key()
+    talks = [server.talk() for _ in range(8)]
+    for talk in talks:
+        talk.connect()
+    ask(talks[0], INFER, orjson.dumps(GOOD), **key)
+    server.batches.clear()
+    blocked, go = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        go.wait(30)
+
+    server.loop.call_soon_threadsafe(block)
+    assert blocked.wait(30)
+    for at, talk in enumerate(talks):
+        one = GOOD["inputs"][0] | {"data": [at, 4], "shape": [1, 2]}
+        talk.request("POST", INFER, orjson.dumps({"inputs": [one]}), key)
+    go.set()
+    found = [orjson.loads(talk.getresponse().read()) for talk in talks]
+    for talk in talks:
+        talk.close()
+    assert [one["outputs"][0]["data"] for one in found] == [[at + 8.0] for at in range(8)]
+    assert server.batches == [8]
+
+
+def test_rows_that_may_not_be_joined_are_not(server: Here, monkeypatch: Any) -> None:
+    served = server.repository.default("air-time")
+    alone = replace(served, gathered_rows=1)
+    monkeypatch.setattr(server.repository, "get", lambda *_: alone)
+    key, server_batches = server.key(), server.batches
+    server_batches.clear()
+    with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as talk:
+        talk.sendall(request(key) * 3)
+        assert answers(talk, 3) == [[11.0]] * 3
+    assert max(server_batches) == 1
+
+
+def request(key: dict[str, str]) -> bytes:
+    body = orjson.dumps(GOOD)
+    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\nauthorization: {key['authorization']}\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def answers(talk: socket.socket, count: int) -> list[Any]:
+    """The data of so many responses to requests that were sent over one connection."""
+    read = talk.makefile("rb")
+    found = []
+    for _ in range(count):
+        assert read.readline() == b"HTTP/1.1 200 OK\r\n"
+        length = 0
+        while (line := read.readline()) != b"\r\n":
+            if line.startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        found.append(orjson.loads(read.read(length))["outputs"][0]["data"])
+    return found
+
+
+def test_requests_sent_without_waiting_are_answered_in_their_order(server: Here) -> None:
+    with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as talk:
+        talk.sendall(request(server.key()) * 20)
+        assert answers(talk, 20) == [[11.0]] * 20
+
+
+def test_a_large_request_is_the_applications_at_once(server: Here) -> None:
+    body = b" " * 90_000 + orjson.dumps(GOOD)
+    server.taken.clear()
+    with contextlib.closing(server.talk()) as talk:
+        found = ask(talk, INFER, body, **server.key())
+    assert (found.status, server.taken) == (200, [])
+
+
+def test_a_slow_request_is_the_applications(server: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HELD_SECONDS", 0.0)
+    whole = request(server.key())
+    server.taken.clear()
+    with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as talk:
+        talk.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        begun = threading.Event()
+        given_up = Connection.give_up
+
+        def give_up(*given: Any) -> None:
+            given_up(*given)
+            begun.set()
+
+        monkeypatch.setattr(Connection, "give_up", give_up)
+        talk.sendall(whole[:-5])
+        assert begun.wait(30)
+        talk.sendall(whole[-5:])
+        assert answers(talk, 1) == [[11.0]]
+        assert server.taken == []
+        talk.sendall(whole)
+        assert answers(talk, 1) == [[11.0]]
+    assert server.taken == [True]
+
+
+def test_a_failure_here_leaves_the_request_to_the_application(
+    server: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(direct, "compute", broken)
+    with contextlib.closing(server.talk()) as talk:
+        found = ask(talk, INFER, orjson.dumps(GOOD), **server.key())
+    assert (found.status, orjson.loads(found.body)["outputs"][0]["data"]) == (200, [11.0])
+
+
+def test_nothing_is_decoded_for_whom_the_day_is_used_up(server: Here) -> None:
+    key = server.key(daily_rows=1)
+    with contextlib.closing(server.talk()) as talk:
+        undecodable = ask(talk, "/v1/lines/air-time/predict", b"no record", **key)
+        assert undecodable.status == 400
+        assert ask(talk, INFER, orjson.dumps(GOOD), **key).status == 200
+        found = ask(talk, "/v1/lines/air-time/predict", b"no record", **key)
+    assert (found.status, orjson.loads(found.body)["code"]) == (429, "quota_exceeded")
+    assert server.used(key)["refused"] == 1
