@@ -27,8 +27,9 @@ import psutil
 from deployments.local import record as records
 from deployments.local.locks import exclusive, join, leave
 from deployments.local.ports import HOST, Ports, free_ports, taken
-from deployments.local.processes import MARK, POLL, alive, end, family, find, listens
+from deployments.local.processes import MARK, POLL, age, alive, end, family, find, listens
 from deployments.local.record import Record
+from tasks.process import identity
 
 ATTEMPTS = 3
 LOG_LINES = 15
@@ -147,7 +148,7 @@ class Service:
     def running(self) -> Running | None:
         """The service if its process lives, whether or not it answers."""
         record = records.read(self._record)
-        alive_now = record is not None and find(record.pid, record.created) is not None
+        alive_now = record is not None and find(record.pid, record.identity) is not None
         return self._running(record) if record is not None and alive_now else None
 
     def plan(self) -> Ports:
@@ -185,8 +186,8 @@ class Service:
         if ports is None or taken(ports, paired=self.paired):
             sys.exit(f"{self.name}: its ports are taken: {ports}; `modelmint up` chooses others")
         command = self.command(ports)
-        this = psutil.Process()
-        record = Record(this.pid, this.create_time(), ports, command, kept=True)
+        this = os.getpid()
+        record = Record(this, identity(this), ports, command, kept=True)
         records.write(self._record, record)
         environment = self._environment(ports)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
@@ -204,11 +205,11 @@ class Service:
         record = records.read(self._record)
         if record is None:
             return None
-        process = find(record.pid, record.created)
+        process = find(record.pid, record.identity)
         if process is None:
             return None
         # One that is only just starting under a process manager is nobody's leftover.
-        young = record.created + self.start_timeout - time.time() if record.kept else 0.0
+        young = self.start_timeout - age(process) if record.kept else 0.0
         if self._awaited(process, record.ports, max(self.patience, young)) is not None:
             return None
         return self._running(record)
@@ -297,11 +298,10 @@ class Service:
                 self._fail(f"{command[0]} cannot be run ({error})", "install it")
         # Collects the exit status whenever it comes, so a killed service is no zombie of ours.
         threading.Thread(target=process.wait, daemon=True).start()
-        try:
-            child = psutil.Process(process.pid)
-            record = Record(child.pid, child.create_time(), ports, command)
-        except psutil.NoSuchProcess:
-            return Record(process.pid, 0.0, ports, command), "exited at once"
+        record = Record(process.pid, identity(process.pid), ports, command)
+        child = find(record.pid, record.identity)
+        if child is None:
+            return record, "exited at once"
         records.write(self._record, record)
         return record, self._awaited(child, ports, self.start_timeout)
 
@@ -323,7 +323,7 @@ class Service:
 
     def _end(self) -> None:
         record = records.read(self._record)
-        root = find(record.pid, record.created) if record else None
+        root = find(record.pid, record.identity) if record else None
         left = end(family(self._mark, root), self.stop_timeout)
         # A child born while its parent was being told to stop is only seen now.
         left = left or end(family(self._mark), 0)
