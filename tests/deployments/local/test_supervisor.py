@@ -5,11 +5,13 @@ import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from xmlrpc.client import Fault
 
 import httpx
 import psutil
 import pytest
 
+from deployments.local.rotation import LONGEST
 from tests.conftest import ROOT
 from tests.deployments.stacks import Home, until
 from tests.lines import diabetes
@@ -108,6 +110,28 @@ def test_whatever_dies_comes_back_at_its_address(home: Home) -> None:
     until(back)
     now = home.named(home.run("status", "--json"))
     assert {n: s["url"] for n, s in now.items()} == {n: s["url"] for n, s in before.items()}
+
+
+def test_why_a_service_does_not_start_is_in_its_log(home: Home) -> None:
+    port = int(home.up()["mlflow"]["url"].rpartition(":")[2])
+    home.supervisor("stopProcess", "mlflow")
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(Fault, match="ABNORMAL_TERMINATION|SPAWN_ERROR"):
+            home.supervisor("startProcess", "mlflow")
+        said = home.run("logs", "mlflow", "--lines", "4")
+    assert f"another program listens on port {port}" in said
+    assert "`modelmint down`, then `modelmint up`" in said
+    # Supervisor goes on trying.
+    until(lambda: home.answers("mlflow", "/health"))
+
+
+def test_a_log_that_has_grown_long_begins_anew(home: Home) -> None:
+    home.up()
+    log = home.folder / "watcher" / "log"
+    with log.open("ab") as file:
+        file.write(b"x" * (LONGEST + 1))
+    until(lambda: log.stat().st_size < LONGEST)
+    assert log.with_suffix(".1").stat().st_size > LONGEST
 
 
 def test_after_kill_of_everything_all_of_it_is_there_again(home: Home) -> None:
