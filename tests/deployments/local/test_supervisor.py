@@ -164,8 +164,8 @@ def test_ctrl_c_ends_the_stack_of_an_up_in_the_foreground(home: Home) -> None:
 
 
 def test_after_kill_of_everything_all_of_it_is_there_again(home: Home) -> None:
-    versions = home.run("versions", "diabetes", "--json")
     before = home.up()
+    versions = home.run("versions", "diabetes", "--json")
     for process in home.processes():
         process.kill()
     until(lambda: home.processes() == [])
