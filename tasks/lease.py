@@ -17,9 +17,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
+from tasks.process import identity
 from tasks.store import MissingError, StoreError, store
 
 SECONDS = 15.0
@@ -59,7 +59,7 @@ def lease(
 
     Raises LeaseError, or StoreError when the store does not answer for as long.
     """
-    owner = f"{_process(os.getpid())} {uuid.uuid4().hex}"
+    owner = f"{identity(os.getpid())} {uuid.uuid4().hex}"
     _take(key, owner, purpose, patience, waiting)
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(key, owner, purpose, ended), daemon=True)
@@ -141,26 +141,11 @@ def _write(key: str, owner: str, content: bytes) -> None:
         store().replace(key, content, found.change)
 
 
-def _process(pid: int) -> str:
-    """Kernel, pid namespace, pid and start time: no other process ever has these.
-
-    Empty for a process that is not there, and where there is no Linux.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = Path("/proc/self/ns/pid").readlink()
-        # The program's name, in parentheses, may hold anything; the state is the first after it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else f"{boot}/{namespace}/{pid}/{fields[19]}"
-
-
 def _gone(owner: str) -> bool:
     """Whether the holder was a process of this machine and pid namespace that is no more."""
-    process, here = owner.partition(" ")[0].split("/"), _process(os.getpid()).split("/")
+    process, here = owner.partition(" ")[0].split("/"), identity(os.getpid()).split("/")
     there = len(process) == len(here) == 4 and process[:2] == here[:2]
-    return there and _process(int(process[2])).split("/") != process
+    return there and identity(int(process[2])).split("/") != process
 
 
 def _terms(owner: str, purpose: str, beat: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from deployments.command.output import AsJson, Certificate, Https, PrivateKey, Workers, show
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from deployments.local.supervisor import Status
 
 app = typer.Typer()
@@ -38,12 +41,31 @@ def up(
     if not detach:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
-    with Console(stderr=True).status("starting the stack"):
-        found = supervisor.up()
-    _show(found, as_json)
-    if not detach:
-        ended.wait()
-        supervisor.down()
+    screen = Console(stderr=True)
+    try:
+        with screen.status("starting the stack"):
+            found = supervisor.up()
+        _show(found, as_json)
+        if not detach:
+            sys.stdout.flush()
+            _stay(ended, screen)
+    finally:
+        if ended.is_set():
+            supervisor.down()
+
+
+def _stay(ended: threading.Event, screen: "Console") -> None:
+    """Wait for the end of this command, or of the stack it has brought up."""
+    from deployments.local import supervisor
+    from deployments.local.stack import home
+
+    mine = supervisor.supervisor(home())
+    begun = mine.running()
+    while not ended.wait(1.0):
+        if mine.running() != begun:
+            # Whoever ended it, what is up now is not this command's to end.
+            screen.print("the stack was ended elsewhere (`modelmint down`), or Supervisor died")
+            return
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The Prefect worker of `modelmint up`: it deploys prefect.yaml, then runs what is due.
+"""The Prefect worker of `modelmint up`: it deploys every flow and line, then runs what is due.
 
 python -m deployments.local.prefect_worker
 """
@@ -8,14 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
+import yaml
 
 from deployments.local.model_server import FIRST_KEY
 from deployments.local.ports import HOST, Ports, unanswered
 from deployments.local.service import ROOT, Service
 from deployments.local.stack import home
+from models import catalog
 from models.digests import bytes_digest
+from models.spec import Line
 
 POOL = "modelmint"
 FILE = ROOT / "prefect.yaml"
@@ -47,26 +52,69 @@ def _settings(ports: Ports) -> dict[str, str]:
 
 
 def deploy() -> None:
-    """Deploy prefect.yaml unless this server has it: what was edited in its UI stays.
+    """Deploy prefect.yaml and each line that is not in it, unless this server has them.
 
-    Raises TimeoutError when the server does not answer, CalledProcessError when it refuses.
+    What was edited in its UI stays, until the file, or the line, is another. Raises TimeoutError
+    when the server does not answer, CalledProcessError when it refuses.
     """
-    prefect = [sys.executable, "-m", "prefect"]
     wanted = bytes_digest(FILE.read_bytes())
+    file = yaml.safe_load(FILE.read_text())
+    ours = {one["entrypoint"] for one in file["deployments"]}
     with httpx.Client(base_url=os.environ["PREFECT_API_URL"], timeout=30, trust_env=False) as api:
         _await(api)
         found = api.get(f"/variables/name/{STAMP}")
         if found.status_code == 200 and found.json()["value"] == wanted:
+            file["deployments"] = []
+        own = [deployment(line) for line in _lines()]
+        file["deployments"] += [
+            one for one in own if one["entrypoint"] not in ours and not _deployed(api, one)
+        ]
+        if not file["deployments"]:
             return
         pool = api.post("/work_pools/", json={"name": POOL, "type": "process"})
         if pool.status_code != 409:
             pool.raise_for_status()
-        subprocess.run([*prefect, "--no-prompt", "deploy", "--all"], cwd=ROOT, check=True)
+        _deploy(file)
         if found.status_code == 200:
             answer = api.patch(f"/variables/name/{STAMP}", json={"value": wanted})
         else:
             answer = api.post("/variables/", json={"name": STAMP, "value": wanted})
         answer.raise_for_status()
+
+
+def deployment(line: Line) -> dict[str, Any]:
+    """An entry like those of prefect.yaml; its version tells whether the line was changed since."""
+    return {
+        "name": line.name,
+        "version": bytes_digest(line.model_dump_json().encode())[:16],
+        "description": f"{line.title}, produced when someone asks for it.",
+        "entrypoint": f"flows.lines.{line.name}",
+        "parameters": {"line": line.name},
+        "work_pool": {"name": POOL},
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "enforce_parameter_schema": True,
+    }
+
+
+def _lines() -> list[Line]:
+    try:
+        return list(catalog.lines().values())
+    except Exception as error:  # whatever is in a line's file: all that is due must run
+        print(f"lines of your own are not deployed: {error!r}", file=sys.stderr, flush=True)
+        return []
+
+
+def _deployed(api: httpx.Client, wanted: dict[str, Any]) -> bool:
+    found = api.get(f"/deployments/name/produce/{wanted['name']}")
+    return found.status_code == 200 and found.json()["version"] == wanted["version"]
+
+
+def _deploy(file: dict[str, Any]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / FILE.name
+        path.write_text(yaml.safe_dump(file, sort_keys=False))
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        subprocess.run([*command, "--prefect-file", str(path)], cwd=ROOT, check=True)
 
 
 def _await(api: httpx.Client, seconds: float = 120.0) -> None:

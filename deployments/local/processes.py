@@ -5,12 +5,11 @@ from collections.abc import Iterable
 
 import psutil
 
+from tasks.process import identity
+
 # Every process of a service inherits this variable, naming the service's state folder. It finds
 # what a record cannot: a child that outlived its killed parent, a start nobody could write down.
 MARK = "MODELMINT_SERVICE"
-# The kernel derives create times from the wall clock, which slews: two readings of one process
-# differ by up to a second. No pid comes round again that soon.
-SAME = 2.0
 POLL = 0.05
 # After SIGKILL only a process inside the kernel (a hung disk) is left.
 KILL_WAIT = 10.0
@@ -24,14 +23,22 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def find(pid: int, created: float) -> psutil.Process | None:
-    """The living process with this pid and create time; None when the pid is a stranger's."""
+def find(pid: int, known: str) -> psutil.Process | None:
+    """The living process with this pid and identity; None when the pid is a stranger's."""
     try:
         process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < SAME
     except psutil.NoSuchProcess:
         return None
-    return process if same and alive(process) else None
+    return process if known and identity(pid) == known and alive(process) else None
+
+
+def age(process: psutil.Process) -> float:
+    """Seconds since it started; 0 when it is gone."""
+    try:
+        # Both by the clock as it is now: whatever it was set to meanwhile does not count.
+        return time.time() - process.create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def family(mark: str, root: psutil.Process | None = None) -> list[psutil.Process]:

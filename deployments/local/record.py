@@ -9,10 +9,10 @@ from deployments.local.ports import Ports
 
 @dataclass(frozen=True)
 class Record:
-    """A process, told from a later one with the same pid by its create time."""
+    """A process, told from a later one with the same pid by its identity (tasks.process)."""
 
     pid: int
-    created: float
+    identity: str
     ports: Ports
     command: list[str]
     kept: bool = False

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -27,12 +27,14 @@ import psutil
 from deployments.local import record as records
 from deployments.local.locks import exclusive, join, leave
 from deployments.local.ports import HOST, Ports, free_ports, taken
-from deployments.local.processes import MARK, POLL, alive, end, family, find, listens
+from deployments.local.processes import MARK, POLL, age, alive, end, family, find, listens
 from deployments.local.record import Record
+from deployments.local.rotation import rotate
+from tasks.process import identity
 
 ATTEMPTS = 3
 LOG_LINES = 15
-LOG_BYTES = 16 << 20
+OTHER_PORTS = "`modelmint down`, then `modelmint up`, which chooses others"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -147,7 +149,7 @@ class Service:
     def running(self) -> Running | None:
         """The service if its process lives, whether or not it answers."""
         record = records.read(self._record)
-        alive_now = record is not None and find(record.pid, record.created) is not None
+        alive_now = record is not None and find(record.pid, record.identity) is not None
         return self._running(record) if record is not None and alive_now else None
 
     def plan(self) -> Ports:
@@ -164,15 +166,22 @@ class Service:
         """Become the service on its planned ports, or wait while a process of it lives.
 
         For a process manager: this process turns into the service, keeping its number, and ends
-        when the service does. Exits with the reason when it cannot.
+        when the service does. Exits when it cannot, and the log says why.
         """
         self.state.mkdir(parents=True, exist_ok=True)
+        # A file and not the manager's pipe: the service must survive its manager.
+        with self.log.open("ab") as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
         user = (self.state / "users.lock").open("a")
-        with self._start_lock():
-            join(user)
-            found = self._found()
-            if found is None:
-                self._become(user.fileno())
+        try:
+            with self._start_lock():
+                join(user)
+                found = self._found()
+                if found is None:
+                    self._become(user.fileno())
+        except ServiceError as error:
+            sys.exit(str(error))
         process = psutil.Process(found.pid)
         while alive(process):
             time.sleep(1)
@@ -182,19 +191,16 @@ class Service:
         self._check_disk()
         self._end()
         ports = self._remembered()
-        if ports is None or taken(ports, paired=self.paired):
-            sys.exit(f"{self.name}: its ports are taken: {ports}; `modelmint up` chooses others")
+        if ports is None:
+            self._fail("no ports were chosen for it", OTHER_PORTS)
+        if strangers := taken(ports, paired=self.paired):
+            named = ", ".join(str(port) for port in strangers)
+            self._fail(f"another program listens on port {named}", f"end it, or {OTHER_PORTS}")
         command = self.command(ports)
-        this = psutil.Process()
-        record = Record(this.pid, this.create_time(), ports, command, kept=True)
+        this = os.getpid()
+        record = Record(this, identity(this), ports, command, kept=True)
         records.write(self._record, record)
         environment = self._environment(ports)
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".1"))
-        # A file and not the manager's pipe: the service must survive its manager.
-        with self.log.open("ab") as log:
-            for stream in (1, 2):
-                os.dup2(log.fileno(), stream)
         # The shared lock goes along: while the service lives it has a user.
         os.set_inheritable(user, True)
         os.chdir(self.state)
@@ -204,11 +210,11 @@ class Service:
         record = records.read(self._record)
         if record is None:
             return None
-        process = find(record.pid, record.created)
+        process = find(record.pid, record.identity)
         if process is None:
             return None
         # One that is only just starting under a process manager is nobody's leftover.
-        young = record.created + self.start_timeout - time.time() if record.kept else 0.0
+        young = self.start_timeout - age(process) if record.kept else 0.0
         if self._awaited(process, record.ports, max(self.patience, young)) is not None:
             return None
         return self._running(record)
@@ -255,6 +261,9 @@ class Service:
         self._check_disk()
         # What is alive but does not serve goes first: two of a kind would share one data folder.
         self._end()
+        with suppress(OSError):
+            # On a full disk it stays as long as it is.
+            rotate(self.log)
         for attempt in range(1, ATTEMPTS + 1):
             ports = self._ports()
             log_start = self.log.stat().st_size if self.log.exists() else 0
@@ -297,11 +306,10 @@ class Service:
                 self._fail(f"{command[0]} cannot be run ({error})", "install it")
         # Collects the exit status whenever it comes, so a killed service is no zombie of ours.
         threading.Thread(target=process.wait, daemon=True).start()
-        try:
-            child = psutil.Process(process.pid)
-            record = Record(child.pid, child.create_time(), ports, command)
-        except psutil.NoSuchProcess:
-            return Record(process.pid, 0.0, ports, command), "exited at once"
+        record = Record(process.pid, identity(process.pid), ports, command)
+        child = find(record.pid, record.identity)
+        if child is None:
+            return record, "exited at once"
         records.write(self._record, record)
         return record, self._awaited(child, ports, self.start_timeout)
 
@@ -323,7 +331,7 @@ class Service:
 
     def _end(self) -> None:
         record = records.read(self._record)
-        root = find(record.pid, record.created) if record else None
+        root = find(record.pid, record.identity) if record else None
         left = end(family(self._mark, root), self.stop_timeout)
         # A child born while its parent was being told to stop is only seen now.
         left = left or end(family(self._mark), 0)

@@ -256,18 +256,26 @@ def _command(state: Path, programs: list[Service], ports: Ports) -> list[str]:
         "[rpcinterface:supervisor]",
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
     ]
+    home = str(state.parent).replace("%", "%%")
+    lines += _program("rotation", f'"{python}" -m deployments.local.rotation "{home}"', 1)
     for service in programs:
-        lines += [
-            f"[program:{service.name}]",
-            f'command="{python}" -m deployments.local.supervisor {service.name}',
-            *("autorestart=true", "startsecs=2", "startretries=20"),
-            *("redirect_stderr=true", "stdout_logfile=NONE"),
-            *("stopasgroup=true", "killasgroup=true"),
-            f"stopwaitsecs={max(1, int(service.stop_timeout))}",
-        ]
+        command = f'"{python}" -m deployments.local.supervisor {service.name}'
+        lines += _program(service.name, command, max(1, int(service.stop_timeout)))
     path = state / "supervisord.conf"
     write(path, ("\n".join(lines) + "\n").encode())
     return [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
+
+
+def _program(name: str, command: str, stop_seconds: int) -> list[str]:
+    return [
+        f"[program:{name}]",
+        f"command={command}",
+        *("autorestart=true", "startsecs=2", "startretries=20"),
+        # What it says before it has a log of its own goes to Supervisor's.
+        *("redirect_stderr=true", "stdout_logfile=/dev/stdout", "stdout_logfile_maxbytes=0"),
+        *("stopasgroup=true", "killasgroup=true"),
+        f"stopwaitsecs={stop_seconds}",
+    ]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from deployments.watcher.settings import Settings
 from deployments.watcher.watcher import Watcher
 from tasks.store import BUCKET_SETTING
 
+log = logging.getLogger("modelmint.watcher")
+
 
 def main() -> None:
     """Watch until stopped."""
@@ -34,8 +36,10 @@ def main() -> None:
     webhook.listen(hints, watcher.pulse, settings.host, settings.port, settings.token)
     if settings.queue:
         queue_thread(hints, settings.queue)
-    while True:
+    while watcher.changed is None:
         watcher.round()
+    log.warning("%s was changed: the watcher begins anew with it", watcher.changed)
+    os.execv(sys.executable, [sys.executable, "-m", "deployments.watcher"])
 
 
 if __name__ == "__main__":

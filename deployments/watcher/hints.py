@@ -42,8 +42,12 @@ class Hints:
             self._heard.add(prefix if len(self._heard) < MOST else EVERYTHING)
         self._news.set()
 
+    def wake(self) -> None:
+        """Have who waits look at what is due, though nothing was heard."""
+        self._news.set()
+
     def wait(self, seconds: float) -> set[str]:
-        """The prefixes heard of since the last call, at once or after at most `seconds`."""
+        """The prefixes heard of since the last call, at once, woken, or after at most `seconds`."""
         self._news.wait(max(0.0, seconds))
         with self._lock:
             self._news.clear()

@@ -1,8 +1,14 @@
-"""Every line under watch, hints, and the watchdog: one round after another in one thread."""
+"""Every line under watch, hints, and the watchdog: one round after another.
+
+A round begins what is due, each line's step and the watchdog's look in a thread of its own, and
+never twice at once: while one lists a million objects, or waits for a service, all others go on.
+"""
 
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 
@@ -19,40 +25,82 @@ log = logging.getLogger("modelmint.watcher")
 STUCK = 900.0
 """Seconds without a round after which the watcher says that it is not well."""
 MOST_STRANGERS = 1000
+THREADS = 1000
+"""More than there are lines; a thread is only made when none is free."""
+WATCHDOG = "the watchdog"
 
 
 class Watcher:
-    """What is watched: a failure of one part never stops another."""
+    """What is watched: neither a failure nor the slowness of one part stops another.
+
+    Attributes:
+        lines: by name; they change in `round` only.
+        changed: a line's file that is not as it was when it was imported, which a process does
+            once: from now on what is watched may not be what a run would take.
+    """
 
     def __init__(self, settings: Settings, hints: Hints, runs: Runs) -> None:
         self.settings, self.hints, self.runs = settings, hints, runs
         self.lines: dict[str, LineWatch] = {}
+        self.changed: Path | None = None
         self.pulse = Pulse(STUCK)
         self._watchdog = Watchdog(settings, runs)
         self._strangers: set[str] = set()
         self._swept = self._watched = self._refreshed = time.monotonic()
         self._said: dict[str, str] = {}
+        self._files: dict[Path, tuple[int, int]] = {}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="watch")
+        # What goes on, and of these the lines that were hinted at meanwhile.
+        self._going: dict[str, Future[None]] = {}
+        self._late: set[str] = set()
 
     def round(self) -> None:
-        """Do what is due, then wait for a hint or for what is due next."""
+        """Begin what is due, then wait for a hint, for an end, or for what is due next."""
         self.pulse.beat()
+        self._collect()
         if self._swept <= time.monotonic():
             self._swept = time.monotonic() + self.settings.sweep
             self._guarded("lines", self._refresh)
-        for name, watch in self.lines.items():
+        free = {name: w for name, w in self.lines.items() if name not in self._going}
+        for name, watch in free.items():
             if watch.due <= time.monotonic():
-                self._guarded(name, watch.step)
-        if self._watched <= time.monotonic():
+                self._begin(name, watch.step)
+        if self._watched <= time.monotonic() and WATCHDOG not in self._going:
             self._watched = time.monotonic() + self.settings.watchdog
-            self._guarded("watchdog", self._watchdog.look)
-        due = min([self._swept, self._watched, *(watch.due for watch in self.lines.values())])
+            self._begin(WATCHDOG, self._watchdog.look)
+        waiting = [watch.due for name, watch in free.items() if name not in self._going]
+        waiting += [] if WATCHDOG in self._going else [self._watched]
+        due = min([self._swept, *waiting])
         for prefix in self.hints.wait(due - time.monotonic()):
             self._hint(f"{RAW}{prefix}")
 
+    def close(self) -> None:
+        """Wait for what goes on; nothing can be begun after it."""
+        self._threads.shutdown()
+
+    def _begin(self, name: str, action: Callable[[], None]) -> None:
+        self._going[name] = begun = self._threads.submit(self._guarded, name, action)
+        begun.add_done_callback(lambda _: self.hints.wake())
+
+    def _collect(self) -> None:
+        """Forget what has ended; what a step may have been too late to see is looked at again."""
+        for name in [name for name, begun in self._going.items() if begun.done()]:
+            del self._going[name]
+            if name in self._late and name in self.lines:
+                self.lines[name].hint()
+            self._late.discard(name)
+
     def _hint(self, prefix: str) -> None:
-        meant = [w for w in self.lines.values() if prefix in (w.prefix, f"{RAW}{EVERYTHING}")]
-        for watch in meant:
-            watch.hint()
+        meant = {
+            name: watch
+            for name, watch in self.lines.items()
+            if prefix in (watch.prefix, f"{RAW}{EVERYTHING}")
+        }
+        for name, watch in meant.items():
+            if name in self._going:
+                self._late.add(name)
+            else:
+                watch.hint()
         if not meant:
             # The first object of a new bucket, or of a line whose file is new.
             self._swept = min(self._swept, self._refreshed + self.settings.quiet)
@@ -63,6 +111,7 @@ class Watcher:
         # First, since without a bucket there is nothing to watch.
         folders = list(store().folders(RAW))
         known = catalog.lines()
+        self._compare()
         self.lines = {
             name: self.lines.get(name) or LineWatch(line, self.settings, self.runs)
             for name, line in known.items()
@@ -70,6 +119,16 @@ class Watcher:
         for prefix in folders:
             if all(watch.prefix != prefix for watch in self.lines.values()):
                 self._stranger(prefix)
+
+    def _compare(self) -> None:
+        """Note when the file of a line was written since it was imported."""
+        for module in catalog.modules():
+            path = Path(module.__file__ or "")
+            # Entry points and folders name it; it may be away while it is replaced.
+            found = path.stat() if path.is_file() else None
+            written = (found.st_mtime_ns, found.st_size) if found else (0, 0)
+            if self._files.setdefault(path, written) != written:
+                self.changed = path
 
     def _stranger(self, prefix: str) -> None:
         if prefix not in self._strangers and len(self._strangers) < MOST_STRANGERS:

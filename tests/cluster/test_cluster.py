@@ -1,8 +1,8 @@
 """A version made on three machines is a laptop's, bit for bit, whatever happens to a worker.
 
-Cleaning and training, data-parallel on two ranks, run on workers that share nothing but a network.
-One run has a worker killed in the middle of training, one has its cable taken out: the ranks start
-again on the worker that is left, from their last checkpoint if there is one.
+Cleaning, of two objects, and training, data-parallel on two ranks, run on workers that share no
+more than a network. One run has a worker killed in the middle of training, one has its cable taken
+out: the ranks start again on the worker that is left, from their last checkpoint if there is one.
 
 `make cluster` runs it; five minutes.
 """
@@ -22,10 +22,13 @@ import pytest
 
 from tests.cluster.conftest import ADDRESSES, HEAD, WORKERS, Network, dask
 from tests.conftest import ROOT
+from tests.lines import diabetes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LINE = "diabetes"
 RUN = ("run", LINE, "--set", "training.ranks=2", "--set", "training.epochs=300", "--json")
+# Each half is an object, which one worker cleans.
+LAND = tuple(("land", LINE, "--slice", half) for half in diabetes.HALVES)
 COMMAND = [sys.executable, "-m", "modelmint"]
 BUCKET = "from tasks.store import store; store().create_bucket()"
 
@@ -47,7 +50,7 @@ def laptop(base: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
     """Digests of a run whose two ranks are processes of this machine, on a store of its own."""
     names = {n: v for n, v in base.items() if not n.startswith("DASK_")}
     names |= {"MODELMINT_HOME": str(tmp_path_factory.mktemp("laptop"))}
-    for words in (("land", LINE), RUN):
+    for words in (*LAND, RUN):
         done = subprocess.run(
             [*COMMAND, *words], env=names, cwd=ROOT, capture_output=True, text=True, check=False
         )
@@ -65,10 +68,11 @@ def produce(
         "MODELMINT_BUCKET": f"bucket-{folder.name.replace('_', '-')}"[:60].strip("-"),
     }
     with dask(network, folder, names), (folder / "said").open("w+") as errors:
-        land = network.on(HEAD, *COMMAND, "land", LINE)
         prepare = network.on(HEAD, sys.executable, "-c", BUCKET)
         subprocess.run(prepare, env=names, cwd=ROOT, check=True)
-        subprocess.run(land, env=names, cwd=ROOT, check=True, stdout=errors)
+        for words in LAND:
+            land = network.on(HEAD, *COMMAND, *words)
+            subprocess.run(land, env=names, cwd=ROOT, check=True, stdout=errors)
         process = subprocess.Popen(
             network.on(HEAD, *COMMAND, *RUN),
             env=names, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,

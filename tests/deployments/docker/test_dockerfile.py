@@ -1,4 +1,4 @@
-"""The serving image: it installs what the model server imports; built twice it is the same files.
+"""The images: what they install is what they import; built twice they are the same files; they run.
 
 The second half needs buildah and a base image: MODELMINT_BASE=python:3.11-slim, with
 MODELMINT_BUILD_ARGS for what a build needs here (`make images BUILD_ARGS=...`).
@@ -90,8 +90,8 @@ def test_the_dockerfile_copies_every_folder_an_image_needs() -> None:
         assert list(ROOT.glob(pattern))
 
 
-def build(folder: Path, name: str) -> str:
-    """The image id of a build of the serving image that uses no cache."""
+def build(folder: Path, name: str, target: str = "serving") -> str:
+    """The image id of a build of the target that uses no cache."""
     base = os.environ.get("MODELMINT_BASE")
     if shutil.which("buildah") is None or base is None:
         pytest.skip("needs buildah, and MODELMINT_BASE naming an image with Python 3.11")
@@ -101,7 +101,7 @@ def build(folder: Path, name: str) -> str:
         "buildah", "bud", "--isolation", "chroot", "--format", "docker", "--no-cache",
         "--timestamp", "0", "--build-arg", "SOURCE_DATE_EPOCH=0", "--build-arg", f"BASE={base}",
         "--ignorefile", str(docker / "Dockerfile.dockerignore"), "--file",
-        str(docker / "Dockerfile"), "--target", "serving", "--iidfile", str(written), *more,
+        str(docker / "Dockerfile"), "--target", target, "--iidfile", str(written), *more,
         str(ROOT),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -137,6 +137,22 @@ def test_two_builds_have_the_same_layers_and_serve(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(20)
+        _buildah("rm", container)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_pipeline_image_runs_the_command_line_as_nobody(tmp_path: Path) -> None:
+    container = _buildah("from", build(tmp_path, "pipeline", "pipeline"))
+    inside = ("run", "--isolation", "chroot", container, "--")
+    try:
+        assert _buildah(*inside, "id", "-u") == "10001"
+        found = json.loads(_buildah(*inside, "python", "-m", "modelmint", "lines", "--json"))
+        assert {line["name"] for line in found["lines"]} >= {"digits", "flights"}
+        # What its other roles start with.
+        for program in ("prefect", "mlflow", "dask"):
+            assert _buildah(*inside, program, "--version")
+    finally:
         _buildah("rm", container)
 
 

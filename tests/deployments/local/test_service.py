@@ -20,6 +20,7 @@ import pytest
 from deployments.local.ports import Ports, free_ports, taken, unanswered
 from deployments.local.processes import alive
 from deployments.local.service import ROOT, Service, ServiceError
+from tasks.process import identity
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -222,14 +223,17 @@ def test_a_child_that_outlived_its_killed_parent_is_ended(tmp_path: Path) -> Non
             assert fresh.pid != running.pid
 
 
-@pytest.mark.parametrize("shift", [-100.0, 100.0])
-def test_a_stranger_with_the_recorded_pid_is_left_alone(tmp_path: Path, shift: float) -> None:
+@pytest.mark.parametrize(("boot", "ticks"), [("", -1), ("", 1), ("another", 0)])
+def test_a_stranger_with_the_recorded_pid_is_left_alone(
+    tmp_path: Path, boot: str, ticks: int
+) -> None:
     stranger = subprocess.Popen(SLEEP)
     try:
-        created = psutil.Process(stranger.pid).create_time() + shift
+        known, _, started = identity(stranger.pid).rpartition("/")
+        other = f"{boot}{known}/{int(started) + ticks}"
         state = tmp_path / "web"
         state.mkdir()
-        record = {"pid": stranger.pid, "created": created, "ports": {"http": 9}, "command": SLEEP}
+        record = {"pid": stranger.pid, "identity": other, "ports": {"http": 9}, "command": SLEEP}
         (state / "service.json").write_text(json.dumps(record))
         with web(tmp_path).use() as running:
             assert running.pid != stranger.pid
@@ -237,6 +241,20 @@ def test_a_stranger_with_the_recorded_pid_is_left_alone(tmp_path: Path, shift: f
     finally:
         stranger.kill()
         stranger.wait()
+
+
+@pytest.mark.parametrize("step", [-100, 100])
+def test_a_clock_that_jumps_makes_no_stranger_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with web(tmp_path).use() as running:
+        before, now = psutil.boot_time(), time.time()
+        # What the kernel says of the boot follows the clock; so does what psutil says of starts.
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: before + step)
+        monkeypatch.setattr("time.time", lambda: now + step)
+        assert web(tmp_path).running() == running
+        with web(tmp_path).use() as again:
+            assert again == running
 
 
 def test_one_that_exits_at_once_is_reported_with_its_last_lines(tmp_path: Path) -> None:

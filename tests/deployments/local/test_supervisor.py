@@ -2,14 +2,19 @@
 
 import json
 import shlex
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from xmlrpc.client import Fault
 
 import httpx
 import psutil
 import pytest
 
+from deployments.local.prefect_worker import deployment
+from deployments.local.rotation import LONGEST
+from models import catalog
 from tests.conftest import ROOT
 from tests.deployments.stacks import Home, until
 from tests.lines import diabetes
@@ -95,6 +100,22 @@ def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
     assert all(stage["cached"] for stage in again["stages"])
 
 
+def test_a_line_of_ones_own_has_a_form_with_its_own_values(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = home.up()["prefect"]["url"] + "/api"
+    deployed = httpx.get(f"{api}/deployments/name/produce/diabetes").json()
+    assert deployed["entrypoint"] == "flows.lines.diabetes"
+    monkeypatch.setenv(catalog.SETTING, home.environment[catalog.SETTING])
+    wanted = deployment(catalog.find("diabetes"))
+    # Once it is another, the line was changed.
+    assert deployed["version"] == wanted["version"]
+    assert deployed["description"] == wanted["description"]
+    settings = deployed["parameter_openapi_schema"]["definitions"]["Training"]["properties"]
+    assert settings["epochs"]["default"] == 30
+    assert settings["batch_size"]["default"] == 32
+
+
 def test_whatever_dies_comes_back_at_its_address(home: Home) -> None:
     before = home.up()
     for one in before.values():
@@ -110,9 +131,41 @@ def test_whatever_dies_comes_back_at_its_address(home: Home) -> None:
     assert {n: s["url"] for n, s in now.items()} == {n: s["url"] for n, s in before.items()}
 
 
+def test_why_a_service_does_not_start_is_in_its_log(home: Home) -> None:
+    port = int(home.up()["mlflow"]["url"].rpartition(":")[2])
+    home.supervisor("stopProcess", "mlflow")
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(Fault, match="ABNORMAL_TERMINATION|SPAWN_ERROR"):
+            home.supervisor("startProcess", "mlflow")
+        said = home.run("logs", "mlflow", "--lines", "4")
+    assert f"another program listens on port {port}" in said
+    assert "`modelmint down`, then `modelmint up`" in said
+    # Supervisor goes on trying.
+    until(lambda: home.answers("mlflow", "/health"))
+
+
+def test_a_log_that_has_grown_long_begins_anew(home: Home) -> None:
+    home.up()
+    log = home.folder / "watcher" / "log"
+    with log.open("ab") as file:
+        file.write(b"x" * (LONGEST + 1))
+    until(lambda: log.stat().st_size < LONGEST)
+    assert log.with_suffix(".1").stat().st_size > LONGEST
+
+
+def test_ctrl_c_ends_the_stack_of_an_up_in_the_foreground(home: Home) -> None:
+    foreground = home.start("up", "--json")
+    assert foreground.stdout is not None
+    assert foreground.stdout.readline()
+    foreground.send_signal(signal.SIGINT)
+    foreground.communicate(timeout=120)
+    assert foreground.returncode == 0
+    assert home.processes() == []
+
+
 def test_after_kill_of_everything_all_of_it_is_there_again(home: Home) -> None:
-    versions = home.run("versions", "diabetes", "--json")
     before = home.up()
+    versions = home.run("versions", "diabetes", "--json")
     for process in home.processes():
         process.kill()
     until(lambda: home.processes() == [])
@@ -158,9 +211,14 @@ def documented() -> list[list[str]]:
 def test_the_commands_of_the_readme_end_with_no_process(home: Home) -> None:
     versions = home.run("versions", "diabetes", "--json")
     assert [words[0] for words in documented()] == ["up", "status", "logs", "restart", "down"]
+    foreground = home.start("up", "--json")
+    assert foreground.stdout is not None
+    assert set(home.named(foreground.stdout.readline())) >= NAMES
     for words in documented():
         home.run(*words)
     assert home.processes() == []
+    assert "ended elsewhere" in foreground.communicate(timeout=60)[1]
+    assert foreground.returncode == 0
     # Without `up` a command brings what it needs, and takes it away again.
     known = json.loads(versions)["versions"][0]["digest"]
     assert json.loads(home.run("versions", "diabetes", "--json"))["versions"][0]["digest"] == known

@@ -1,8 +1,12 @@
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -12,8 +16,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 from starlette.applications import Starlette
 
+from deployments.local.ports import free_ports, unanswered
 from deployments.watcher.hints import Hints, follow_queue, from_message, from_webhook
 from deployments.watcher.webhook import Pulse, application
+from tasks import arrivals
+from tasks.store import store
+from tests.conftest import ROOT
+from tests.deployments.stacks import until
 
 BUCKET = "modelmint"
 
@@ -190,3 +199,48 @@ def test_a_queue_that_fails_is_asked_again(amazon: dict[str, Any], hints: Hints)
 
     sqs.send_message(QueueUrl=queue, MessageBody=notification("raw/digits/x"))
     followed(hints, queue, Failing(), {"digits/"})
+
+
+def test_a_watcher_follows_its_queue_and_a_line_that_is_edited(
+    amazon: dict[str, Any], prefect_service: str, bucket: str, tmp_path: Path
+) -> None:
+    line, source = tmp_path / "own.py", (ROOT / "tests/lines/diabetes.py").read_text()
+    line.write_text(source.replace('name="diabetes"', 'name="own"'))
+    (port,) = free_ports(["http"], paired=False).values()
+    names = {
+        "MODELMINT_LINES": str(tmp_path),
+        "MODELMINT_WATCH_QUEUE": amazon["queue"],
+        "AWS_ENDPOINT_URL_SQS": amazon["url"],
+        # Nothing but a hint has it look a second time.
+        "MODELMINT_WATCH_SWEEP": "1000000",
+        "MODELMINT_WATCH_AGAIN": "1000000",
+        "MODELMINT_WATCH_QUIET": "0",
+        "MODELMINT_WATCH_PORT": str(port),
+    }
+
+    def lands(key: str) -> None:
+        store().put(key, b"1")
+        amazon["sqs"].send_message(
+            QueueUrl=amazon["queue"], MessageBody=notification(key, bucket=bucket)
+        )
+
+    def told() -> int:
+        last = arrivals.announced("own")
+        return last.number if last else 0
+
+    command = [sys.executable, "-m", "deployments.watcher"]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | names)
+    try:
+        until(lambda: unanswered(port, "/health", {200}) is None)
+        lands("raw/diabetes/1.csv")
+        until(lambda: told() == 1)
+        line.write_text(line.read_text().replace('raw="diabetes/"', 'raw="elsewhere/"'))
+        lands("raw/elsewhere/another.csv")
+        until(lambda: told() == 2)
+        last = arrivals.announced("own")
+        assert last is not None
+        assert last.seen == arrivals.look("raw/elsewhere/")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()

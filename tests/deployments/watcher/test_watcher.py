@@ -4,7 +4,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from deployments.watcher.hints import Hints, from_webhook
 from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watcher import Watcher
+from tasks import arrivals
 from tasks.store import StoreError, store
 from tests.conftest import ROOT
 from tests.deployments.watcher.test_hints import filer
@@ -26,6 +28,7 @@ class Told:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.looked = 0
 
     def tell(self, event: dict[str, Any]) -> None:
         self.lines.append(event["payload"]["line"])
@@ -34,6 +37,7 @@ class Told:
         return {}
 
     def unfinished(self) -> list[Any]:
+        self.looked += 1
         return []
 
 
@@ -44,8 +48,10 @@ def told(caplog: pytest.LogCaptureFixture) -> Told:
 
 
 @pytest.fixture
-def watcher(bucket: str, told: Told) -> Watcher:
-    return Watcher(SETTINGS, Hints(bucket), cast(Runs, told))
+def watcher(bucket: str, told: Told) -> Iterator[Watcher]:
+    watcher = Watcher(SETTINGS, Hints(bucket), cast(Runs, told))
+    yield watcher
+    watcher.close()
 
 
 def rounds(watcher: Watcher, count: int = 10, holds: Callable[[], bool] = lambda: True) -> None:
@@ -137,7 +143,71 @@ def test_a_hint_of_a_new_bucket_is_followed_at_once(
     store().put("raw/digits/1.tar", b"1")
     from_webhook(watcher.hints, filer(f"{name}/raw/digits/1.tar"))
     rounds(watcher, holds=lambda: bool(told.lines))
+    watcher.close()
     assert told.lines == ["digits"]
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A listing of flights whose answer comes when the event is set."""
+    ended, look = threading.Event(), arrivals.look
+
+    def endless(prefix: str) -> arrivals.Seen:
+        seen = look(prefix)
+        if prefix == "raw/flights/":
+            ended.wait()
+        return seen
+
+    monkeypatch.setattr(arrivals, "look", endless)
+    yield ended
+    ended.set()
+
+
+def test_a_long_listing_delays_no_other_line_and_not_the_watchdog(
+    bucket: str, told: Told, stuck: threading.Event
+) -> None:
+    store().put("raw/digits/1.tar", b"1")
+    store().put("raw/flights/1.csv", b"1")
+    settings = SETTINGS.model_copy(update={"watchdog": 0.01})
+    watcher = Watcher(settings, Hints(bucket), cast(Runs, told))
+    rounds(watcher, holds=lambda: bool(told.lines))
+    assert told.lines == ["digits"]
+    looked = told.looked
+    rounds(watcher, holds=lambda: told.looked > looked)
+    assert watcher.pulse.alive
+    stuck.set()
+    rounds(watcher, holds=lambda: len(told.lines) == 2)
+    watcher.close()
+    assert told.lines == ["digits", "flights"]
+
+
+def test_what_is_heard_of_a_line_that_is_being_listed_is_looked_at_after_it(
+    bucket: str, told: Told, stuck: threading.Event
+) -> None:
+    # Without a hint it would be the second look for ever.
+    settings = SETTINGS.model_copy(update={"sweep": 1e9})
+    watcher = Watcher(settings, Hints(bucket), cast(Runs, told))
+    watcher.round()
+    watcher.hints.tell("raw/flights/1.csv")
+    watcher.round()
+    store().put("raw/flights/1.csv", b"1")
+    stuck.set()
+    rounds(watcher, 1, holds=lambda: told.lines == ["flights"])
+    watcher.close()
+
+
+def test_a_line_file_that_was_edited_is_noticed(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (ROOT / "tests/lines/diabetes.py").read_text()
+    path = tmp_path / "edited.py"
+    path.write_text(source.replace('name="diabetes"', 'name="edited"'))
+    monkeypatch.setenv("MODELMINT_LINES", str(tmp_path))
+    rounds(watcher, holds=lambda: "edited" in watcher.lines)
+    assert watcher.changed is None
+    path.write_text(path.read_text().replace('raw="diabetes/"', 'raw="elsewhere/"'))
+    rounds(watcher, holds=lambda: watcher.changed is not None)
+    assert watcher.changed == path
 
 
 def test_without_a_prefect_server_it_says_so(tmp_path: Path) -> None:
