@@ -165,15 +165,19 @@ class Batching:
         pause, queue = self._pauses.get(name), self._queues[name]
         if pause is None:
             return False
-        now = loop.time()
-        if pause.over is None and now < pause.stale:
-            seconds = queue.served.pause_seconds
-            pause.over = now + seconds
-            loop.call_at(pause.over, self._start, loop)
-        if queue.length >= pause.wanted or now >= (pause.over or now):
+        if queue.length >= pause.wanted or not (pause.begun or loop.time() < pause.stale):
             del self._pauses[name]
             return False
+        if not pause.begun:
+            pause.begun = True
+            loop.call_later(queue.served.pause_seconds, self._resume, name, pause, loop)
         return True
+
+    def _resume(self, name: Name, pause: "_Pause", loop: asyncio.AbstractEventLoop) -> None:
+        # Its word counts, not the clock's: uvloop's timers are early by up to half a millisecond.
+        if self._pauses.get(name) is pause:
+            del self._pauses[name]
+            self._start(loop)
 
 
 @dataclass(slots=True)
@@ -182,7 +186,7 @@ class _Pause:
 
     wanted: int
     stale: float
-    over: float | None = None
+    begun: bool = False
 
 
 class _Queue:

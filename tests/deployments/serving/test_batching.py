@@ -270,3 +270,21 @@ def test_they_are_waited_for_no_longer_than_it_pays(play: Any) -> None:
         assert held.rows[2:] == [[7], [8]]
 
     play(story)
+
+
+def test_a_timer_that_is_early_leaves_nobody_waiting(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        loop = asyncio.get_running_loop()
+        served = replace(served, pause_seconds=3600.0)
+        held.go.set()
+        await asyncio.gather(*(ask(line, served, value) for value in range(5)))
+        with monkeypatch.context() as early:
+            early.setattr(loop, "call_later", lambda _, *what: loop.call_soon(*what))
+            waiting = ask(line, served, 7)
+            await settled()
+        await waiting
+        assert held.rows[2:] == [[7]]
+
+    play(story)
