@@ -54,7 +54,8 @@ def replay(
         version: Number of the registered version.
         stage: Only this stage, from its recorded inputs.
         from_raw: The stage named and all it needs, from the raw objects.
-        here: Use the code and the libraries of this checkout even where others are recorded.
+        here: Use this checkout, its libraries and this processor whatever is recorded: the digests
+            decide, and the answer says what else is different.
         install: Install the recorded libraries, and run the recorded code with them.
     """
     found = recorded_version(line, version)
@@ -77,8 +78,10 @@ def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageR
     profile, threads = spec.training.profile, spec.training.threads
 
     def check(name: str, identity: dict[str, Any]) -> None:
-        if not here:
-            check_identity(recipe, name, identity)
+        if here:
+            # The digests decide; `compared` says what else is different.
+            return
+        check_identity(recipe, name, identity)
         if name == wanted[0]:
             check_numbers(spec, found, wanted)
 
