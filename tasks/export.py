@@ -101,8 +101,8 @@ def import_folder(path: Path) -> tuple[Exported, int]:
         testified(folder, found)
     except UntrustedError as error:
         missing = ", ".join(map(str, _untrusted(path)))
-        brought = f"; of its keys that are not trusted here the folder brings {missing}"
-        raise UntrustedError(f"{error}{brought if missing else ''}") from None
+        hint = f"; of its keys that are not trusted here the folder brings {missing}"
+        raise UntrustedError(f"{error}{hint if missing else ''}") from None
     table = _snapshot(folder, found)
     text = folder.read(SOURCE_FILE, LARGEST_FILE)
     found.provenance.dependency(provenance.SOURCE).check(text)
