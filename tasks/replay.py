@@ -28,6 +28,7 @@ NEEDS = {
     "compress": ("clean", "train"),
 }
 assert tuple(NEEDS) == DETERMINED
+ATTEMPTED_TAG = "modelmint.replay.attempted.at"
 UNKNOWN_CAUSE = "all it is a function of is as recorded: the stage does not repeat itself"
 
 
@@ -170,6 +171,12 @@ def _compared(recipe: Recipe, run: StageRun) -> Compared:
         identical=record.digest == run.digest,
         changed=str(cause or ""),
     )
+
+
+def note_attempt(line: str, version: int) -> None:
+    """Have the version say that a replay of it was begun, whatever becomes of it."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    tracking.client().set_model_version_tag(line, str(version), ATTEMPTED_TAG, now)
 
 
 def write_back(replay: Replay, found: Verified) -> None:
