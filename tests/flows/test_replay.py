@@ -275,24 +275,20 @@ def both(services: dict[str, str]) -> Iterator[Production]:
 
 
 @contextmanager
-def busy(processes: int) -> Iterator[None]:
-    """Machine load: processes that only count."""
-    counting = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)
-    ]
-    try:
-        yield
-    finally:
-        for process in counting:
+def busy() -> Iterator[None]:
+    """Another process that never lets go of the cores this one may use."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
             process.kill()
-            process.wait()
 
 
 def test_nothing_ambient_reaches_the_version_digest(
     both: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another checkout path, home, user's key, timezone, locale, hash seed, umask, time, worker
-    count and working directory, objects that came the other way round, busy processors, and a run
+    count and working directory, objects that came the other way round, a busy processor, and a run
     that was killed while it trained and run again: the same version digest."""
     other = checkout(tmp_path / "elsewhere")
     lines = shutil.copytree(ROOT / "tests" / "lines", tmp_path / "other lines")
@@ -313,7 +309,7 @@ def test_nothing_ambient_reaches_the_version_digest(
     try:
         # As many workers as cores.
         os.sched_setaffinity(0, {min(cores)})
-        with new_bucket(), environment(**settings), busy(2):
+        with new_bucket(), environment(**settings), busy():
             # A model server of its own, with keys of its own.
             monkeypatch.delenv("MODELMINT_ENDPOINT")
             monkeypatch.delenv("MODELMINT_API_KEY")
