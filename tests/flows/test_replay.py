@@ -276,8 +276,9 @@ def both(services: dict[str, str]) -> Iterator[Production]:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """Another process that never lets go of the cores this one may use."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+    """Another process that wants all of the cores this one may use, and gets a part of them."""
+    counting = "import os; os.nice(10)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", counting]) as process:
         try:
             yield
         finally:
