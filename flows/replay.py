@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
 
 from models import catalog
 from models.digests import IntegrityError
@@ -24,7 +25,16 @@ from tasks.recorded import (
     recorded_version,
 )
 from tasks.refs import Dataset, Weights
-from tasks.replay import Replay, check_identity, check_numbers, compared, forget, needed, write_back
+from tasks.replay import (
+    Replay,
+    check_identity,
+    check_numbers,
+    compared,
+    forget,
+    needed,
+    note_attempt,
+    write_back,
+)
 from tasks.snapshot import raw_prefix
 from tasks.stage import StageRun, afresh, recording
 from tasks.store import MissingError
@@ -54,7 +64,8 @@ def replay(
         version: Number of the registered version.
         stage: Only this stage, from its recorded inputs.
         from_raw: The stage named and all it needs, from the raw objects.
-        here: Use the code and the libraries of this checkout even where others are recorded.
+        here: Use this checkout, its libraries and this processor whatever is recorded: the digests
+            decide, and the answer says what else is different.
         install: Install the recorded libraries, and run the recorded code with them.
     """
     found = recorded_version(line, version)
@@ -77,12 +88,15 @@ def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageR
     profile, threads = spec.training.profile, spec.training.threads
 
     def check(name: str, identity: dict[str, Any]) -> None:
-        if not here:
-            check_identity(recipe, name, identity)
+        if here:
+            # The digests decide; `compared` says what else is different.
+            return
+        check_identity(recipe, name, identity)
         if name == wanted[0]:
             check_numbers(spec, found, wanted)
 
-    with afresh(check) as kept, recording() as runs:
+    # A run that is started again after a kill has the same id.
+    with afresh(check, flow_run.get_id() or "") as kept, recording() as runs:
         try:
             if "clean" in wanted:
                 snapshot = recorded_snapshot(spec, found)
@@ -106,7 +120,10 @@ def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageR
 
 @flow(name="replay-sample", persist_result=False)
 def replay_sample(lines: list[str] | None = None, each: int = 1) -> list[dict[str, Any]]:
-    """Replay the versions of every line whose last proof is oldest, champions first.
+    """Replay the versions of every line that were tried longest ago, champions first.
+
+    Whatever happens to one, the others are tried; then it raises DiffersError if not all of them
+    came out the same.
 
     Args:
         lines: Names of the model lines, instead of all there are.
@@ -114,14 +131,35 @@ def replay_sample(lines: list[str] | None = None, each: int = 1) -> list[dict[st
     """
     rows: list[dict[str, Any]] = []
     for line in lines or catalog.lines():
-        for version in least_replayed(line, each):
-            try:
-                outcome: str = replay(line, version).verdict
-            except (CannotReplayError, IntegrityError) as error:
-                outcome = f"cannot be replayed: {error}"
-            rows.append({"line": line, "version": version, "verdict": outcome})
+        rows += _sampled(line, each)
     create_table_artifact(key="replays", table=rows, description="Versions made again, compared")
     failed = [row for row in rows if row["verdict"] != "identical"]
     if failed:
         raise DiffersError("; ".join(f"{r['line']} {r['version']}: {r['verdict']}" for r in failed))
     return rows
+
+
+def _sampled(line: str, each: int) -> list[dict[str, Any]]:
+    """The rows of one line; where its versions cannot even be listed, one row that says so."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for version in least_replayed(line, each):
+            rows.append({"line": line, "version": version, "verdict": _outcome(line, version)})
+    except Exception as error:
+        rows.append({"line": line, "version": None, "verdict": _failed(error)})
+    return rows
+
+
+def _outcome(line: str, version: int) -> str:
+    try:
+        # Before: one that ends the process must not be the first of the next sample too.
+        note_attempt(line, version)
+        return replay(line, version).verdict
+    except (CannotReplayError, IntegrityError) as error:
+        return f"cannot be replayed: {error}"
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {error}"

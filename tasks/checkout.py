@@ -4,6 +4,7 @@ The signed provenance names both: the text of the code by its digest, and every 
 other release is another process; all it shares with this one is its command line and the services.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from tasks.replay import Replay
 from tasks.store import MissingError
 
 ENVIRONMENTS_SETTING = "MODELMINT_ENVIRONMENTS"
+HOME_SETTING = "MODELMINT_HOME"
 # Set in the process of a recorded release, which must not look for yet another one.
 INSIDE_SETTING = "MODELMINT_CHECKOUT"
 
@@ -70,19 +72,28 @@ def replayed(
 def environment(lock: dict[str, str]) -> Path:
     """A Python with exactly the locked distributions, made once; raises CannotReplayError.
 
-    Kept below MODELMINT_ENVIRONMENTS (default `.modelmint/environments`), by the lock's digest.
+    Kept below MODELMINT_ENVIRONMENTS (default `environments` in MODELMINT_HOME), by the lock's
+    digest.
     """
-    root = Path(os.environ.get(ENVIRONMENTS_SETTING, ".modelmint/environments")).resolve()
+    home = Path(os.environ.get(HOME_SETTING, ".modelmint"))
+    root = Path(os.environ.get(ENVIRONMENTS_SETTING, home / "environments")).resolve()
     folder = root / json_digest(lock)[:16]
-    python = folder / "bin" / "python"
-    done = folder / "installed"
-    if done.exists():
-        return python
+    root.mkdir(parents=True, exist_ok=True)
+    # A lock and no renaming: scripts of an environment name the folder it was made in.
+    with folder.with_suffix(".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not (folder / "installed").exists():
+            _install(lock, folder)
+    return folder / "bin" / "python"
+
+
+def _install(lock: dict[str, str], folder: Path) -> None:
+    """Make the environment, in place of what one that was killed left of it."""
     venv.create(folder, with_pip=True, clear=True)
     # The build of a wheel (`+cpu`) is the index's to choose, and the replay compares it.
     wanted = "\n".join(f"{name}=={version.partition('+')[0]}" for name, version in lock.items())
     (folder / "requirements.txt").write_text(wanted)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "-r"]
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "-r"]
     found = subprocess.run(
         [*command, str(folder / "requirements.txt")], capture_output=True, text=True, check=False
     )
@@ -90,8 +101,7 @@ def environment(lock: dict[str, str]) -> Path:
         errors = [line for line in found.stderr.splitlines() if line.startswith("ERROR")]
         said = errors[0] if errors else found.stderr.strip()[-300:]
         raise CannotReplayError(f"the lock cannot be installed: {said}")
-    done.touch()
-    return python
+    (folder / "installed").touch()
 
 
 def _text(found: Verified) -> bytes:

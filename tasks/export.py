@@ -1,14 +1,17 @@
 """A version as a folder that another site can verify, import and replay.
 
 Beside the version's own files: `snapshot.json` (name, size and SHA-256 of every raw object),
-`source.tar.gz` (the code), `key.json` (the signer's public key, for whoever chooses to trust it),
-`replays/`, and with data `raw/<SHA-256>`. Everything but the key is named by a signed digest; a
-folder `raw/` is complete or refused, and without one the version comes without its data.
+`source.tar.gz` (the code), `replays/`, with data `raw/<SHA-256>`, and for whoever chooses to trust
+them the public keys of those who signed: `key.json` the version, `keys/<key id>.json` a verdict or
+a replay. Everything but the keys is named by a signed digest; a folder `raw/` is complete or
+refused, and without one the version comes without its data.
 """
 
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,19 @@ from models.digests import IntegrityError
 from models.open import Frozen
 from models.signature import VERDICT_FILE
 from models.table_digest import table_digest
+from models.trust import PublicKey, trust
 from models.version import LARGEST_FILE, LARGEST_JSON, Verified
 from tasks import provenance
-from tasks.folders import Folder, LocalFolder, StoredFolder
+from tasks.folders import REPLAYS, Folder, LocalFolder, StoredFolder
 from tasks.promotion import version_folder
 from tasks.recorded import IMPORTED, recorded_line, recorded_snapshot
 from tasks.register import digest_of, register_import
 from tasks.snapshot import raw_objects, raw_prefix
 from tasks.store import store
-from tasks.verify import proven, signers, testified, verdict_of
+from tasks.verify import proven, signers, signers_of, testified, verdict_of
 
-SNAPSHOT_FILE, SOURCE_FILE, KEY_FILE, RAW = "snapshot.json", "source.tar.gz", "key.json", "raw"
+SNAPSHOT_FILE, SOURCE_FILE, KEY_FILE = "snapshot.json", "source.tar.gz", "key.json"
+KEYS, RAW = "keys", "raw"
 SNAPSHOT_SCHEMA = {"name": pl.String, "size": pl.Int64, "sha256": pl.String}
 
 
@@ -66,7 +71,7 @@ def export(
     table = store().get_table(found.recipe.snapshot)
     files[SNAPSHOT_FILE] = json.dumps(table.to_dicts(), indent=1).encode()
     files[SOURCE_FILE] = provenance.text_of_code(found.provenance)
-    files[KEY_FILE] = signers(found)[0].model_dump_json(indent=1).encode()
+    files |= _keys(found, files)
     if data:
         spec = recorded_line(found.recipe)
         for item in raw_objects(recorded_snapshot(spec, found)):
@@ -95,7 +100,9 @@ def import_folder(path: Path) -> tuple[Exported, int]:
         found = proven(folder)
         testified(folder, found)
     except UntrustedError as error:
-        raise UntrustedError(f"{error}; the folder brings its key as {path / KEY_FILE}") from None
+        missing = ", ".join(map(str, _untrusted(path)))
+        hint = f"; of its keys that are not trusted here the folder brings {missing}"
+        raise UntrustedError(f"{error}{hint if missing else ''}") from None
     table = _snapshot(folder, found)
     text = folder.read(SOURCE_FILE, LARGEST_FILE)
     found.provenance.dependency(provenance.SOURCE).check(text)
@@ -117,6 +124,25 @@ def _files(folder: Folder, found: Verified) -> dict[str, bytes]:
     """The signed files, and what was said of the version since."""
     said = [*folder.replays(), *([VERDICT_FILE] if verdict_of(folder, found) else [])]
     return {**found.files, **{name: folder.read(name, LARGEST_JSON) for name in said}}
+
+
+def _keys(found: Verified, files: dict[str, bytes]) -> dict[str, bytes]:
+    """The public keys of whoever signed one of the files, the version's signer first."""
+    maker, *others = signers(found)
+    said = [n for n in files if n == VERDICT_FILE or n.startswith(REPLAYS)]
+    others += [key for name in said for key in signers_of(files[name])]
+    named = {f"{KEYS}/{key.keyid}.json": key for key in others if key.keyid != maker.keyid}
+    keys = {KEY_FILE: maker, **named}
+    return {name: key.model_dump_json(indent=1).encode() for name, key in keys.items()}
+
+
+def _untrusted(path: Path) -> Iterator[Path]:
+    """The files of keys the folder brings that are not trusted here, as far as they are keys."""
+    for file in (path / KEY_FILE, *sorted((path / KEYS).glob("*.json"))):
+        with suppress(OSError, ValueError):
+            key = PublicKey.model_validate_json(file.read_bytes())
+            if not trust().keys([key.keyid]):
+                yield file
 
 
 def _snapshot(folder: Folder, found: Verified) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """What a version's record says of its making, found again here: line, raw objects, outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, TypeVar
 
 import polars as pl
@@ -63,8 +63,9 @@ def recorded_line(recipe: Recipe) -> Line:
 def recorded_snapshot(line: Line, found: Verified) -> Snapshot:
     """The recorded snapshot, found in the bucket as it is now; raises CannotReplayError.
 
-    An object is looked for below the line's prefix, among the versions of a versioned bucket, and
-    among what was imported with a version. Its content is proven when it is read.
+    An object is looked for among what was imported with a version, by its SHA-256; among the
+    versions of a versioned bucket; and below the line's prefix. Its content is proven when it is
+    read.
     """
     digest, prefix = found.recipe.snapshot, raw_prefix(line.data)
     wanted = _snapshot_table(digest)
@@ -76,7 +77,8 @@ def recorded_snapshot(line: Line, found: Verified) -> Snapshot:
     seen = wanted.join(there, on=["name", "size"], how="left", maintain_order="left")
     seen = seen.with_columns(version=pl.lit(""), key=pl.lit("")).select(list(SCHEMA))
     versions = _read_versions(found)
-    rows = [_located(row, versions, prefix) for row in seen.iter_rows(named=True)]
+    imported = {item.key.removeprefix(IMPORTED) for item in store().list(IMPORTED)}
+    rows = [_located(row, imported, versions, prefix) for row in seen.iter_rows(named=True)]
     lost = [row["name"] for row in rows if row["etag"] is None]
     if lost:
         raise CannotReplayError(
@@ -112,14 +114,18 @@ def _read_versions(found: Verified) -> dict[str, tuple[str, str]]:
 
 
 def _located(
-    row: dict[str, Any], versions: Mapping[str, tuple[str, str]], prefix: str
+    row: dict[str, Any],
+    imported: Container[str],
+    versions: Mapping[str, tuple[str, str]],
+    prefix: str,
 ) -> dict[str, Any]:
+    # First, as one of the same name and size may be here that has other bytes.
+    if row["sha256"] in imported:
+        return {**row, "etag": "", "key": IMPORTED + row["sha256"]}
     if row["name"] in versions:
         etag, version = versions[row["name"]]
         if row["etag"] != etag and store().exists(prefix + row["name"], version=version):
             return {**row, "etag": etag, "version": version}
-    if row["etag"] is None and store().exists(IMPORTED + row["sha256"]):
-        return {**row, "etag": "", "key": IMPORTED + row["sha256"]}
     return row
 
 

@@ -9,7 +9,7 @@ from models.digests import Digest, IntegrityError
 from models.open import Frozen, first
 from models.signature import PROVENANCE_FILE, SIGNATURE_FILE, VERSION_FILE, Signature
 from models.spec import Line
-from models.version import Recipe, Verified
+from models.version import Recipe, StageRecord, Verified
 from tasks import provenance, tracking
 from tasks.folders import REPLAYS
 from tasks.isolated import isolated
@@ -28,6 +28,8 @@ NEEDS = {
     "compress": ("clean", "train"),
 }
 assert tuple(NEEDS) == DETERMINED
+ATTEMPTED_TAG = "modelmint.replay.attempted.at"
+UNKNOWN_CAUSE = "all it is a function of is as recorded: the stage does not repeat itself"
 
 
 class Compared(Frozen):
@@ -37,6 +39,8 @@ class Compared(Frozen):
     recorded: Digest
     replayed: Digest
     identical: bool
+    changed: str = ""
+    """What the stage is a function of and is not as recorded; empty when all of it is."""
 
 
 class Replay(Frozen):
@@ -47,6 +51,9 @@ class Replay(Frozen):
     digest: Digest
     verdict: Literal["identical", "differs"]
     first_difference: str | None
+    """The first stage that differs."""
+    first_cause: str | None = None
+    """Why it may: the numeric platform, the libraries or the code; None when nothing differs."""
     stages: tuple[Compared, ...]
     code: Literal["this checkout", "the recorded code"] = "this checkout"
 
@@ -60,16 +67,16 @@ def needed(stage: str | None, from_raw: bool) -> tuple[str, ...]:
     return (*NEEDS[stage], stage) if from_raw else (stage,)
 
 
-def check_identity(recipe: Recipe, stage: str, now: dict[str, Any]) -> None:
-    """Raise ChangedCodeError or ChangedEnvironmentError unless all is as it was recorded."""
-    before = recipe.stages[stage].identity.model_dump(mode="json")
+def changed(stage: str, record: StageRecord, now: dict[str, Any]) -> CannotReplayError | None:
+    """What the stage is a function of and is not as it was recorded; None when all of it is."""
+    before = record.identity.model_dump(mode="json")
+    for name in ("python", "libc", "machine"):
+        if before[name] != now[name]:
+            return ChangedEnvironmentError(f"changed {name}: {before[name]} -> {now[name]}")
     kinds: tuple[tuple[str, str, type[CannotReplayError]], ...] = (
         ("distributions", "changed distribution", ChangedEnvironmentError),
         ("code", "changed code", ChangedCodeError),
     )
-    for name in ("python", "libc", "machine"):
-        if before[name] != now[name]:
-            raise ChangedEnvironmentError(f"changed {name}: {before[name]} -> {now[name]}")
     for part, reason, kind in kinds:
         names = sorted(
             name
@@ -81,7 +88,29 @@ def check_identity(recipe: Recipe, stage: str, now: dict[str, Any]) -> None:
                 f"{n} {before[part].get(n, 'absent')[:12]} -> {now[part].get(n, 'absent')[:12]}"
                 for n in names[:4]
             )
-            raise kind(f"{reason} of stage {stage}: {shown} ({len(names)} in all)")
+            return kind(f"{reason} of stage {stage}: {shown} ({len(names)} in all)")
+    return None
+
+
+def check_identity(recipe: Recipe, stage: str, now: dict[str, Any]) -> None:
+    """Raise ChangedCodeError or ChangedEnvironmentError unless all is as it was recorded."""
+    found = changed(stage, recipe.stages[stage], now)
+    if found is not None:
+        raise found
+
+
+def other_numbers(
+    stage: str, record: StageRecord, now: dict[str, Digest]
+) -> ChangedEnvironmentError | None:
+    """What says that libraries round otherwise than where the stage ran; None when they do not."""
+    before = record.fingerprint
+    names = sorted(name for name in before if before[name] != now.get(name))
+    if not names:
+        return None
+    return ChangedEnvironmentError(
+        f"different numeric platform: {', '.join(names)} give other bits here than where stage"
+        f" {stage} ran"
+    )
 
 
 def check_numbers(line: Line, found: Verified, wanted: Iterable[str]) -> None:
@@ -98,10 +127,10 @@ def check_numbers(line: Line, found: Verified, wanted: Iterable[str]) -> None:
         ) from None
     here: dict[str, dict[str, Digest]] = {}
     for stage in wanted:
-        recorded = found.recipe.stages[stage].fingerprint
+        record = found.recipe.stages[stage]
         trains = stage == "train" or (stage == "compress" and line.budget.trains)
         device = training.device if trains else "cpu"
-        if recorded and device not in here:
+        if record.fingerprint and device not in here:
             job = FingerprintJob(
                 model=line.model, signature=signature, threads=training.threads, device=device
             )
@@ -109,35 +138,45 @@ def check_numbers(line: Line, found: Verified, wanted: Iterable[str]) -> None:
                 "tasks.fingerprint:measure", job, Fingerprints, stage="fingerprint",
                 profile=training.profile, threads=training.threads, gpu=device == "cuda",
             ).digests  # fmt: skip
-        other = sorted(name for name in recorded if recorded[name] != here[device].get(name))
-        if other:
-            raise ChangedEnvironmentError(
-                f"different numeric platform: {', '.join(other)} give other bits here than where"
-                f" stage {stage} ran, in the profile `{training.profile}`"
-            )
+        other = other_numbers(stage, record, here.get(device, {}))
+        if other is not None:
+            raise other
 
 
 def compared(line: str, version: int, recipe: Recipe, runs: Iterable[StageRun]) -> Replay:
     """The verdict over all stages that ran."""
-    stages = tuple(
-        Compared(
-            stage=run.name,
-            recorded=recipe.stages[run.name].digest,
-            replayed=run.digest,
-            identical=recipe.stages[run.name].digest == run.digest,
-        )
-        for run in runs
-        if run.name in DETERMINED
-    )
-    first = next((s.stage for s in stages if not s.identical), None)
+    stages = tuple(_compared(recipe, run) for run in runs if run.name in DETERMINED)
+    different = next((stage for stage in stages if not stage.identical), None)
     return Replay(
         line=line,
         version=version,
         digest=recipe.digest,
-        verdict="differs" if first else "identical",
-        first_difference=first,
+        verdict="differs" if different else "identical",
+        first_difference=different.stage if different else None,
+        first_cause=(different.changed or UNKNOWN_CAUSE) if different else None,
         stages=stages,
     )
+
+
+def _compared(recipe: Recipe, run: StageRun) -> Compared:
+    record = recipe.stages[run.name]
+    # Other bits are the nearer cause: other code need not give any.
+    cause = other_numbers(run.name, record, run.fingerprint) or changed(
+        run.name, record, run.identity
+    )
+    return Compared(
+        stage=run.name,
+        recorded=record.digest,
+        replayed=run.digest,
+        identical=record.digest == run.digest,
+        changed=str(cause or ""),
+    )
+
+
+def note_attempt(line: str, version: int) -> None:
+    """Have the version say that a replay of it was begun, whatever becomes of it."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    tracking.client().set_model_version_tag(line, str(version), ATTEMPTED_TAG, now)
 
 
 def write_back(replay: Replay, found: Verified) -> None:

@@ -23,6 +23,8 @@ COMMAND = "modelmint"
 FILE = "source.tar.gz"
 LINES = "lines"
 LARGEST = 64 << 20
+# Seconds git may take: the commit is for people, and no digest covers it.
+PATIENCE = 10.0
 
 
 @cache
@@ -64,13 +66,16 @@ def extract(content: bytes, folder: Path) -> None:
 
 
 def commit() -> str:
-    """The git commit of the checkout, with `-dirty` where it was changed; empty outside of one."""
+    """The git commit of the checkout, with `-dirty` where it was changed.
+
+    Empty outside of a checkout, and where git takes too long, as on a slow disk.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(
-            command, cwd=_root(), capture_output=True, text=True, timeout=10, check=False
+            command, cwd=_root(), capture_output=True, text=True, timeout=PATIENCE, check=False
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
 

@@ -63,14 +63,17 @@ def recording() -> Iterator[list[StageRun]]:
 
 
 @contextmanager
-def afresh(check: Callable[[str, dict[str, Any]], None]) -> Iterator[list[Digest]]:
+def afresh(
+    check: Callable[[str, dict[str, Any]], None], attempt: str = ""
+) -> Iterator[list[Digest]]:
     """Compute every stage of the block: no cached result, partition or checkpoint is used.
 
-    `check(stage, identity)` is called before each and may raise to refuse it. Yields the names
-    under which stages kept what they might have found again: worthless when the block ends.
+    `check(stage, identity)` is called before each and may raise to refuse it. A block of the same
+    `attempt`, by default there is none, goes on from what this one kept when it was killed. Yields
+    the names under which stages kept that: worthless when the block ends.
     """
     names: list[Digest] = []
-    tokens = _attempt.set(uuid.uuid4().hex), _check.set(check), _scratch.set(names)
+    tokens = _attempt.set(attempt or uuid.uuid4().hex), _check.set(check), _scratch.set(names)
     try:
         yield names
     finally:

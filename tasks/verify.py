@@ -3,10 +3,9 @@
 Needs the folder and the trusted keys, no network and no other service.
 """
 
-import orjson
-
 from models.attestation import TEST_RESULT, verified
 from models.digests import Digest, IntegrityError
+from models.dsse import Envelope
 from models.open import Frozen
 from models.predicates import GateVerdict, Outcome, typed
 from models.signature import PROVENANCE_FILE, VERDICT_FILE, VERSION_FILE
@@ -81,8 +80,13 @@ def verdict_of(folder: Folder, found: Verified) -> GateVerdict | None:
 
 def signers(found: Verified) -> list[PublicKey]:
     """The trusted keys that signed the provenance."""
-    envelope = orjson.loads(found.files[PROVENANCE_FILE])
-    return trust().keys([str(signature["keyid"]) for signature in envelope["signatures"]])
+    return signers_of(found.files[PROVENANCE_FILE])
+
+
+def signers_of(envelope: bytes) -> list[PublicKey]:
+    """The trusted keys whose signature of an envelope fits."""
+    signed = Envelope.model_validate_json(envelope)
+    return signed.signers(trust().keys(signed.keyids))
 
 
 def _judged(folder: Folder, found: Verified) -> Outcome | None:

@@ -6,6 +6,7 @@ from tasks import tracking
 from tasks.production import told
 from tasks.promotion import promotions
 from tasks.register import DIGEST_TAG
+from tasks.replay import ATTEMPTED_TAG
 
 
 def versions(line: str) -> list[dict[str, Any]]:
@@ -25,6 +26,7 @@ def versions(line: str) -> list[dict[str, Any]]:
                 "production": told(record, digest),
                 "replayed": version.tags.get("modelmint.replayed", ""),
                 "replayed_at": version.tags.get("modelmint.replayed.at", ""),
+                "attempted_at": version.tags.get(ATTEMPTED_TAG, ""),
                 "metrics": {
                     name.removeprefix("served_"): value
                     for name, value in sorted(run.data.metrics.items())
@@ -36,7 +38,13 @@ def versions(line: str) -> list[dict[str, Any]]:
 
 
 def least_replayed(line: str, count: int) -> list[int]:
-    """Numbers of the versions whose last replay is oldest or never was, the champion first."""
+    """Numbers of the versions that were tried longest ago or never, the champion first."""
     found = versions(line)
-    found.sort(key=lambda v: (v["replayed_at"], not v["champion"], -v["version"]))
+
+    def place(version: dict[str, Any]) -> tuple[str, bool, int]:
+        # Also one that cannot be replayed: it would be the first for ever.
+        tried = max(version["replayed_at"], version["attempted_at"])
+        return tried, not version["champion"], -version["version"]
+
+    found.sort(key=place)
     return [int(v["version"]) for v in found[:count]]

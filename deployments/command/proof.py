@@ -55,12 +55,15 @@ def replay(
                     found = replay_flow(line, version, stage, from_raw, here, install)
             finally:
                 cluster.close()
-        stages = [stage.model_dump() for stage in found.stages]
+        stages = [stage.model_dump(exclude={"changed"}) for stage in found.stages]
         show(as_json, found.model_dump(mode="json"), lambda: table(stages))
         if not as_json:
             console.print(
                 f"{line} version {version}: [bold]{found.verdict}[/bold], by {found.code}"
             )
+            changed = [stage.changed for stage in found.stages if stage.changed]
+            for cause in [found.first_cause] if found.first_cause else changed:
+                console.print(cause)
     raise typer.Exit(0 if found.verdict == "identical" else 1)
 
 

@@ -3,32 +3,41 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.produce import Production, produce
-from flows.replay import replay, replay_sample
+from flows.replay import DiffersError, replay, replay_sample
 from models import catalog
 from models.attestation import UntrustedError
-from models.digests import IntegrityError
+from models.digests import IntegrityError, json_digest
 from models.signature import PROVENANCE_FILE, VERSION_FILE
 from models.spec import Gate
-from tasks import provenance, tracking
-from tasks.folders import StoredFolder
+from models.trust import PublicKey
+from tasks import provenance, signing, tracking
+from tasks.export import export, import_folder
+from tasks.folders import LocalFolder, StoredFolder
 from tasks.land import land
 from tasks.promotion import version_folder
-from tasks.recorded import CannotReplayError
+from tasks.recorded import CannotReplayError, ChangedEnvironmentError
+from tasks.replay import ATTEMPTED_TAG
 from tasks.snapshot import raw_prefix
 from tasks.store import store
-from tasks.verify import verify
+from tasks.verify import proven, verify
 from tests.conftest import environment, new_bucket, tell_workers
+from tests.forger import Forger
 
 LINE = "diabetes"
 ROOT = Path(__file__).parent.parent.parent
+HALVES = ("first", "second")
+GOLDEN = ROOT / "tests" / "golden" / "current" / LINE
 PACKAGES = ("models", "tasks", "flows", "deployments")
 
 
@@ -71,10 +80,56 @@ def test_the_nightly_sample_proves_the_version_proven_longest_ago(first: Product
     assert first.version.number >= 1
 
 
+@pytest.fixture
+def elsewhere(prefect_service: str, tmp_path: Path) -> Iterator[Path]:
+    """A place without a version: its own bucket, registry and keys, in a folder."""
+    settings = {
+        "MODELMINT_KEYS": str(tmp_path / "keys"),
+        "MODELMINT_LINES": str(ROOT / "tests" / "lines"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    with environment(**settings), new_bucket():
+        yield tmp_path
+
+
+def test_the_sample_tries_every_version_in_turn_whatever_happens_to_one(elsewhere: Path) -> None:
+    folder = shutil.copytree(GOLDEN, elsewhere / "version")
+    shutil.rmtree(folder / "raw")
+    signing.add(PublicKey.model_validate_json((folder / "key.json").read_bytes()))
+    assert import_folder(folder)[1] == 1
+    # It is of the version as it was.
+    (folder / "verdict.json").unlink()
+    forger = Forger(folder, proven(LocalFolder(folder)))
+    forger.recipe(lambda record: record["body"]["settings"]["training"].update(seed=7))
+    assert import_folder(folder)[1] == 2
+
+    def sample() -> str:
+        # Its record of promotions cannot be read, so not even its versions can be listed.
+        store().put("promotions/broken.json", b"{")
+        with pytest.raises(DiffersError) as raised:
+            replay_sample(["broken", LINE], each=1)
+        broken, tried = str(raised.value).split("; ", 1)
+        assert broken.startswith("broken None: failed: ValidationError: ")
+        return tried
+
+    def tags(number: str) -> dict[str, str]:
+        return dict(tracking.client().get_model_version(LINE, number).tags)
+
+    assert sample().startswith("diabetes 2: cannot be replayed: missing raw object")
+    assert ATTEMPTED_TAG not in tags("1")
+    store().put(f"versions/{LINE}/numbers/1", b"\xff")
+    assert sample().startswith("diabetes 1: failed: UnicodeDecodeError")
+    assert "modelmint.replayed" not in tags("1")
+    assert sample().startswith("diabetes 2: cannot be replayed: missing raw object")
+
+
 def command(
-    *words: str, root: Path = ROOT, seconds: float = 300, **variables: str
+    *words: str, root: Path = ROOT, seconds: float = 300, alone: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """`modelmint` of a checkout in a process of its own, against the same services."""
+    """`modelmint` of a checkout in a process of its own, against the same services.
+
+    `alone` is in a process group that can be killed.
+    """
     return subprocess.run(
         [sys.executable, "-m", "modelmint", *words, "--json"],
         cwd=root,
@@ -83,6 +138,7 @@ def command(
         text=True,
         timeout=seconds,
         check=False,
+        start_new_session=alone,
     )
 
 
@@ -113,6 +169,41 @@ def test_changed_code_runs_the_recorded_code_or_says_what_differs(
     answer = json.loads(here.stdout)
     assert (answer["verdict"], answer["first_difference"]) == ("differs", "compress")
     assert answer["code"] == "this checkout"
+    assert answer["first_cause"].startswith("changed code of stage compress: tasks.compress ")
+
+
+def test_other_libraries_and_another_processor_are_exit_code_two_and_here_is_compared(
+    first: Production, tmp_path: Path
+) -> None:
+    """A version that says other libraries compressed it and another processor evaluated it."""
+    folder = tmp_path / "version"
+    export(LINE, first.version.number, folder)
+    # What was said of it is of the version as it was.
+    (folder / "verdict.json").unlink()
+    shutil.rmtree(folder / "replays", ignore_errors=True)
+
+    def elsewhere(record: dict[str, Any]) -> None:
+        stages = record["body"]["stages"]
+        identity = stages["compress"]["identity"]
+        identity["distributions"]["onnx"] = "0.1"
+        stages["compress"]["key"] = json_digest(identity)
+        stages["evaluate"] |= {"digest": "0" * 64, "fingerprint": {"torch": "0" * 64}}
+
+    Forger(folder, proven(LocalFolder(folder))).recipe(elsewhere)
+    _, number = import_folder(folder)
+    try:
+        found = command("replay", LINE, str(number), "--stage", "compress")
+        assert found.returncode == 2, found.stderr[-2000:]
+        answer = json.loads(found.stdout)
+        assert "cannot be replayed here" in answer["error"]
+        assert "changed distribution of stage compress: onnx 0.1 -> " in answer["reason"]
+        with pytest.raises(ChangedEnvironmentError, match="different numeric platform: torch"):
+            replay(LINE, number, "evaluate")
+        here = replay(LINE, number, "evaluate", here=True)
+        assert (here.verdict, here.first_difference) == ("differs", "evaluate")
+        assert str(here.first_cause).startswith("different numeric platform: torch")
+    finally:
+        tracking.client().delete_model_version(LINE, str(number))
 
 
 @pytest.mark.slow
@@ -142,13 +233,68 @@ def test_the_recorded_libraries_are_installed_or_the_one_that_cannot_be_is_named
     assert ran.stdout.strip() == provenance.installed()["onnxruntime"]
 
 
+KILLER = """
+# ---- kills the run it is part of while it trains, once
+
+import sys
+
+if sys.argv[1:] == ["tasks.trainer:fit"]:
+    import os
+    import signal
+    from pathlib import Path
+
+    from tasks.checkpoint import Checkpoint
+
+    KEEP = Checkpoint.keep
+
+    def keep(self, place):
+        KEEP(self, place)
+        mark = Path(__file__).with_name("killed")
+        if place.epoch == 7 and not mark.exists():
+            mark.touch()
+            os.killpg(0, signal.SIGKILL)
+
+    Checkpoint.keep = keep
+"""
+
+
+@pytest.fixture
+def both(services: dict[str, str]) -> Iterator[Production]:
+    """A version of all the data; refused, so that it is not deployed to the others' server."""
+    line, shared = catalog.find(LINE), store().bucket
+    with new_bucket() as bucket:
+        tell_workers(bucket)
+        for part in HALVES:
+            land(line, part)
+        made = produce(LINE, gate=Gate(floors={"rmse": 0.001}))
+        try:
+            yield made
+        finally:
+            tracking.client().delete_model_version(LINE, str(made.version.number))
+            tell_workers(shared)
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Another process that wants all of the cores this one may use, and gets a part of them."""
+    counting = "import os; os.nice(10)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", counting]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def test_nothing_ambient_reaches_the_version_digest(
-    first: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    both: Production, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another checkout path, home, user's key, timezone, locale, hash seed, umask, time, worker
-    count and working directory, no cache: the same version digest."""
+    count and working directory, objects that came the other way round, a busy processor, and a run
+    that was killed while it trained and run again: the same version digest."""
     other = checkout(tmp_path / "elsewhere")
     lines = shutil.copytree(ROOT / "tests" / "lines", tmp_path / "other lines")
+    with (lines / f"{LINE}.py").open("a") as file:
+        file.write(KILLER)
     settings = {
         "HOME": str(tmp_path),
         "USER": "somebody",
@@ -164,19 +310,25 @@ def test_nothing_ambient_reaches_the_version_digest(
     try:
         # As many workers as cores.
         os.sched_setaffinity(0, {min(cores)})
-        with new_bucket(), environment(**settings):
+        with new_bucket(), environment(**settings), busy():
             # A model server of its own, with keys of its own.
             monkeypatch.delenv("MODELMINT_ENDPOINT")
             monkeypatch.delenv("MODELMINT_API_KEY")
-            assert command("land", LINE, root=other).returncode == 0
+            spec = catalog.find(LINE)
+            for part in reversed(HALVES):
+                land(spec, part)
+            killed = command("run", LINE, root=other, alone=True)
+            assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+            [_] = store().list("checkpoints/")
             found = command("run", LINE, root=other)
+            assert not list(store().list("checkpoints/"))
     finally:
         os.sched_setaffinity(0, cores)
         os.umask(umask)
     assert found.returncode == 0, found.stderr[-2000:]
     answer = json.loads(found.stdout)
-    assert not any(stage["cached"] for stage in answer["stages"])
-    assert answer["digest"] == first.version.digest
+    assert {s["name"] for s in answer["stages"] if s["cached"]} == {"snapshot", "clean"}
+    assert answer["digest"] == both.version.digest
 
 
 def test_a_missing_raw_object_is_exit_code_two(first: Production) -> None:

@@ -1,13 +1,18 @@
 """The recorded code and libraries of a version: kept whole, unpacked safely, installed exactly."""
 
 import io
+import os
 import random
+import subprocess
 import tarfile
+import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from models.digests import IntegrityError
+from models.digests import IntegrityError, json_digest
 from tasks import checkout, source
 from tasks.recorded import CannotReplayError
 from tests.conftest import environment
@@ -62,3 +67,37 @@ def test_a_lock_that_cannot_be_installed_says_which_distribution(tmp_path: Path)
     settings = {checkout.ENVIRONMENTS_SETTING: str(tmp_path), "PIP_NO_INDEX": "1"}
     with environment(**settings), pytest.raises(CannotReplayError, match=r"lock.*no-such-thing"):
         checkout.environment({"no-such-thing": "1.0"})
+
+
+def test_two_replays_at_once_make_one_environment_in_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    create = venv.create
+
+    def counting(folder: Path, **options: Any) -> None:
+        made.append(folder)
+        create(folder, **options)
+
+    monkeypatch.setattr(venv, "create", counting)
+    monkeypatch.delenv(checkout.ENVIRONMENTS_SETTING, raising=False)
+    # What one that was killed has left.
+    folder = tmp_path / "environments" / json_digest({})[:16]
+    (folder / "half").mkdir(parents=True)
+    with environment(MODELMINT_HOME=str(tmp_path), PIP_NO_INDEX="1"), ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(checkout.environment, [{}, {}])
+    assert first == second == folder / "bin" / "python"
+    assert made == [folder]
+    assert not (folder / "half").exists()
+    subprocess.run([first, "-c", ""], check=True)
+
+
+def test_a_git_that_takes_too_long_costs_the_commit_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexec sleep 60\n")
+    git.chmod(0o700)
+    monkeypatch.setattr(source, "PATIENCE", 0.2)
+    with environment(PATH=f"{tmp_path}:{os.environ['PATH']}"):
+        assert source.commit() == ""

@@ -20,6 +20,7 @@ from tasks.folders import LocalFolder, StoredFolder
 from tasks.recorded import IMPORTED, CannotReplayError, recorded_line, recorded_snapshot
 from tasks.refs import Verdict
 from tasks.register import digest_of
+from tasks.replay import compared, write_back
 from tasks.snapshot import raw_objects, raw_prefix
 from tasks.store import store
 from tasks.verify import proven, verify
@@ -79,10 +80,46 @@ def test_another_site_decides_whom_to_trust_then_has_all_it_needs(
     assert seen.digest == found.recipe.snapshot
     contents = {item.name: item.read(raw_prefix(line.data)) for item in raw_objects(seen)}
     assert contents["0.csv"] == samples.trips(range(100))
+    # Another object of that name and size is here.
+    store().put("raw/trips/0.csv", contents["0.csv"].replace(b"east", b"west"))
+    seen = recorded_snapshot(line, found)
+    again = {item.name: item.read(raw_prefix(line.data)) for item in raw_objects(seen)}
+    assert again == contents
+    store().delete("raw/trips/0.csv")
     for item in list(store().list(IMPORTED)):
         store().delete(item.key)
     with pytest.raises(CannotReplayError, match=r"missing raw object: .*\(4 of 4 objects\)"):
         recorded_snapshot(line, found)
+
+
+def test_a_version_replayed_elsewhere_brings_the_keys_of_both_places(
+    folder: Path, elsewhere: None, tmp_path: Path
+) -> None:
+    makers = PublicKey.model_validate_json((folder / "key.json").read_bytes())
+    signing.add(makers)
+    exported, number = import_folder(folder)
+    found = proven(StoredFolder(LINE, exported.digest))
+    write_back(compared(LINE, number, found.recipe, ()), found)
+    again = tmp_path / "again"
+    export(LINE, number, again)
+    replayers = again / "keys" / f"{signing.keyid()}.json"
+    assert [path.name for path in (again / "keys").iterdir()] == [replayers.name]
+    third = {
+        KEYS_SETTING: str(tmp_path / "third keys"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/third.db",
+    }
+    with environment(**third), new_bucket():
+        with pytest.raises(UntrustedError) as raised:
+            import_folder(again)
+        assert f"{again / 'key.json'}, {replayers}" in str(raised.value)
+        signing.add(PublicKey.model_validate_json((again / "key.json").read_bytes()))
+        with pytest.raises(UntrustedError, match=r"replays/.*not trusted here") as raised:
+            import_folder(again)
+        assert str(replayers) in str(raised.value)
+        assert "key.json" not in str(raised.value).replace(replayers.name, "")
+        signing.add(PublicKey.model_validate_json(replayers.read_bytes()))
+        import_folder(again)
+        assert len(verify(StoredFolder(LINE, exported.digest)).replays) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ The signature of each verifies, so it is the content that is refused, naming fil
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from models.attestation import (
     Resource,
     Statement,
     described,
-    signed,
 )
 from models.digests import IntegrityError, canonical_json, json_digest
 from models.signature import (
@@ -33,7 +32,7 @@ from models.signature import (
 )
 from models.table_digest import table_digest
 from models.trust import KEYS_SETTING, PublicKey
-from models.version import Recipe, Verified
+from models.version import Recipe
 from tasks import signing
 from tasks.export import SNAPSHOT_FILE, SNAPSHOT_SCHEMA, import_folder
 from tasks.folders import LocalFolder
@@ -41,9 +40,9 @@ from tasks.recorded import ChangedCodeError, recorded_line
 from tasks.replay import check_numbers
 from tasks.verify import proven, verify
 from tests.conftest import environment
+from tests.forger import Change, Forger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "current" / "diabetes"
-Change = Callable[[dict[str, Any]], None]
 
 
 class Watched(LocalFolder):
@@ -56,56 +55,6 @@ class Watched(LocalFolder):
     def read(self, name: str, limit: int) -> bytes:
         self.names.append(name)
         return super().read(name, limit)
-
-
-class Forger:
-    """A copy of a golden version whose parts are changed and signed anew by a trusted key."""
-
-    def __init__(self, folder: Path, whole: Verified) -> None:
-        self.folder, self.whole = folder, whole
-
-    def sign(self, statement: Statement, name: str = PROVENANCE_FILE) -> None:
-        (self.folder / name).write_bytes(signed(statement, [signing.signer()]))
-
-    def provenance(self, change: Change, *files: str) -> None:
-        """Sign the statement with the change made, as JSON, about the files as they are now."""
-        said = orjson.loads(self.whole.statement.model_dump_json(by_alias=True))
-        for subject in said["subject"]:
-            if subject["name"] in files:
-                content = (self.folder / subject["name"]).read_bytes()
-                subject["digest"] = described(subject["name"], content).digest
-        change(said)
-        self.sign(Statement.model_validate(said))
-
-    def file(self, name: str, content: bytes) -> None:
-        """Put the content in place of a file, and sign that."""
-        (self.folder / name).write_bytes(content)
-        self.provenance(lambda _: None, name)
-
-    def recipe(self, change: Change) -> None:
-        """Change `version.json`, and the provenance, which names the same recipe."""
-        record = orjson.loads((self.folder / VERSION_FILE).read_bytes())
-        change(record)
-        if isinstance(record["body"], dict):
-            record["digest"] = json_digest(record["body"])
-        (self.folder / VERSION_FILE).write_bytes(canonical_json(record))
-
-        def same(said: dict[str, Any]) -> None:
-            build = said["predicate"]["buildDefinition"]
-            build["internalParameters"]["recipe"] = record["body"]
-
-        self.provenance(same, VERSION_FILE)
-
-    def artifact(self, manifest: bytes, digest: str) -> None:
-        """Change `manifest.json`, and the recipe, which names its digest."""
-        (self.folder / MANIFEST_FILE).write_bytes(manifest)
-        self.recipe(lambda record: record["body"].update(artifact=digest))
-        (recipe,) = [orjson.loads((self.folder / VERSION_FILE).read_bytes())["body"]]
-
-        def same(said: dict[str, Any]) -> None:
-            said["predicate"]["buildDefinition"]["internalParameters"]["recipe"] = recipe
-
-        self.provenance(same, VERSION_FILE, MANIFEST_FILE)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from models.digests import json_digest
 from models.open import Frozen
 from tasks.progress import Event, listening
 from tasks.refs import Listing
-from tasks.stage import current_key, recording, stage
+from tasks.stage import afresh, current_key, recording, scratch, stage
 from tasks.store import content_key, store
 
 ran: list[str] = []
@@ -104,6 +104,17 @@ def test_a_bare_stage_knows_its_key_and_needs_no_prefect() -> None:
     assert seen == [json_digest(look.identity(wish))]
     with pytest.raises(LookupError):
         current_key()
+
+
+def test_an_attempt_that_is_begun_again_finds_what_it_kept_and_another_one_does_not() -> None:
+    def kept(attempt: str) -> list[str]:
+        with afresh(lambda *_: None, attempt) as names:
+            assert scratch(json_digest("stage")) == names[0]
+        return names
+
+    assert scratch(json_digest("stage")) == json_digest("stage")
+    assert kept("one") == kept("one") != kept("other")
+    assert kept("") != kept("")
 
 
 def test_listeners_hear_of_start_and_end() -> None:
