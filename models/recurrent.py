@@ -123,14 +123,12 @@ class OneWay(nn.Module):
         width: int,
         *,
         dropout: float,
-        input_dropout: float,
     ) -> None:
         super().__init__()
         if not isinstance(features, PassageFeatures):
             raise TypeError(f"this family takes passages, the line has {type(features).__name__}")
         self.layers, self.size = layers, state
         self.embedding = nn.Embedding(features.vocabulary.size, embedding)
-        self.input = nn.Dropout(input_dropout)
         self.recurrent = nn.GRU(
             embedding, state, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
         )
@@ -144,7 +142,7 @@ class OneWay(nn.Module):
             if self.training:
                 # Passages of byte pairs fill few rows to their end.
                 tokens = tokens[:, : max(1, int((tokens != PADDING).sum(dim=1).max()))]
-            x, _ = self.recurrent(self.input(self.embedding(tokens)))
+            x, _ = self.recurrent(self.embedding(tokens))
             return self._following(x)
         before = state.reshape(-1, self.layers, self.size).transpose(0, 1).contiguous()
         x, after = self.recurrent(self.embedding(tokens), before)

@@ -81,8 +81,6 @@ class Writer(Family):
     2."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of values dropped in training: between layers, and before the output."""
-    input_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the embeddings' values dropped in training."""
 
     def build(self, features: Features, width: int) -> "nn.Module":
         """A fresh network: tokens int64 [n, length] -> float32 [n, length, width].
@@ -92,10 +90,7 @@ class Writer(Family):
         from models.recurrent import OneWay
 
         embedding, state, layers = WRITERS[self.size]
-        return OneWay(
-            features, embedding, state, layers, width,
-            dropout=self.dropout, input_dropout=self.input_dropout,
-        )  # fmt: skip
+        return OneWay(features, embedding, state, layers, width, dropout=self.dropout)
 
     def carried(self) -> int:
         """Values of the state that goes from one step of writing to the next."""

@@ -149,20 +149,6 @@ def test_a_language_model_goes_on_from_its_state() -> None:
         torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
 
 
-def test_training_drops_values_of_embeddings_where_it_is_asked_to() -> None:
-    rows = tokens("abcdefgh", length=8)
-    for share, drops in ((0.0, False), (0.5, True)):
-        torch.manual_seed(0)
-        family = rnn.Writer(size="tiny", dropout=0.0, input_dropout=share)
-        network = family.build(PASSAGES, VOCABULARY.size)
-        used = torch.get_rng_state()
-        trained = network.train()(rows)
-        assert torch.equal(torch.get_rng_state(), used) != drops, (
-            "no dropout takes no random number"
-        )
-        assert torch.allclose(trained, network.eval()(rows)) != drops
-
-
 def test_what_comes_next_depends_on_nothing_after_it() -> None:
     network = WRITER.build(PASSAGES, VOCABULARY.size).eval()
     one, other = network(tokens("abcdef", "abchgf", length=6))
