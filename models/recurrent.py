@@ -11,6 +11,8 @@ from models.vocabulary import PADDING, SPECIAL, UNKNOWN
 
 # An odd number near 2**32 divided by the golden ratio spreads neighbours (Knuth 1973, 6.4).
 SPREAD = 2_654_435_761
+# The largest prime below 2**20.
+PRIME = 1_048_573
 
 
 class BothWays(nn.Module):
@@ -29,6 +31,7 @@ class BothWays(nn.Module):
         width: int,
         *,
         pairs: int,
+        triples: int,
         direct: int,
         dropout: float,
         token_dropout: float,
@@ -36,11 +39,13 @@ class BothWays(nn.Module):
         super().__init__()
         if not isinstance(features, TextFeatures):
             raise TypeError(f"this family takes texts, the line has {type(features).__name__}")
-        self.token_dropout, self.pairs, self.direct = token_dropout, pairs, direct
+        self.token_dropout = token_dropout
+        self.pairs, self.triples, self.direct = pairs, triples, direct
         self.embedding = nn.Embedding(features.vocabulary.size, embedding, padding_idx=PADDING)
         self.of_pairs = nn.Embedding(pairs, embedding) if pairs else None
-        sizes = (features.vocabulary.size, direct) if direct else ()
-        self.weights = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        self.of_triples = nn.Embedding(triples, embedding) if triples else None
+        sizes = [features.vocabulary.size, direct, *([direct] if triples else [])]
+        self.weights = nn.ModuleList(nn.Embedding(s, width) for s in sizes if direct)
         for weight in self.weights.parameters():
             nn.init.zeros_(weight)
         widths = [embedding, *[2 * state] * (layers - 1)][:layers]
@@ -69,18 +74,22 @@ class BothWays(nn.Module):
         mean = torch.where(present, x, 0.0).sum(dim=1) / lengths.to(x.dtype)
         found: Tensor = self.output(self.dropout(mean))
         if self.direct:
-            alone, paired = self.weights
+            alone, paired, *tripled = self.weights
             counted = alone(tokens) + paired(_pairs(tokens) % self.direct)
+            for weight in tripled:
+                counted = counted + weight(_triples(tokens) % self.direct)
             # Of long texts the sum is larger, and so is its deviation, by the root of the length.
             total = torch.where(present, counted, 0.0).sum(dim=1)
             found = found + total / lengths.to(x.dtype).sqrt()
         return found
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Every token, and it with the following one: float32 [n, length, embedding]."""
+        """Every token, and it with the following ones: float32 [n, length, embedding]."""
         found: Tensor = self.embedding(tokens)
         if self.of_pairs is not None:
             found = found + self.of_pairs(_pairs(tokens) % self.pairs)
+        if self.of_triples is not None:
+            found = found + self.of_triples(_triples(tokens) % self.triples)
         return found
 
 
@@ -88,6 +97,13 @@ def _pairs(tokens: Tensor) -> Tensor:
     """A number for every token with the one that follows it, int64 [n, length]."""
     following = functional.pad(tokens[:, 1:], (0, 1), value=PADDING)
     return tokens * SPREAD + following
+
+
+def _triples(tokens: Tensor) -> Tensor:
+    """A number for every token with the two that follow it, int64 [n, length]."""
+    # A pair's number is cut first: by another factor it would be over 64 bits.
+    after = functional.pad(tokens, (0, 2), value=PADDING)[:, 2:]
+    return _pairs(tokens) % PRIME * SPREAD + after
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:

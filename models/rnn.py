@@ -25,7 +25,7 @@ class Size(NamedTuple):
 
 
 CLASSIFIERS: dict[str, Size] = {
-    "shallow": Size(64, 0, 0),
+    "shallow": Size(32, 0, 0),
     "tiny": Size(16, 16, 1),
     "small": Size(32, 32, 1),
     "base": Size(64, 64, 1),
@@ -40,20 +40,22 @@ WRITERS: dict[str, Size] = {
 
 
 class Classifier(Family):
-    """Embedded tokens and pairs of them, LSTM layers in both directions, the mean of it all.
+    """Embedded tokens and those with what follows, LSTM layers both ways, the mean of it all.
 
-    Beside it may stand a linear model of tokens and pairs (wide and deep: Cheng et al. 2016).
+    Beside it may stand a linear model of the same (wide and deep: Cheng et al. 2016).
     """
 
     size: Literal["shallow", "tiny", "small", "base", "large"] = "base"
     """Embedding, state of each direction, layers: tiny 16, 16, 1; small 32, 32, 1; base 64, 64, 1;
-    large 128, 128, 2; shallow 64, 0, 0, which is the mean alone (Joulin et al. 2017)."""
+    large 128, 128, 2; shallow 32, 0, 0, which is the mean alone (Joulin et al. 2017)."""
     pairs: int = Field(32_768, ge=0, le=2**22)
     """Embeddings that pairs of neighbouring tokens share by hash (Joulin, Grave, Bojanowski,
     Mikolov 2017); 0 leaves pairs out."""
+    triples: int = Field(0, ge=0, le=2**22)
+    """Embeddings that three tokens in a row share by hash; 0 leaves them out."""
     direct: int = Field(0, ge=0, le=2**24)
-    """Weights for each class that tokens, and by hash their pairs, have in the linear model; 0
-    leaves it out."""
+    """Weights for each class that tokens, and by hash their pairs, have in the linear model, and so
+    many that triples have, where there are any; 0 leaves it out."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of values dropped in training: before each layer, and before the classes."""
     token_dropout: float = Field(0.2, ge=0, lt=1)
@@ -66,7 +68,7 @@ class Classifier(Family):
         embedding, state, layers = CLASSIFIERS[self.size]
         return BothWays(
             features, embedding, state, layers, width,
-            pairs=self.pairs, direct=self.direct,
+            pairs=self.pairs, triples=self.triples, direct=self.direct,
             dropout=self.dropout, token_dropout=self.token_dropout,
         )  # fmt: skip
 

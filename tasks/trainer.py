@@ -4,6 +4,7 @@ It binds a job to the loop of tasks.loop, which repeats and resumes exactly, and
 """
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -81,7 +82,11 @@ def fit(job: TrainJob, emit: Emit) -> Weights:
         digest=manifest.digest,
         stored=tuple(content_key(file.blake3) for file in manifest.files.values()),
         fingerprint=fingerprint(job.model, signature, training.device),
-        observed={"samples_per_second": trained.samples_per_second},
+        observed={
+            "samples_per_second": trained.samples_per_second,
+            # Of this process, from its start: of a resumed run that is the last part.
+            "cpu_seconds": round(time.process_time(), 1),
+        },
         manifest=manifest,
         parameters=sum(p.numel() for p in network.parameters()),
     )

@@ -4,8 +4,8 @@ apt-get install dataset-fashion-mnist     or set FASHION_MNIST to a folder with 
 modelmint land fashion
 modelmint run fashion       about six minutes of one core; expect accuracy about 0.925
 
-The small size without augmentation reaches 0.91 in 4 epochs, under a minute:
---set model.size=small --set model.dropout=0.1 --set training.epochs=4 --set training.batch_size=64
+LeNet without augmentation reaches 0.908 in 4 epochs, half a minute of CPU time:
+--set model.size=lenet --set model.dropout=0.1 --set training.epochs=4 --set training.batch_size=64
 --set training.augmentation=null --set training.optimizer.lr=0.004
 """
 

