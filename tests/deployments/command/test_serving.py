@@ -124,7 +124,7 @@ def test_https_answers_with_a_certificate_of_this_machine(home: Home) -> None:
 
 def test_status_shows_every_address(home: Home) -> None:
     services = json.loads(home.run("status", "--json").stdout)["services"]
-    [server] = [one for one in services if one["name"] == "model_server"]
+    [server] = [one for one in services if one["name"] == "model-server"]
     assert server["url"] == home.told["endpoint"]
     assert server["others"] == [home.told["grpc"], home.told["https"]]
 

@@ -61,7 +61,7 @@ def test_another_port_moves_none_of_those_before(
 def test_clients_are_given_its_address_and_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = Running("model_server", "http://127.0.0.1:4321", 1, {"http": 4321}, tmp_path / "log")
+    running = Running("model-server", "http://127.0.0.1:4321", 1, {"http": 4321}, tmp_path / "log")
     monkeypatch.delenv("MODELMINT_API_KEY", raising=False)
     (tmp_path / "api-key").write_text("mm_1_2\n")
     assert environment(tmp_path, running) == {

@@ -22,7 +22,7 @@ from tests.lines import diabetes
 pytestmark = pytest.mark.timeout(400)
 NAMES = {
     *("store", "prefect", "mlflow", "dask-scheduler", "dask-worker-1", "prefect-worker"),
-    *("model_server", "watcher"),
+    *("model-server", "watcher"),
 }
 
 
@@ -179,7 +179,7 @@ def test_after_kill_of_everything_all_of_it_is_there_again(home: Home) -> None:
     assert after["store"]["url"] == before["store"]["url"]
     assert home.run("versions", "diabetes", "--json") == versions
     bearer = {"authorization": f"Bearer {(home.folder / 'api-key').read_text()}"}
-    found = httpx.get(after["model_server"]["url"] + "/v2/models/diabetes", headers=bearer)
+    found = httpx.get(after["model-server"]["url"] + "/v2/models/diabetes", headers=bearer)
     assert found.status_code == 200, found.text
 
 

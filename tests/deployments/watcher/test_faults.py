@@ -137,9 +137,9 @@ def test_prefect_may_be_away_while_a_run_trains(home: Home) -> None:
 def test_a_run_that_finds_no_model_server_deploys_once_there_is_one(home: Home) -> None:
     run = clicked(home, 405)
     until(lambda: training(home, run))
-    home.supervisor("stopProcess", "model_server")
+    home.supervisor("stopProcess", "model-server")
     until(lambda: home.state(run) == "FAILED", seconds=400)
-    home.supervisor("startProcess", "model_server")
+    home.supervisor("startProcess", "model-server")
     until(lambda: home.state(run) == "COMPLETED", seconds=400)
     assert resumed(home, run) >= 1
 
