@@ -1,8 +1,10 @@
 """Loopback ports: finding free ones, and asking over HTTP whether a service answers there."""
 
 import http.client
+import random
 import socket
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 Ports: TypeAlias = dict[str, int]
@@ -10,7 +12,10 @@ Ports: TypeAlias = dict[str, int]
 HOST = "127.0.0.1"
 # SeaweedFS listens for gRPC this far above every HTTP port.
 PAIR = 10_000
-HIGHEST = 65_535
+LOWEST = 10_000
+# The first port that the kernel gives to connections of its own choice; IANA's is higher.
+OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
+USUAL = 32_768
 # With a third of all ports in use, 200 draws all fail once in 10^90.
 DRAWS = 200
 
@@ -18,33 +23,42 @@ DRAWS = 200
 def free_ports(names: Sequence[str], *, paired: bool) -> Ports:
     """Give each name a port that is free now, and with `paired` also its port + 10000.
 
+    None of them is one that the kernel gives to outgoing connections: one of those, while the
+    service is down for a moment, would keep it from ever listening there again.
     Nothing stays reserved: another process may take a port before the service binds it.
 
     Raises:
         OSError: no free ports were found.
     """
     ports: Ports = {}
+    highest = first_outgoing() - (PAIR if paired else 0)
     # Held open until all are drawn, so that no two names get the same port.
     held: list[socket.socket] = []
     try:
         for _ in range(DRAWS):
             if len(ports) == len(names):
                 return ports
-            drawn = socket.create_server((HOST, 0))
-            held.append(drawn)
-            port: int = drawn.getsockname()[1]
-            if paired:
-                if port + PAIR >= HIGHEST:
-                    continue
-                try:
+            port = random.SystemRandom().randrange(LOWEST, highest)
+            try:
+                held.append(socket.create_server((HOST, port)))
+                if paired:
                     held.append(socket.create_server((HOST, port + PAIR)))
-                except OSError:
-                    continue
+            except OSError:
+                continue
             ports[names[len(ports)]] = port
     finally:
         for each in held:
             each.close()
     raise OSError(f"no free loopback ports for {', '.join(names)} after {DRAWS} tries")
+
+
+def first_outgoing() -> int:
+    """The first port of outgoing connections; what is usual, where all ports are theirs."""
+    try:
+        first = int(OUTGOING.read_text().split()[0])
+    except OSError:  # not Linux
+        return USUAL
+    return first if first > LOWEST + PAIR else USUAL
 
 
 def taken(ports: Ports, *, paired: bool) -> list[int]:

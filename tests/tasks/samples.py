@@ -187,6 +187,14 @@ def machines(job: Word, emit: Emit) -> Ref:
     return Ref(digest=json_digest([job.text, *told]))
 
 
+def fit_keeping_every_step(job: TrainJob, emit: Emit) -> Weights:
+    """Train with a checkpoint after every step."""
+    from tasks import checkpoint, trainer
+
+    checkpoint.SECONDS_BETWEEN = -1.0
+    return trainer.fit(job, emit)
+
+
 def fit_killed_at_some_steps(job: TrainJob, emit: Emit) -> Weights:
     """Train with a checkpoint after every step, by processes that are killed at some of them.
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 import psutil
 import pytest
 
-from deployments.local.ports import Ports, free_ports, taken, unanswered
+from deployments.local.ports import Ports, first_outgoing, free_ports, taken, unanswered
 from deployments.local.processes import alive
 from deployments.local.service import ROOT, Service, ServiceError
 from tasks.process import identity
@@ -355,8 +355,18 @@ def test_paired_ports_leave_room_for_their_pairs() -> None:
     ports = free_ports([str(n) for n in range(8)], paired=True)
     numbers = [*ports.values(), *(port + 10_000 for port in ports.values())]
     assert len(set(numbers)) == 16
-    assert max(numbers) < 65_535
+    assert max(numbers) < first_outgoing()
     assert taken(ports, paired=True) == []
+
+
+def test_no_outgoing_connection_takes_the_port_of_a_service_that_is_down() -> None:
+    ports = free_ports([str(n) for n in range(64)], paired=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        given = [socket.create_connection(server.getsockname()) for _ in range(256)]
+        for connection in given:
+            assert connection.getsockname()[1] >= first_outgoing()
+            connection.close()
+    assert max(ports.values()) < first_outgoing()
 
 
 def test_a_taken_pair_is_seen() -> None:
