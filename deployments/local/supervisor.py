@@ -158,7 +158,7 @@ def _prepare(folder: Path) -> None:
             "PREFECT_HOME": str(folder / "prefect"),
             "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['mlflow']['http']}",
             "DASK_SCHEDULER_ADDRESS": dask_cluster.address(ports["dask-scheduler"]),
-            "MODELMINT_ENDPOINT": f"http://{HOST}:{ports['model_server']['http']}",
+            "MODELMINT_ENDPOINT": f"http://{HOST}:{ports['model-server']['http']}",
         }
     )
 
