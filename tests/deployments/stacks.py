@@ -136,7 +136,7 @@ class Home:
     def predict(self, line: str, record: dict[str, Any]) -> httpx.Response:
         """What the served model answers for a record."""
         bearer = {"authorization": f"Bearer {(self.folder / 'api-key').read_text()}"}
-        url = f"{self.url('model_server')}/v1/lines/{line}/predict"
+        url = f"{self.url('model-server')}/v1/lines/{line}/predict"
         return httpx.post(url, json=record, headers=bearer, timeout=60)
 
 
