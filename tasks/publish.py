@@ -46,9 +46,21 @@ def show(
         table=[r.model_dump() for r in dataset.refused] or [{"reason": "nothing was refused"}],
         description=f"Rows used: {json.dumps(dataset.rows)}",
     )
-    create_table_artifact(key=f"{line}-quality", table=quality_table(report, verdict))
-    create_table_artifact(key=f"{line}-compression", table=compression_table(artifact))
-    create_markdown_artifact(key=f"{line}-verdict", markdown=verdict_markdown(line, verdict))
+    create_table_artifact(
+        key=f"{line}-quality",
+        table=quality_table(report, verdict),
+        description="The test rows, before and after compression, beside baselines",
+    )
+    create_table_artifact(
+        key=f"{line}-compression",
+        table=compression_table(artifact),
+        description=f"Served: {artifact.chosen}",
+    )
+    create_markdown_artifact(
+        key=f"{line}-verdict",
+        markdown=verdict_markdown(line, verdict),
+        description=f"{verdict.decision}: {verdict.reasons[0] if verdict.reasons else ''}",
+    )
     for title, digest in _plots(report, artifact).items():
         picture = base64.b64encode(store().get_content(str(digest))).decode()
         create_image_artifact(

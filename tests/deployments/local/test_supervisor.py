@@ -1,6 +1,7 @@
 """The whole stack of one home, brought up once by the command line and shared by these tests."""
 
 import json
+import re
 import shlex
 import signal
 import socket
@@ -11,10 +12,12 @@ from xmlrpc.client import Fault
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import expect
 
 from deployments.local.prefect_worker import deployment
 from deployments.local.rotation import LONGEST
 from models import catalog
+from tests import browser
 from tests.conftest import ROOT
 from tests.deployments.stacks import Home, until
 from tests.lines import diabetes
@@ -86,6 +89,25 @@ def test_new_data_starts_one_run_and_the_same_again_none(home: Home) -> None:
     assert [run["name"] for run in home.runs("diabetes")] == ["produce diabetes"] * 3
     told = home.run("logs", "watcher", "--lines", "100")
     assert "raw/nobody/: data of an unknown line" in told
+
+
+def test_a_run_shows_what_came_of_it_and_its_links_open(home: Home) -> None:
+    services = home.up()
+    api = services["prefect"]["url"]
+    [name] = asked = ["diabetes-mlflow"]
+    found = httpx.post(f"{api}/api/artifacts/filter", json={"artifacts": {"key": {"any_": asked}}})
+    first = min(found.json(), key=lambda artifact: str(artifact["created"]))
+    [link] = re.findall(r"\((http[^)]*)\)", first["data"])
+    assert link.startswith(services["mlflow"]["url"])
+    with browser.page(api) as ui:
+        ui.goto(f"/runs/flow-run/{first['flow_run_id']}")
+        ui.get_by_role("listitem").filter(has_text="Artifacts").click()
+        for what in ("progress", "verdict", "compression", "compression-plot", "endpoint"):
+            expect(ui.get_by_text(f"diabetes-{what}", exact=True).last).to_be_visible()
+        expect(ui.get_by_text(name, exact=True)).to_be_visible()
+        browser.picture(ui, "prefect-run")
+        ui.goto(link)
+        expect(ui.get_by_text("Registered models", exact=True)).to_be_visible()
 
 
 def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
