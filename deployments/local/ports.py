@@ -62,7 +62,7 @@ def first_outgoing() -> int:
 
 
 def taken(ports: Ports, *, paired: bool) -> list[int]:
-    """The ports, of these and with `paired` their pairs, that some process listens on."""
+    """The ports, of these and with `paired` their pairs, that another process holds."""
     wanted = [*ports.values(), *([port + PAIR for port in ports.values()] if paired else [])]
     listening = []
     for port in wanted:

@@ -1,5 +1,6 @@
 """The operating system's processes that belong to one service: finding and ending them."""
 
+import sys
 import time
 from collections.abc import Iterable
 
@@ -29,7 +30,20 @@ def find(pid: int, known: str) -> psutil.Process | None:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
         return None
-    return process if known and identity(pid) == known and alive(process) else None
+    return process if known and identity_of(pid) == known and alive(process) else None
+
+
+def identity_of(pid: int) -> str:
+    """What tells the process from a later one with its pid; empty when there is none.
+
+    Its identity (tasks.process), or without Linux its create time, which follows no clock there.
+    """
+    if sys.platform == "linux":
+        return identity(pid)
+    try:
+        return f"{pid}/{psutil.Process(pid).create_time()}"
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def age(process: psutil.Process) -> float:

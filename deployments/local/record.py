@@ -9,7 +9,7 @@ from deployments.local.ports import Ports
 
 @dataclass(frozen=True)
 class Record:
-    """A process, told from a later one with the same pid by its identity (tasks.process)."""
+    """A process, told from a later one with the same pid by `processes.identity_of`."""
 
     pid: int
     identity: str

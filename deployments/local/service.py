@@ -27,10 +27,19 @@ import psutil
 from deployments.local import record as records
 from deployments.local.locks import exclusive, join, leave
 from deployments.local.ports import HOST, Ports, free_ports, taken
-from deployments.local.processes import MARK, POLL, age, alive, end, family, find, listens
+from deployments.local.processes import (
+    MARK,
+    POLL,
+    age,
+    alive,
+    end,
+    family,
+    find,
+    identity_of,
+    listens,
+)
 from deployments.local.record import Record
 from deployments.local.rotation import rotate
-from tasks.process import identity
 
 ATTEMPTS = 3
 LOG_LINES = 15
@@ -198,7 +207,7 @@ class Service:
             self._fail(f"another program listens on port {named}", f"end it, or {OTHER_PORTS}")
         command = self.command(ports)
         this = os.getpid()
-        record = Record(this, identity(this), ports, command, kept=True)
+        record = Record(this, identity_of(this), ports, command, kept=True)
         records.write(self._record, record)
         environment = self._environment(ports)
         # The shared lock goes along: while the service lives it has a user.
@@ -306,7 +315,7 @@ class Service:
                 self._fail(f"{command[0]} cannot be run ({error})", "install it")
         # Collects the exit status whenever it comes, so a killed service is no zombie of ours.
         threading.Thread(target=process.wait, daemon=True).start()
-        record = Record(process.pid, identity(process.pid), ports, command)
+        record = Record(process.pid, identity_of(process.pid), ports, command)
         child = find(record.pid, record.identity)
         if child is None:
             return record, "exited at once"

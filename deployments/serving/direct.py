@@ -174,9 +174,7 @@ class Direct:
         spent = time.perf_counter() - one.start
         state = {"headers": served.headers, "request_id": one.identity, "key": one.key}
         self._traffic.note(state, 200, int(spent * 1e9))
-        metrics.answers(served.line, served.number, "infer").add(
-            spent, len(next(iter(one.tensors.values())))
-        )
+        metrics.answers(served.line, served.number, "infer").add(spent, one.rows)
         if self._capture is not None:
             self._capture.take(served, one.tensors)
         form = (

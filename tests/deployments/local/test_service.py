@@ -257,6 +257,15 @@ def test_a_clock_that_jumps_makes_no_stranger_of_it(
             assert again == running
 
 
+def test_without_linux_the_create_time_tells_processes_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with web(tmp_path).use() as running, web(tmp_path).use() as again:
+        assert again == running
+    assert not web(tmp_path).running()
+
+
 def test_one_that_exits_at_once_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     lines = "import sys; [print('line', i) for i in range(40)]; sys.exit('out of flour')"
     service = replace(
