@@ -4,6 +4,7 @@ import atexit
 import json
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
@@ -21,15 +22,22 @@ TOPIC = f"modelmint-progress-{uuid.uuid4().hex}"
 ADDRESS_SETTING = "DASK_SCHEDULER_ADDRESS"
 SECONDS_BETWEEN_LOOKS = 1
 T = TypeVar("T")
+_starting = threading.Lock()
 
 
 class LostWorkerError(RuntimeError):
     """A worker ended with what it was doing."""
 
 
-@cache
 def client() -> "Client":
     """The client of this process; a cluster started for it ends with the process."""
+    # `cache` alone would let tasks that begin together start a cluster each.
+    with _starting:
+        return _client()
+
+
+@cache
+def _client() -> "Client":
     import dask
     from distributed import Client, LocalCluster
 
@@ -61,12 +69,13 @@ _THREADS = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLA
 
 def close() -> None:
     """End the connection, and the cluster if it was started for this process."""
-    if client.cache_info().currsize:
-        found = client()
-        client.cache_clear()
-        found.close()
-        if found.cluster is not None:
-            found.cluster.close()
+    with _starting:
+        if _client.cache_info().currsize:
+            found = _client()
+            _client.cache_clear()
+            found.close()
+            if found.cluster is not None:
+                found.cluster.close()
 
 
 def device() -> Literal["cpu", "cuda"]:

@@ -1,5 +1,10 @@
 """What a worker must have before it computes for a stage: the code the stage is keyed by."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from models import catalog
@@ -63,3 +68,34 @@ def test_a_worker_with_the_same_code_computes(workers: object) -> None:
     true = native.identity
     native.identity = lambda: {**true(), "code": {}}  # type: ignore[method-assign]
     assert native.bare() == "computed"
+
+
+BEGUN_TOGETHER = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from tasks import cluster
+
+together = Barrier(8)
+
+def first(_):
+    together.wait()
+    return cluster.client()
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(first, range(8)))
+    print(len({id(client) for client in found}))
+    cluster.close()
+"""
+
+
+def test_tasks_that_begin_together_share_one_cluster(tmp_path: Path) -> None:
+    """In a process of its own, for this one has a cluster."""
+    script = tmp_path / "together.py"
+    script.write_text(BEGUN_TOGETHER)
+    environment = {k: v for k, v in os.environ.items() if k != cluster.ADDRESS_SETTING}
+    done = subprocess.run(
+        [sys.executable, script], env=environment | {"PYTHONPATH": str(Path.cwd())},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["1"]
