@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import threading
 import time
 import uuid
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from tasks import cluster
+from tasks.forkserver import Child
 from tasks.isolated import IsolatedError, Profile, environment, run
 from tasks.refs import Ref
 
@@ -168,7 +168,7 @@ def _stopping(group: str, workers: list[str]) -> Iterator[None]:
             cluster.on(worker, stop, group)
 
 
-_running: dict[str, list["subprocess.Popen[str]"]] = {}
+_running: dict[str, list[Child]] = {}
 _stopped: set[str] = set()
 _lock = threading.Lock()
 
@@ -191,7 +191,7 @@ def _on_worker(
     emit = cluster.reporter(*address)
     variables = {**variables, **interface(_host(get_worker().address))}
 
-    def started(process: "subprocess.Popen[str]") -> None:
+    def started(process: Child) -> None:
         with _lock:
             _running.setdefault(group, []).append(process)
             if group in _stopped:

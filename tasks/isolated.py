@@ -6,12 +6,10 @@ libraries print goes to its error stream. It dies with its parent.
 """
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import typing
@@ -23,7 +21,8 @@ from pydantic import BaseModel
 from models import catalog
 from models.digests import IntegrityError
 from models.open import resolve
-from tasks import cluster
+from tasks import cluster, forkserver
+from tasks.forkserver import Child
 
 T = TypeVar("T", bound=BaseModel)
 Profile = Literal["fast", "portable"]
@@ -110,30 +109,20 @@ def _on_worker(target: str, job: str, variables: dict[str, str], address: tuple[
 
 def run(
     target: str, job: str, variables: dict[str, str], emit: Emit,
-    started: Callable[["subprocess.Popen[str]"], None] = lambda _: None,
+    started: Callable[[Child], None] = lambda _: None,
 ) -> str:  # fmt: skip
-    """Run the target in a child process of this one and give its JSON answer.
+    """Run the target in a process of its own and give its JSON answer.
 
-    `started` is told the process. Raises IsolatedError.
+    `started` is told the child. Raises IsolatedError.
     """
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.isolated", target],
-            env={**inherited(), **variables},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with process:
-            started(process)
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(job)
-                process.stdin.close()
-            answer = None
-            for line in process.stdout:
+        settings = {**inherited(), **variables}
+        child = forkserver.start(__name__, [target], job, settings, (*NUMERIC, "POLARS_"), errors)
+        started(child)
+        answer = None
+        for line in child.lines():
+            # A process that is killed may have begun to say something.
+            with contextlib.suppress(json.JSONDecodeError):
                 kind, content = json.loads(line)
                 if kind == "progress":
                     emit(content)
@@ -142,10 +131,9 @@ def run(
         errors.seek(0)
         said = errors.read()
     if answer is None:
-        code = process.returncode
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = signal.Signals(-child.code).name if child.code < 0 else f"exit code {child.code}"
         # By whoever ran short of memory or patience; other signals are the child's own doing.
-        killed = -code in (signal.SIGKILL, signal.SIGTERM)
+        killed = -child.code in (signal.SIGKILL, signal.SIGTERM)
         raise (ResourceError if killed else IsolatedError)(
             f"{target} ended without an answer ({how}); it last said: {said[-800:]}"
         )
@@ -156,7 +144,6 @@ def run(
 
 def main(target: str) -> None:
     """The child: job from standard input, one JSON line for every event, the last is the answer."""
-    _die_with_parent()
     # Libraries print; the answer must be the only thing on the pipe.
     pipe = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -184,13 +171,3 @@ def main(target: str) -> None:
             where = tempfile.gettempdir()
             said += f": make room in {where}, or name another folder by TMPDIR, and run again"
         send("lack" if lacking else "error", said)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
