@@ -65,6 +65,8 @@ def main() -> None:
             sizes = [int(size) for size in options.workers.split(",")]
             with measuring.patience(options.minutes) as time_is_left:
                 for profile, load, workers in itertools.product(_passes(options), LOADS, sizes):
+                    if not time_is_left():
+                        break
                     with _busy(load == "busy"), _dask(workers):
                         for line, number in versions[profile].items():
                             if time_is_left():
