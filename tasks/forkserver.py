@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 import traceback
@@ -38,7 +39,7 @@ LIBRARIES = (
     else ()
 )
 # Beside what the caller says: read before any of our code runs.
-LOADED = ("CUDA_", "LD_", "PYTHON")
+LOADED = ("CUDA_", "LANG", "LC_", "LD_", "PYTHON")
 ENDED = "!"
 
 
@@ -162,6 +163,8 @@ atexit.register(_end)
 
 def main(control: socket.socket, idle_seconds: float) -> None:
     """Fork a child for every pair of descriptors received, and tell how each has ended."""
+    # Ctrl-C reaches all processes of a terminal: the parent decides what ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     woken, wake = os.pipe()
     os.set_blocking(woken, False)
     os.set_blocking(wake, False)
@@ -210,6 +213,7 @@ def _child(server: int, others: list[int], channel: int, errors: int) -> NoRetur
         die_with_parent(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for descriptor in others:
             os.close(descriptor)
         for own, given in enumerate((channel, channel, errors)):
@@ -221,6 +225,7 @@ def _child(server: int, others: list[int], channel: int, errors: int) -> NoRetur
         os.environ.clear()
         os.environ.update(environment)
         time.tzset()
+        tempfile.tempdir = None
         importlib.import_module(module).main(*arguments)
         code = os.EX_OK
     except SystemExit as left:
