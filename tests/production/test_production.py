@@ -1,13 +1,17 @@
 """The whole chain on the services of production gives the version a laptop gives, bit for bit.
 
 Nothing but the environment differs: PostgreSQL and Redis below Prefect, PostgreSQL below MLflow,
-Dask over TLS. `make production` runs it; about two minutes on two cores.
+Dask over TLS. And new data starts a run there as it does on a laptop: watcher, automation, worker.
+`make production` runs it; about four minutes on two cores.
 """
 
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +55,7 @@ def minted(production: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("production-home")
     keys = str(folder / "keys")
     home = {"MODELMINT_HOME": str(folder), "MODELMINT_KEYS": keys}
-    modelmint(production | home, "land", LINE)
+    modelmint(production | home, "land", LINE, "--slice", "first")
     return modelmint(production | home, "run", LINE) | {"keys": keys}
 
 
@@ -65,7 +69,7 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "MODELMINT_LINES": str(ROOT / "tests" / "lines"),
     }
     try:
-        modelmint(variables, "land", LINE)
+        modelmint(variables, "land", LINE, "--slice", "first")
         return modelmint(variables, "run", LINE)
     finally:
         os.environ.update(before)
@@ -108,14 +112,17 @@ def test_dask_refuses_who_does_not_encrypt(production: dict[str, str]) -> None:
         Client(plain, timeout=3)
 
 
-def test_a_new_replica_follows_the_champions(
-    minted: dict[str, Any], production: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def server(
+    minted: dict[str, Any], production: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The variables by which a model server is deployed to; it trusts who signed `minted`."""
+    folder = tmp_path_factory.mktemp("replica")
     port = free_ports(["http"], paired=False)["http"]
     key = f"mm_{'0' * 12}_{'k' * 43}"
-    (tmp_path / "key").write_text(key)
-    server = [sys.executable, "-m", "deployments.serving", "--repository", str(tmp_path / "served")]
-    server += ["--first-key", str(tmp_path / "key")]
+    (folder / "key").write_text(key)
+    command = [sys.executable, "-m", "deployments.serving", "--repository", str(folder / "served")]
+    command += ["--first-key", str(folder / "key"), "--port", str(port)]
     named = {
         "MODELMINT_BUCKET": production["MODELMINT_BUCKET"],
         "MODELMINT_LINES": production["MODELMINT_LINES"],
@@ -125,11 +132,65 @@ def test_a_new_replica_follows_the_champions(
     def ready() -> bool:
         return unanswered(port, "/v2/health/ready", {200}) is None
 
-    url = f"http://{HOST}:{port}"
-    with running(tmp_path / "log", [*server, "--port", str(port)], ready, **named):
-        bucket = production["MODELMINT_BUCKET"]
-        with environment(MODELMINT_BUCKET=bucket, MODELMINT_API_KEY=key):
-            assert follow(url) == [LINE]
-            assert follow(url) == []
-        answer = httpx.get(f"{url}/v2/models/{LINE}", headers={"authorization": f"Bearer {key}"})
-        assert answer.headers["modelmint-digest"] == minted["digest"]
+    with running(folder / "log", command, ready, **named):
+        yield {"MODELMINT_ENDPOINT": f"http://{HOST}:{port}", "MODELMINT_API_KEY": key}
+
+
+def served(server: dict[str, str]) -> httpx.Response:
+    """What the server says of the line's champion."""
+    bearer = {"authorization": f"Bearer {server['MODELMINT_API_KEY']}"}
+    return httpx.get(f"{server['MODELMINT_ENDPOINT']}/v2/models/{LINE}", headers=bearer)
+
+
+def test_a_new_replica_follows_the_champions(
+    minted: dict[str, Any], production: dict[str, str], server: dict[str, str]
+) -> None:
+    key = server["MODELMINT_API_KEY"]
+    with environment(MODELMINT_BUCKET=production["MODELMINT_BUCKET"], MODELMINT_API_KEY=key):
+        assert follow(server["MODELMINT_ENDPOINT"]) == [LINE]
+        assert follow(server["MODELMINT_ENDPOINT"]) == []
+    assert served(server).headers["modelmint-digest"] == minted["digest"]
+
+
+def test_new_data_starts_a_run_whose_version_serves(
+    minted: dict[str, Any], production: dict[str, str], server: dict[str, str], tmp_path: Path
+) -> None:
+    """Watcher -> event -> Redis -> automation -> PostgreSQL -> worker -> flow -> server."""
+    variables = {
+        **production, **server,
+        "MODELMINT_HOME": str(tmp_path), "MODELMINT_KEYS": minted["keys"],
+        "MODELMINT_WATCH_PORT": str(free_ports(["http"], paired=False)["http"]),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }  # fmt: skip
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    start = ["worker", "start", "--pool", "modelmint", "--type", "process"]
+    log = {name: tmp_path / f"{name}.log" for name in ("worker", "watcher")}
+    watcher = [sys.executable, "-m", "deployments.watcher"]
+    port = int(variables["MODELMINT_WATCH_PORT"])
+
+    def polls() -> bool:
+        return "started" in log["worker"].read_text()
+
+    def listens() -> bool:
+        return unanswered(port, "/health", {200}) is None
+
+    with ExitStack() as processes:
+        processes.enter_context(running(log["worker"], [*prefect, *start], polls, **variables))
+        deploy = subprocess.run(
+            [*prefect, "deploy", "--all"],
+            cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert deploy.returncode == 0, deploy.stdout + deploy.stderr
+        processes.enter_context(running(log["watcher"], watcher, listens, **variables))
+        modelmint(variables, "land", LINE, "--slice", "second")
+        for _ in range(240):
+            if served(server).headers["modelmint-digest"] != minted["digest"]:
+                break
+            time.sleep(1)
+        else:
+            pytest.fail("\n".join(path.read_text()[-3000:] for path in log.values()))
+        versions = modelmint(variables, "versions", LINE)["versions"]
+    assert len(versions) == 2
+    newest = max(versions, key=lambda version: int(version["version"]))
+    assert newest["digest"] == served(server).headers["modelmint-digest"]
+    assert newest["verdict"] == "promote"
