@@ -38,9 +38,10 @@ import psutil
 
 from benchmarks import measuring
 from models import catalog
+from tasks.isolated import name_of
 
 LINE = "diabetes"
-TRAINER = "tasks.trainer:fit"
+TRAINER = name_of("tasks.trainer:fit")
 EVERY = 4
 """One kill in so many hits the training process alone."""
 WORKERS = "workers"
@@ -281,10 +282,10 @@ def _below(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
     with suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.Error):
-                words = child.cmdline()
-                if "tasks.isolated" in words:
-                    found[words[-1]] = child
-                elif any("spawn_main" in word for word in words):
+                name = child.name()
+                if ":" in name:
+                    found[name] = child
+                elif any("spawn_main" in word for word in child.cmdline()):
                     found[WORKERS] = child
     return found
 

@@ -142,8 +142,18 @@ def run(
     return str(answer[1])
 
 
+def name_of(target: str, rank: str = "") -> str:
+    """What the kernel calls a process that runs the target: `trainer:fit`, a rank `trainer:fit 1`.
+
+    It keeps 15 characters.
+    """
+    end = f" {rank}" if rank else ""
+    return target.rpartition(".")[2][: 15 - len(end)] + end
+
+
 def main(target: str) -> None:
     """The child: job from standard input, one JSON line for every event, the last is the answer."""
+    forkserver.call_itself(name_of(target, os.environ.get("RANK", "")))
     # Libraries print; the answer must be the only thing on the pipe.
     pipe = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

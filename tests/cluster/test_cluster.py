@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tasks.isolated import name_of
 from tests.cluster.conftest import ADDRESSES, HEAD, WORKERS, Network, dask
 from tests.conftest import ROOT
 from tests.lines import diabetes
@@ -102,11 +103,11 @@ def produce(
 
 def ranks(network: Network, machine: str) -> dict[str, psutil.Process]:
     """The processes that train on the machine now, by rank."""
+    names = {name_of("tasks.trainer:fit", str(rank)): str(rank) for rank in range(len(WORKERS))}
     found = {}
     for process in network.processes(machine):
         with suppress(psutil.Error, KeyError):
-            if "tasks.trainer:fit" in process.cmdline():
-                found[process.environ()["RANK"]] = process
+            found[names[process.name()]] = process
     return found
 
 

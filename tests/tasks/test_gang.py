@@ -1,5 +1,6 @@
 """Data-parallel training on the real Dask workers: exact, resumable, and it fails as one."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from models import mlp
 from models.digests import json_digest
 from models.spec import Optimizer, Training
 from tasks import cluster, gang, progress
-from tasks.isolated import IsolatedError
+from tasks.isolated import IsolatedError, name_of
 from tasks.jobs import TrainJob
 from tasks.ranks import Ranks
 from tasks.refs import Dataset, Weights
@@ -19,6 +20,7 @@ from tasks.trainer import fit, restore
 from tests.tasks.conftest import Made
 from tests.tasks.samples import Word
 
+KEEPING = "tests.tasks.samples:fit_keeping_every_step"
 MODEL = mlp.Spec(size="tiny")
 TRAINING = Training(
     epochs=8, batch_size=16, ranks=2, optimizer=Optimizer(lr=0.02), seed=3, device="cpu"
@@ -42,10 +44,8 @@ def train(wanted: TrainJob, target: str = "tasks.trainer:fit") -> Weights:
 def kill_a_rank(event: progress.Event) -> None:
     """End the second of the processes that train, after an epoch."""
     if "epoch" in event.detail:
-        for process in psutil.Process().children(recursive=True):
-            command = " ".join(process.cmdline())
-            if "fit_keeping_every_step" in command and _environment(process).get("RANK") == "1":
-                process.kill()
+        for process in _ranks(KEEPING, 1):
+            process.kill()
 
 
 def test_ranks_repeat_on_any_number_of_workers_and_go_on_after_one_was_killed(
@@ -68,7 +68,7 @@ def test_ranks_repeat_on_any_number_of_workers_and_go_on_after_one_was_killed(
         progress.listening(kill_a_rank),
         pytest.raises(IsolatedError, match=r"rank 1 of 2: .*ended without an answer \(SIGKILL\)"),
     ):
-        train(cut, "tests.tasks.samples:fit_keeping_every_step")
+        train(cut, KEEPING)
     told: list[dict[str, Any]] = []
     with progress.listening(lambda event: told.append(event.detail)):
         resumed = train(cut)
@@ -88,16 +88,19 @@ def test_a_rank_that_fails_is_named_and_nobody_is_left(
             f"tests.tasks.samples:{function}", Word(text="SIGKILL"), Weights, ranks=3,
             stage="train", profile="fast", threads=1,
         )  # fmt: skip
-    left = [p for p in psutil.Process().children(recursive=True) if "RANK" in _environment(p)]
-    _, alive = psutil.wait_procs(left, timeout=30)
+    _, alive = psutil.wait_procs(_ranks(f"tests.tasks.samples:{function}", *range(3)), timeout=30)
     assert not alive
 
 
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
+def _ranks(target: str, *numbers: int) -> list[psutil.Process]:
+    """The processes below this one that are these ranks of the target."""
+    names = {name_of(target, str(number)) for number in numbers}
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name() in names:
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize(

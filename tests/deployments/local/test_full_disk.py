@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from deployments.local.stack import HOME_SETTING, STORE, stack
+from tasks.isolated import name_of
 from tests.conftest import environment
 from tests.deployments.stacks import Home, until
 
@@ -57,7 +58,7 @@ def stopped(run: subprocess.Popen[str], target: str) -> Iterator[None]:
         assert run.poll() is None, run.communicate()
         for process in psutil.Process(run.pid).children(recursive=True):
             try:
-                if process.cmdline()[-1:] == [target]:
+                if process.name() == name_of(target):
                     found.append(process)
             except psutil.Error:
                 continue
