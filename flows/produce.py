@@ -18,7 +18,7 @@ from tasks.evaluate import evaluate
 from tasks.gate import decide
 from tasks.production import reconsidered
 from tasks.progress import listening
-from tasks.progress_artifact import ProgressArtifact
+from tasks.progress_artifact import progress_artifact
 from tasks.promotion import champion_for
 from tasks.publish import EpochLog, show
 from tasks.recipe import recipe
@@ -69,7 +69,7 @@ def produce(
         turn(line),
         recording() as runs,
         listening(EpochLog(line)),
-        listening(ProgressArtifact(f"{line}-progress", STAGES)),
+        progress_artifact(f"{line}-progress", STAGES),
     ):
         spec = wanted.on(cluster.device())
         profile, threads = spec.training.profile, spec.training.threads

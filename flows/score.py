@@ -5,8 +5,7 @@ modelmint score flights raw/flights/
 
 from prefect import flow
 
-from tasks.progress import listening
-from tasks.progress_artifact import ProgressArtifact
+from tasks.progress_artifact import progress_artifact
 from tasks.publish_score import show_scored
 from tasks.score import Scored
 from tasks.score import score as score_objects
@@ -27,7 +26,7 @@ def score(line: str, prefix: str, version: int | None = None, output: str | None
     """
     found, verified = served(line, version)
     how = scoring(found, verified, output)
-    with listening(ProgressArtifact(f"{line}-score")):
+    with progress_artifact(f"{line}-score"):
         scored = score_objects(how, prefix, list_prefix(prefix))
     show_scored(scored)
     return scored
