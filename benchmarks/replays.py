@@ -1,6 +1,7 @@
 """Replays: how many of how many versions come out the same, bit for bit, in every stage.
 
-    python -m benchmarks.replays [--json] [--fast 4] [--portable 4] [--workers 1,2,4] [--minutes 90]
+    python -m benchmarks.replays [--json] [--fast 4] [--portable 4] [--workers 1,2,4]
+        [--cores idle,busy] [--minutes 90]
 
 Two hours on two cores; `--minutes` or Ctrl-C cuts it short, and `--add` keeps what runs published
 before it found: each replay names its commit. One version of each line in
@@ -47,7 +48,6 @@ CASES = (
     Case("prose", ("wine", "iris"), {}, 2),
     Case("chimes", ("first", "second"), {}, 2),
 )
-LOADS = ("idle", "busy")
 PACKAGES = ("torch", "numpy", "polars", "dask", "distributed", "onnx", "onnxruntime", "prefect")
 
 
@@ -63,8 +63,9 @@ def main() -> None:
         with stack(STORE, PREFECT, SERVER):
             versions = _produced()
             sizes = [int(size) for size in options.workers.split(",")]
+            loads = options.cores.split(",")
             with measuring.patience(options.minutes) as time_is_left:
-                for profile, load, workers in itertools.product(_passes(options), LOADS, sizes):
+                for profile, load, workers in itertools.product(_passes(options), loads, sizes):
                     if not time_is_left():
                         break
                     with _busy(load == "busy"), _dask(workers):
@@ -97,6 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=90.0, help="no new replay after so long")
     parser.add_argument("--add", action="store_true", help="to what is published already")
     parser.add_argument("--workers", default="1,2,4", help="sizes of the Dask clusters")
+    parser.add_argument("--cores", default="idle,busy", help="with busy loops beside it or without")
     return parser.parse_args()
 
 

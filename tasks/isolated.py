@@ -5,7 +5,6 @@ only be set before the first import. The child reads its job as JSON and answers
 libraries print goes to its error stream. It dies with its parent.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -21,8 +20,8 @@ from pydantic import BaseModel
 from models import catalog
 from models.digests import IntegrityError
 from models.open import resolve
-from tasks import cluster, forkserver
-from tasks.forkserver import Child
+from tasks import cluster, forked, forkserver
+from tasks.forkserver import Child, ServerError, ending
 
 T = TypeVar("T", bound=BaseModel)
 Profile = Literal["fast", "portable"]
@@ -55,8 +54,10 @@ COMMON = {
 
 
 # Variables that could change the last bits of a result; only a profile may set them.
-NUMERIC = ("ATEN_", "BLIS_", "CUBLAS_", "DNNL_", "GOTO_", "KMP_", "MALLOC_", "MKL_", "NPY_",
-           "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "ORT_", "PYTORCH_", "TORCH_")  # fmt: skip
+NUMERIC = (
+    "ATEN_", "BLIS_", "CUBLAS_", "DNNL_", "GLIBC_", "GOTO_", "KMP_", "MALLOC_", "MKL_", "NPY_",
+    "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "ORT_", "PYTORCH_", "TORCH",
+)  # fmt: skip
 
 
 class IsolatedError(RuntimeError):
@@ -115,31 +116,41 @@ def run(
 
     `started` is told the child. Raises IsolatedError.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile() as errors:
         settings = {**inherited(), **variables}
-        child = forkserver.start(__name__, [target], job, settings, (*NUMERIC, "POLARS_"), errors)
+        try:
+            child = forkserver.start(
+                __name__, [target], job, settings, (*NUMERIC, "POLARS_"), errors
+            )
+        except ServerError as error:
+            raise (ResourceError if error.killed else IsolatedError)(f"{target}: {error}") from None
         started(child)
         answer = None
         for line in child.lines():
-            # A process that is killed may have begun to say something.
-            with contextlib.suppress(json.JSONDecodeError):
-                kind, content = json.loads(line)
-                if kind == "progress":
-                    emit(content)
-                else:
-                    answer = kind, content
-        errors.seek(0)
-        said = errors.read()
-    if answer is None:
-        how = signal.Signals(-child.code).name if child.code < 0 else f"exit code {child.code}"
-        # By whoever ran short of memory or patience; other signals are the child's own doing.
-        killed = -child.code in (signal.SIGKILL, signal.SIGTERM)
-        raise (ResourceError if killed else IsolatedError)(
-            f"{target} ended without an answer ({how}); it last said: {said[-800:]}"
-        )
+            said = _parsed(line)
+            if said and said[0] == "progress":
+                emit(said[1])
+            elif said:
+                answer = said
+        if answer is None:
+            # By whoever ran short of memory or patience; other signals are the child's own doing.
+            killed = -child.code in (signal.SIGKILL, signal.SIGTERM)
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - 800))
+            last = errors.read().decode(errors="replace")
+            raise (ResourceError if killed else IsolatedError)(
+                f"{target} ended without an answer ({ending(child.code)}); it last said: {last}"
+            )
     if answer[0] != "result":
         raise (ResourceError if answer[0] == "lack" else IsolatedError)(f"{target}: {answer[1]}")
     return str(answer[1])
+
+
+def _parsed(line: str) -> tuple[str, Any] | None:
+    """Kind and content; None for what a process that is killed had only begun to say."""
+    if not line.endswith("\n"):
+        return None
+    kind, content = json.loads(line)
+    return kind, content
 
 
 def name_of(target: str, rank: str = "") -> str:
@@ -153,9 +164,9 @@ def name_of(target: str, rank: str = "") -> str:
 
 def main(target: str) -> None:
     """The child: job from standard input, one JSON line for every event, the last is the answer."""
-    forkserver.call_itself(name_of(target, os.environ.get("RANK", "")))
+    forked.call_itself(name_of(target, os.environ.get("RANK", "")))
     # Libraries print; the answer must be the only thing on the pipe.
-    pipe = os.fdopen(os.dup(1), "w", buffering=1)
+    pipe = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
 
     def send(kind: str, content: Any) -> None:

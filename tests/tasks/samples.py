@@ -6,6 +6,7 @@ Trips: minutes = 3 * km + 5 for a toll zone. Shapes: bars lie or stand, or there
 import io
 import os
 import signal
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterable, Mapping
@@ -148,6 +149,19 @@ def overflow(job: Word, emit: Emit) -> Word:
     return job
 
 
+def stammer(job: Word, emit: Emit) -> Word:
+    """Print what is no text."""
+    del emit
+    os.write(2, b"\xff\xfe" * 100_000)
+    return job
+
+
+def bequeath(job: Word, emit: Emit) -> Word:
+    """Leave a process behind."""
+    emit({"heir": subprocess.Popen(["sleep", "600"]).pid})
+    return job
+
+
 def die(job: Word, emit: Emit) -> Word:
     """Be killed by the signal of that name."""
     del emit
@@ -198,8 +212,7 @@ def fit_keeping_every_step(job: TrainJob, emit: Emit) -> Weights:
 def fit_killed_at_some_steps(job: TrainJob, emit: Emit) -> Weights:
     """Train with a checkpoint after every step, by processes that are killed at some of them.
 
-    Each tells where it began, `from`: epoch and step. They are forked before anything is computed,
-    so that only the first has to import torch.
+    Each tells where it began, `from`: epoch and step. They are forked before anything is computed.
     """
     from tasks import checkpoint, trainer
 

@@ -36,6 +36,16 @@ def test_what_libraries_print_does_not_reach_the_answer() -> None:
     assert ask("chatter", "x") == ("x", [{"heard": "x"}])
 
 
+def test_a_process_that_a_child_leaves_behind_is_not_waited_for() -> None:
+    answer, [told] = ask("bequeath", "x")
+    assert answer == "x"
+    psutil.Process(told["heir"]).kill()
+
+
+def test_bytes_that_are_no_text_do_not_cost_the_answer() -> None:
+    assert ask("stammer", "x") == ("x", [])
+
+
 def test_the_message_of_an_error_passes_through() -> None:
     with pytest.raises(IsolatedError, match="samples:fail: ValueError: it is too hot"):
         ask("fail", "it is too hot")
