@@ -94,6 +94,8 @@ class Trial(NamedTuple):
 def main() -> None:
     """Measure, print, write the result."""
     options = _options()
+    before = measuring.known("kills") if options.add else {}
+    known = [Trial(**trial) for trial in before.get("all", ())]
     command = _command(options.epochs)
     chance = random.Random(options.seed)
     trials: list[Trial] = []
@@ -120,7 +122,8 @@ def main() -> None:
                         print(
                             f"{number + 1} of {options.kills}: {found}", file=sys.stderr, flush=True
                         )
-    _publish(options, timeline, trials, late)
+    late += before.get("ended before the kill", 0)
+    _publish(options, timeline, [*known, *trials], late)
 
 
 def _options() -> argparse.Namespace:
@@ -139,9 +142,6 @@ def _options() -> argparse.Namespace:
 def _publish(
     options: argparse.Namespace, timeline: Timeline, trials: list[Trial], late: int
 ) -> None:
-    before = measuring.known("kills") if options.add else {}
-    trials = [*(Trial(**trial) for trial in before.get("all", ())), *trials]
-    late += before.get("ended before the kill", 0)
     figures: dict[str, Any] = {
         "identical": sum(t.identical for t in trials),
         "killed": len(trials),

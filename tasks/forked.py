@@ -8,10 +8,12 @@ output and error stream, and where its process id and exit code are told), `k` a
 
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -82,14 +84,20 @@ class Server:
             flags = fcntl.fcntl(self.control, fcntl.F_GETFL)
             fcntl.fcntl(self.control, fcntl.F_SETFL, flags | os.O_ASYNC)
 
+            # It may have ended before.
+            self._look()
+
     def _look(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if not self.control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                self._leave()
+        # Not for the end of what was sent: before that, there may be requests nobody waits for.
+        poll = select.poll()
+        poll.register(self.control, 0)
+        if poll.poll(0):
+            self._leave()
 
     def _leave(self) -> NoReturn:
         for child in self.children.values():
-            os.kill(child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
         os._exit(os.EX_OK)
 
     def _import(self, name: str) -> None:
@@ -116,26 +124,30 @@ class Server:
         sys.stderr.flush()
         gc.freeze()
         server = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory or no processes are left: those that run go on
+            pid = -(error.errno or errno.EAGAIN)
         if not pid:
             self.watched.close()
             others = [self.woken, self.wake, status, *(c.status for c in self.children.values())]
             _child(server, others, given, answers, errors)
-        self.children[number] = _Forked(pid, status)
         for descriptor in (given, answers, errors):
             os.close(descriptor)
         _write(status, pid)
+        if pid > 0:
+            self.children[number] = _Forked(pid, status)
+        else:
+            os.close(status)
 
     def _collect(self) -> None:
         """Tell the exit codes of those that have ended."""
-        numbers = {child.pid: number for number, child in self.children.items()}
-        while self.children:
-            pid, ended = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
-            child = self.children.pop(numbers[pid])
-            _write(child.status, os.waitstatus_to_exitcode(ended))
-            os.close(child.status)
+        for number, child in list(self.children.items()):
+            pid, ended = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                del self.children[number]
+                _write(child.status, os.waitstatus_to_exitcode(ended))
+                os.close(child.status)
 
 
 def _write(descriptor: int, number: int) -> None:
@@ -163,6 +175,9 @@ def _child(server: int, others: list[int], given: int, answers: int, errors: int
         os.environ.update(environment)
         time.tzset()
         tempfile.tempdir = None
+        if numpy := sys.modules.get("numpy"):
+            # Its global generator would be the same in all children; Python's own is not.
+            numpy.random.seed()
         sys.argv = [module, *arguments]
         importlib.import_module(module).main(*arguments)
         code = os.EX_OK

@@ -4,14 +4,16 @@ A server is started for each set of variables that count when a library is loade
 libraries and computes nothing: it has no threads but those of OpenBLAS, which ends and begins them
 itself around a fork, so that one is safe. And it has none of this project's modules, so that a
 child runs the code that is on the disk when it starts. It ends with the process that started it, or
-when it has had nothing to do for `IDLE_SECONDS`, so that a stack at rest has its memory back; its
-children end with it. `tasks/forked.py` is what the server runs.
+when it has had nothing to do for `IDLE_SECONDS`, so that a stack at rest has its memory back. On
+Linux its children end with it. Their umask, limits and cores are those of when it started.
+`tasks/forked.py` is what the server runs.
 
 Source of the design: Python's `multiprocessing.forkserver`, which has one environment for all.
 """
 
 import atexit
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -32,6 +34,8 @@ IDLE_SECONDS = 60.0
 ATTEMPTS = 3
 # Beside what the caller says: read before any of our code runs.
 LOADED = ("CUDA_", "LANG", "LC_", "LD_", "PYTHON")
+
+GONE = (errno.EBADF, errno.EPIPE, errno.ECONNRESET)
 
 
 class ServerError(RuntimeError):
@@ -57,7 +61,7 @@ class Child:
     ) -> None:
         self.pid = pid
         self.code = -signal.SIGKILL
-        """Its exit code once it has ended, negative for a signal; a server that dies kills it."""
+        """Its exit code once it has ended, negative for a signal; SIGKILL if its server died."""
         self._server, self._number = server, number
         self._answers, self._status = answers, status
 
@@ -91,7 +95,8 @@ def start(
     """A child that runs `main(*arguments)` of the module, with `given` as its standard input.
 
     `errors` is its error stream. Variables that begin with one of `numeric` are set before any
-    library is loaded, all others before the module is. Raises ServerError.
+    library is loaded, all others before the module is. Raises ServerError, and OSError where this
+    machine has no room, process or descriptor left.
     """
     key = _key(environment, numeric)
     with tempfile.TemporaryFile() as request:
@@ -139,20 +144,30 @@ def _running(key: tuple[object, ...], environment: dict[str, str]) -> _Server:
 
 def _forked(server: _Server, request: IO[bytes], errors: IO[bytes]) -> Child | None:
     """The server's next child; None if the server is not there any more."""
-    (answers, its_answers), (status, its_status) = os.pipe(), os.pipe()
     number = next(server.numbers)
-    descriptors = [request.fileno(), its_answers, errors.fileno(), its_status]
-    with _lock, contextlib.suppress(OSError):
-        socket.send_fds(server.control, [b"f" + number.to_bytes(8, "big")], descriptors)
-    os.close(its_answers)
-    os.close(its_status)
-    told = os.fdopen(status, encoding="ascii")
-    heard = os.fdopen(answers, encoding="utf-8", errors="replace")
-    if pid := told.readline():
-        return Child(server, number, int(pid), heard, told)
-    told.close()
-    heard.close()
-    return None
+    with ExitStack() as kept:
+        answers, its_answers = os.pipe()
+        heard = kept.enter_context(os.fdopen(answers, encoding="utf-8", errors="replace"))
+        theirs = kept.enter_context(os.fdopen(its_answers, "wb"))
+        status, its_status = os.pipe()
+        told = kept.enter_context(os.fdopen(status, encoding="ascii"))
+        telling = kept.enter_context(os.fdopen(its_status, "wb"))
+        descriptors = [each.fileno() for each in (request, theirs, errors, telling)]
+        try:
+            with _lock:
+                socket.send_fds(server.control, [b"f" + number.to_bytes(8, "big")], descriptors)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        theirs.close()
+        telling.close()
+        pid = int(told.readline() or 0)
+        if pid < 0:
+            raise OSError(-pid, f"no process could be forked: {os.strerror(-pid)}")
+        if not pid:
+            return None
+        kept.pop_all()
+        return Child(server, number, pid, heard, told)
 
 
 def _ended(key: tuple[object, ...], server: _Server) -> ServerError:
@@ -161,16 +176,15 @@ def _ended(key: tuple[object, ...], server: _Server) -> ServerError:
     with _lock:
         if _servers.get(key) is server:
             del _servers[key]
-            server.errors.seek(max(0, server.errors.seek(0, os.SEEK_END) - 800))
-            error = ServerError(code, server.errors.read().decode(errors="replace"))
-            _close(server)
-            return error
-    return ServerError(code, "told to another who asked")
+        _close(server)
+    descriptor = server.errors.fileno()
+    begin = max(0, os.fstat(descriptor).st_size - 800)
+    return ServerError(code, os.pread(descriptor, 800, begin).decode(errors="replace"))
 
 
 def _close(server: _Server) -> None:
+    # What it said remains for all who ask, until the last of them has forgotten it.
     server.control.close()
-    server.errors.close()
     server.process.wait()
 
 

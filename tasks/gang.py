@@ -202,7 +202,7 @@ def _on_worker(
         try:
             return rank, "answer", run(target, job, here, emit, started)
         except IsolatedError as error:
-            died = "ended without an answer" in str(error)
+            died = any(how in str(error) for how in ("ended without an answer", "server ended"))
             return rank, "stopped" if group in _stopped else "died" if died else "error", str(error)
 
     outcomes: list[tuple[int, str, str]] = []

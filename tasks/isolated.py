@@ -124,6 +124,8 @@ def run(
             )
         except ServerError as error:
             raise (ResourceError if error.killed else IsolatedError)(f"{target}: {error}") from None
+        except OSError as error:
+            raise ResourceError(f"{target}: {_said(error)}") from None
         started(child)
         answer = None
         for line in child.lines():
@@ -185,10 +187,17 @@ def main(target: str) -> None:
         from tasks.store import MissingError, StoreError
 
         traceback.print_exc()
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        lacking = full or isinstance(error, IntegrityError | MissingError | StoreError)
-        said = f"{type(error).__name__}: {error}"
-        if full:
-            where = tempfile.gettempdir()
-            said += f": make room in {where}, or name another folder by TMPDIR, and run again"
-        send("lack" if lacking else "error", said)
+        lacking = _full(error) or isinstance(error, IntegrityError | MissingError | StoreError)
+        send("lack" if lacking else "error", _said(error))
+
+
+def _full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _said(error: Exception) -> str:
+    said = f"{type(error).__name__}: {error}"
+    if _full(error):
+        where = tempfile.gettempdir()
+        said += f": make room in {where}, or name another folder by TMPDIR, and run again"
+    return said

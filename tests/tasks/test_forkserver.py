@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -57,6 +59,7 @@ def _tell(code: str = "0") -> None:
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "time zone": time.tzname[0],
         "words": sys.argv,
+        "drawn": np.random.random(),
         "project": [m for m in sys.modules if m.partition(".")[0] in ("models", "flows")],
     }
     print(json.dumps(said), flush=True)
@@ -209,6 +212,29 @@ def test_a_server_without_work_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second["server"] != first["server"]
 
 
+def test_a_server_that_imports_does_not_outlive_who_started_it(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, time\nopen(os.environ['MARK'], 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    )
+    mark = tmp_path / "mark"
+    program = f"from {HERE} import ask; ask(PYTHONPATH='{tmp_path}:{ROOT}', MARK='{mark}')"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) as parent:
+        while not (mark.exists() and mark.read_text()):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        server = psutil.Process(int(mark.read_text()))
+        parent.kill()
+        gone, alive = psutil.wait_procs([server], timeout=60)
+        assert gone or server.status() == psutil.STATUS_ZOMBIE, alive
+
+
+def test_random_numbers_nobody_seeded_are_no_two_childrens() -> None:
+    # The first may be forked before the library is there.
+    ask()
+    drawn = [ask()[0]["drawn"] for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
 def test_a_library_that_cannot_be_imported_is_the_childs_to_tell(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no such processor')")
     said, code = ask(PYTHONPATH=f"{tmp_path}:{ROOT}")
@@ -217,8 +243,8 @@ def test_a_library_that_cannot_be_imported_is_the_childs_to_tell(tmp_path: Path)
 
 
 def test_a_server_that_cannot_live_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("import os\nprint('no room')\nos._exit(3)")
-    with pytest.raises(ServerError, match=r"\(exit code 3\)") as raised:
+    (tmp_path / "torch.py").write_text("import os\nprint('no room', flush=True)\nos._exit(3)")
+    with pytest.raises(ServerError, match=r"\(exit code 3\); it last said: no room") as raised:
         ask(PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert not raised.value.killed
     (tmp_path / "torch.py").write_text("import os\nos.kill(os.getpid(), 9)")
@@ -231,8 +257,12 @@ def test_a_copy_of_the_process_ends_without_the_servers_of_the_original() -> Non
     first, _ = ask()
     copy = os.fork()
     if not copy:
-        forkserver._end()
-        os._exit(0)
+        code = os.EX_SOFTWARE
+        try:
+            forkserver._end()
+            code = os.EX_OK
+        finally:
+            os._exit(code)
     assert os.waitpid(copy, 0)[1] == 0
     assert ask()[0]["server"] == first["server"]
 
