@@ -34,7 +34,7 @@ IDLE_SECONDS = 60.0
 ATTEMPTS = 3
 # Beside what the caller says: read before any of our code runs.
 LOADED = ("CUDA_", "LANG", "LC_", "LD_", "PYTHON")
-
+# What a request meets whose server has ended; with any other error it was never asked.
 GONE = (errno.EBADF, errno.EPIPE, errno.ECONNRESET)
 
 

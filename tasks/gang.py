@@ -202,8 +202,8 @@ def _on_worker(
         try:
             return rank, "answer", run(target, job, here, emit, started)
         except IsolatedError as error:
-            died = any(how in str(error) for how in ("ended without an answer", "server ended"))
-            return rank, "stopped" if group in _stopped else "died" if died else "error", str(error)
+            kind = "stopped" if group in _stopped else "died" if error.died else "error"
+            return rank, kind, str(error)
 
     outcomes: list[tuple[int, str, str]] = []
     with ThreadPoolExecutor(len(own)) as pool:

@@ -63,6 +63,9 @@ NUMERIC = (
 class IsolatedError(RuntimeError):
     """The child failed; the message is what it said, or how it died."""
 
+    died = False
+    """Whether it ended without a word of why."""
+
 
 class ResourceError(IsolatedError):
     """The child was killed, or the store had not what it needs: nothing is wrong with the code."""
@@ -123,7 +126,7 @@ def run(
                 __name__, [target], job, settings, (*NUMERIC, "POLARS_"), errors
             )
         except ServerError as error:
-            raise (ResourceError if error.killed else IsolatedError)(f"{target}: {error}") from None
+            raise _died(error.killed, f"{target}: {error}") from None
         except OSError as error:
             raise ResourceError(f"{target}: {_said(error)}") from None
         started(child)
@@ -139,12 +142,17 @@ def run(
             killed = -child.code in (signal.SIGKILL, signal.SIGTERM)
             errors.seek(max(0, errors.seek(0, os.SEEK_END) - 800))
             last = errors.read().decode(errors="replace")
-            raise (ResourceError if killed else IsolatedError)(
-                f"{target} ended without an answer ({ending(child.code)}); it last said: {last}"
-            )
+            how = f"{target} ended without an answer ({ending(child.code)})"
+            raise _died(killed, f"{how}; it last said: {last}")
     if answer[0] != "result":
         raise (ResourceError if answer[0] == "lack" else IsolatedError)(f"{target}: {answer[1]}")
     return str(answer[1])
+
+
+def _died(killed: bool, message: str) -> IsolatedError:
+    error = (ResourceError if killed else IsolatedError)(message)
+    error.died = True
+    return error
 
 
 def _parsed(line: str) -> tuple[str, Any] | None:
