@@ -28,8 +28,10 @@ PACKAGES = {
     "mlflow": (),
     "ray": ("ray[serve]", "onnxruntime", "numpy"),
     "kserve": ("kserve", "onnxruntime", "numpy"),
+    "bare": (),
 }
-"""What is installed for each; MLflow's own server is in the environment of the project."""
+"""What is installed for each; MLflow's own server is in the environment of the project, and so is
+uvicorn, which `bare` runs without a network: the limit of one process of it, not a peer."""
 READY = {
     "litserve": "/health",
     "ray": "/-/healthz",
@@ -94,7 +96,7 @@ def request(name: str, found: Model) -> tuple[str, bytes]:
     rows = found.rows[:1].tolist()
     if name in ("litserve", "ray"):
         return "/predict", orjson.dumps({"data": rows[0]})
-    if name == "kserve":
+    if name in ("kserve", "bare"):
         return "/v2/models/network/infer", found.json()
     if name == "bentoml":
         return "/predict", orjson.dumps({"data": rows})
@@ -106,6 +108,8 @@ def _peer(name: str, found: Model, folder: Path, venvs: Path, port: int) -> Peer
         bentoml = venv(name, venvs).with_name("bentoml")
         command = [str(bentoml), "serve", "serve_bentoml:Network", "--port", str(port)]
         return Peer([*command, "--host", "127.0.0.1"], "/readyz")
+    if name == "bare":
+        return Peer([sys.executable, "serve_bare.py"], "/")
     if name in READY:
         return Peer([str(venv(name, venvs)), f"serve_{name}.py"], READY[name])
     _save_for_mlflow(found, folder / "mlflow")
