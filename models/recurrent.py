@@ -123,12 +123,19 @@ class OneWay(nn.Module):
         width: int,
         *,
         dropout: float,
+        embedding_dropout: float,
     ) -> None:
         super().__init__()
         if not isinstance(features, PassageFeatures):
             raise TypeError(f"this family takes passages, the line has {type(features).__name__}")
         self.layers, self.size = layers, state
-        self.embedding = nn.Embedding(features.vocabulary.size, embedding)
+        embedded = nn.Embedding(features.vocabulary.size, embedding)
+        # Without any, random numbers are drawn for the output alone.
+        self.embedding = (
+            nn.Sequential(embedded, nn.Dropout(embedding_dropout))
+            if embedding_dropout
+            else embedded
+        )
         self.recurrent = nn.GRU(
             embedding, state, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
         )

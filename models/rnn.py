@@ -34,7 +34,7 @@ CLASSIFIERS: dict[str, Size] = {
 WRITERS: dict[str, Size] = {
     "tiny": Size(16, 32, 1),
     "small": Size(32, 256, 1),
-    "base": Size(64, 384, 1),
+    "base": Size(128, 384, 1),
     "large": Size(128, 512, 2),
 }
 
@@ -77,10 +77,12 @@ class Writer(Family):
     """Embedded tokens, GRU layers, and what comes next after each token."""
 
     size: Literal["tiny", "small", "base", "large"] = "base"
-    """Embedding, state, layers: tiny 16, 32, 1; small 32, 256, 1; base 64, 384, 1; large 128, 512,
+    """Embedding, state, layers: tiny 16, 32, 1; small 32, 256, 1; base 128, 384, 1; large 128, 512,
     2."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of values dropped in training: between layers, and before the output."""
+    embedding_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the values of embedded tokens dropped in training."""
 
     def build(self, features: Features, width: int) -> "nn.Module":
         """A fresh network: tokens int64 [n, length] -> float32 [n, length, width].
@@ -90,7 +92,10 @@ class Writer(Family):
         from models.recurrent import OneWay
 
         embedding, state, layers = WRITERS[self.size]
-        return OneWay(features, embedding, state, layers, width, dropout=self.dropout)
+        return OneWay(
+            features, embedding, state, layers, width,
+            dropout=self.dropout, embedding_dropout=self.embedding_dropout,
+        )  # fmt: skip
 
     def carried(self) -> int:
         """Values of the state that goes from one step of writing to the next."""

@@ -1,5 +1,7 @@
 """What travels with the weights of a version: how inputs are encoded and answers are read."""
 
+from collections.abc import Container
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import SerializeAsAny
@@ -11,6 +13,8 @@ from models.spec import Family
 from models.tensors import TensorSpec
 
 MODEL_FILE = "model.onnx"
+PROGRAM_FILE = "model.pt2"
+"""Instead of it, where ONNX Runtime does not run the network: see `models.program`."""
 SIGNATURE_FILE = "signature.json"
 SAMPLE_FILE = "sample.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -18,6 +22,11 @@ VERSION_FILE = "version.json"
 PROVENANCE_FILE = "provenance.json"
 VERDICT_FILE = "verdict.json"
 NEXT_STATE = "next_state"
+
+
+def network_file(names: Container[str]) -> str:
+    """Which of a version's files is its network."""
+    return PROGRAM_FILE if PROGRAM_FILE in names and MODEL_FILE not in names else MODEL_FILE
 
 
 class Signature(Frozen):

@@ -17,12 +17,12 @@ from models.open import Frozen, first
 from models.predicates import Provenance, typed
 from models.signature import (
     MANIFEST_FILE,
-    MODEL_FILE,
     PROVENANCE_FILE,
     SAMPLE_FILE,
     SIGNATURE_FILE,
     VERDICT_FILE,
     VERSION_FILE,
+    network_file,
 )
 from models.trust import Trust
 
@@ -134,7 +134,7 @@ def read_verified(
 
     recipe = _recipe(proven(VERSION_FILE, LARGEST_JSON), line, digest)
     manifest = _manifest(proven(MANIFEST_FILE, LARGEST_JSON), recipe.artifact)
-    for name in (MODEL_FILE, SIGNATURE_FILE, SAMPLE_FILE):
+    for name in (network_file(manifest.files), SIGNATURE_FILE, SAMPLE_FILE):
         if name not in manifest.files:
             raise IntegrityError(f"the manifest {recipe.artifact[:12]} names no {name}")
         content = proven(name, min(manifest.files[name].size, LARGEST_FILE))

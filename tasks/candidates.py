@@ -20,6 +20,8 @@ from torch import nn
 from models.data import Tensors
 from models.forms import FormError
 from models.padding import pieces
+from models.program import Tensors as Named
+from models.program import exported, is_program
 from models.signature import Signature
 from models.tensors import TensorSpec
 from tasks.inference import REFUSALS, scarce
@@ -36,6 +38,10 @@ class CalibrationError(FormError):
     """Too few rows to take the ranges of activations from."""
 
 
+class ExportError(FormError):
+    """The network has an operation that ONNX lacks."""
+
+
 class QuantizerError(FormError):
     """ONNX Runtime's quantizer does not take the network."""
 
@@ -45,6 +51,8 @@ def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
 
     Raises CalibrationError or QuantizerError.
     """
+    if is_program(plain):
+        raise QuantizerError("ONNX Runtime does not run the network, so it cannot quantize it")
     logging.getLogger("onnxruntime").setLevel(logging.ERROR)
     # The quantizers log to the root logger.
     logging.getLogger().setLevel(logging.ERROR)
@@ -61,23 +69,26 @@ def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
 
 
 def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as ONNX, lengths free where the signature has -1, bytes that repeat exactly."""
-    specs = signature.features.inputs
-    names = [spec.name for spec in specs]
-    rows = tuple(torch.from_numpy(example[name][:2]) for name in names)
-    batch = torch.export.Dim("batch", min=1)
+    """The network as ONNX, lengths free where the signature has -1, bytes that repeat exactly.
+
+    Raises ExportError.
+    """
+    rows, shapes = _example(signature, example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            served,
-            rows,
-            input_names=names,
-            output_names=[spec.name for spec in signature.outputs],
-            dynamic_shapes=(tuple({0: batch, **_free(spec)} for spec in specs),),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                served,
+                rows,
+                input_names=[spec.name for spec in signature.features.inputs],
+                output_names=[spec.name for spec in signature.outputs],
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(f"the network is not exported to ONNX: {_reason(error)}") from error
     assert program is not None
     proto = program.model_proto
     for value, spec in zip(proto.graph.output, signature.outputs, strict=True):
@@ -87,6 +98,27 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
                 # Of a recurrent layer the exporter records the example's length.
                 size.dim_param = f"{spec.name}_{axis}"
     return _clean(proto)
+
+
+def program(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
+    """The network as a program of torch, bytes that repeat exactly; raises ProgramError."""
+    rows, shapes = _example(signature, example)
+    named = Named(inputs=signature.features.inputs, outputs=signature.outputs)
+    return exported(served, rows, shapes, named)
+
+
+def _example(signature: Signature, example: Tensors) -> tuple[tuple[torch.Tensor, ...], Any]:
+    """Two rows, and which of their lengths are free."""
+    specs, batch = signature.features.inputs, torch.export.Dim("batch", min=1)
+    rows = tuple(torch.from_numpy(example[spec.name][:2]) for spec in specs)
+    return rows, (tuple({0: batch, **_free(spec)} for spec in specs),)
+
+
+def _reason(error: BaseException) -> str:
+    """What the exporter met first, without the colours and advice it wraps it in."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0][:300]
 
 
 def _free(spec: TensorSpec) -> dict[int, Any]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, JsonValue
 
 from models import catalog
 from models.open import first
-from models.signature import MODEL_FILE, SIGNATURE_FILE
+from models.signature import SIGNATURE_FILE, network_file
 from models.version import Verified
 from tasks import ingredients, isolated, provenance
 from tasks.difference import Difference, Scores, Served, Side, StageDifference, changes, flat
@@ -124,7 +124,7 @@ def _scores(
         return None
     for found in (a, b):
         # An imported version has its files in its folder only.
-        for name in (MODEL_FILE, SIGNATURE_FILE):
+        for name in (network_file(found.files), SIGNATURE_FILE):
             store().put_content(found.files[name])
     try:
         settings = _Settings.model_validate(b.recipe.settings)
@@ -161,6 +161,6 @@ def _served(found: Verified, artifact: Artifact) -> Served:
     costs: Any = artifact.observed.get("cpu_microseconds") or {}
     return Served(
         form=artifact.chosen,
-        size=found.manifest.files[MODEL_FILE].size,
+        size=found.manifest.files[network_file(found.manifest.files)].size,
         cpu_microseconds=costs.get(artifact.chosen, {}),
     )

@@ -5,7 +5,8 @@ Quality is measured on the validation rows, so the test rows stay unseen until t
 smallest candidate wins whose quality loss and size are inside the budget. CPU time and memory are
 measured and left to the gate and to people: a choice that followed a stopwatch would not repeat. A
 form that cannot be made or that collapses is reported and never chosen; one that was measured is
-found again after a crash, and under another budget.
+found again after a crash, and under another budget. A network that ONNX Runtime does not run is
+served as a program of torch, and why is reported as the failure of `onnx`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from models import samples
 from models.digests import Digest, canonical_json, json_digest
 from models.forms import UNCOMPRESSED, FormError, parts
 from models.padding import trimmed
-from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
+from models.program import is_program
+from models.signature import MODEL_FILE, PROGRAM_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Family, Training
 from tasks.fingerprint import fingerprint
 from tasks.isolated import Emit, isolated
@@ -83,7 +85,7 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     sample[signature.objective.output.name] = predict(session(models[UNCOMPRESSED]), sample)
     manifest = store().put_folder(
         {
-            MODEL_FILE: models[chosen],
+            PROGRAM_FILE if is_program(models[chosen]) else MODEL_FILE: models[chosen],
             SIGNATURE_FILE: canonical_json(signature.model_dump(mode="json")),
             SAMPLE_FILE: samples.save(sample),
         }
@@ -115,7 +117,7 @@ def _make(forms: "Forms", budget: Budget, emit: Emit) -> tuple[dict[str, str], d
     """Have all candidates made and measured; those that failed or were skipped, and why."""
     from tasks.loop import TrainingError
 
-    failed: dict[str, str] = {}
+    failed = {"onnx": forms.without_onnx} if forms.without_onnx else {}
     skipped: dict[str, str] = {}
     for name in budget.candidates:
         try:

@@ -8,7 +8,7 @@ import orjson
 
 from models import samples
 from models.promotions import Promotions
-from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
+from models.signature import SAMPLE_FILE, SIGNATURE_FILE, Signature, network_file
 from tasks import tracking
 from tasks.promotion import champion_for, mirror, promote, promotions
 from tasks.refs import Artifact, Endpoint, Verdict, Version
@@ -71,7 +71,7 @@ def _still_judged(
 
 
 def _smoke(client: httpx.Client, version: Version, artifact: Artifact) -> None:
-    """One real request whose answer must be the one ONNX Runtime gives here."""
+    """One real request whose answer must be the one the network gives here."""
     from tasks.inference import predict, session
 
     content = store().get_file(artifact.manifest, SIGNATURE_FILE)
@@ -79,7 +79,8 @@ def _smoke(client: httpx.Client, version: Version, artifact: Artifact) -> None:
     specs = signature.features.inputs
     sample = samples.load(store().get_file(artifact.manifest, SAMPLE_FILE), specs)
     inputs = {spec.name: sample[spec.name] for spec in specs}
-    expected = predict(session(store().get_file(artifact.manifest, MODEL_FILE)), inputs)
+    network = store().get_file(artifact.manifest, network_file(artifact.manifest.files))
+    expected = predict(session(network), inputs)
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for spec in specs:

@@ -1,18 +1,21 @@
 """The compressed forms of one network: each is made and measured once, and found again.
 
 A form is ONNX bytes and what they are worth on the validation rows. A smaller network is exported
-as a form of its own, from which its quantized forms are made.
+as a form of its own, from which its quantized forms are made. A network that ONNX Runtime does not
+run is a program of torch instead, which no quantizer takes.
 """
 
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
 from models.data import Tensors
 from models.digests import bytes_digest
 from models.forms import UNCOMPRESSED, FormError, parts
 from models.objectives import Floats
+from models.program import ProgramError
 from models.signature import Signature
 from tasks import candidates
 from tasks.batches import Encoded, Source, Stored, in_order, settled
@@ -38,13 +41,13 @@ class Measuring(NamedTuple):
     """By stage of the measurement, `probe` or `whole`."""
 
     def of(self, content: bytes, name: str) -> Candidate:
-        """Size and quality of ONNX bytes; raises FormError where ONNX Runtime does not run them."""
+        """Size and quality of a network's bytes; raises FormError where they do not run."""
         try:
             return self._of(content, name)
         except REFUSALS as error:
             if scarce(error):
                 raise
-            raise FormError(f"{name} does not run in ONNX Runtime: {error}") from error
+            raise FormError(f"{name} does not run: {error}") from error
 
     def _of(self, content: bytes, name: str) -> Candidate:
         model, objective = session(content), self.signature.objective
@@ -85,8 +88,9 @@ class Forms:
         self.first = first_rows(rows, CALIBRATION_ROWS)
         self.calibration = first_rows(Stored(job.dataset, "train"), CALIBRATION_ROWS)
         served = restore(job.model, job.dataset, job.weights)
-        plain = candidates.export(served, signature, self.calibration)
-        self.made = {UNCOMPRESSED: (self.measuring.of(plain, UNCOMPRESSED), plain)}
+        self.without_onnx = ""
+        """Why the network is a program of torch; empty when it is not."""
+        self.made = {UNCOMPRESSED: self._exported(UNCOMPRESSED, served)}
         self.students = Students(job, served, self.calibration)
 
     def form(self, name: str) -> tuple[Candidate, bytes]:
@@ -97,8 +101,7 @@ class Forms:
         if name not in self.made:
             found = self.remembered(name)
             if found is None:
-                content = self._content(name)
-                found = self.measuring.of(content, name), content
+                found = self._made(name)
                 self._remember(*found)
             self.made[name] = found
         return self.made[name]
@@ -120,14 +123,28 @@ class Forms:
             place = f"candidates/{self.job.cache}/{found.name}"
             store().put(place, found.model_dump_json().encode())
 
-    def _content(self, name: str) -> bytes:
+    def _made(self, name: str) -> tuple[Candidate, bytes]:
         network, quantizer = parts(name)
         if quantizer is not None:
             _, plain = self.form(network or UNCOMPRESSED)
-            return candidates.quantized(quantizer, plain, self.calibration)
+            content = candidates.quantized(quantizer, plain, self.calibration)
+            return self.measuring.of(content, name), content
         begun = self.students.begun(name)
-        taught = self.students.taught(name, begun, self.emit)
-        return candidates.export(taught, self.measuring.signature, self.calibration)
+        return self._exported(name, self.students.taught(name, begun, self.emit))
+
+    def _exported(self, name: str, network: nn.Module) -> tuple[Candidate, bytes]:
+        """The network as ONNX, or else as a program; raises FormError where neither does."""
+        given = network, self.measuring.signature, self.calibration
+        try:
+            content = candidates.export(*given)
+            return self.measuring.of(content, name), content
+        except FormError as error:
+            self.without_onnx = str(error)
+            try:
+                content = candidates.program(*given)
+            except ProgramError as other:
+                raise FormError(f"{error}; {other}") from other
+            return self.measuring.of(content, name), content
 
 
 def first_rows(source: Source, count: int) -> Tensors:

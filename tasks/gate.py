@@ -17,7 +17,7 @@ from models.data import Features
 from models.digests import Manifest, canonical_json
 from models.forms import UNCOMPRESSED
 from models.objectives import Floats, Objective
-from models.signature import MODEL_FILE, SIGNATURE_FILE, Signature
+from models.signature import SIGNATURE_FILE, Signature, network_file
 from models.spec import Budget, Gate
 from models.tensors import TensorSpec
 from tasks.calibration import calibration
@@ -164,7 +164,7 @@ def scored(manifest: Manifest, table: pl.DataFrame) -> Scored:
     from tasks.inference import predict, session
 
     signature = Signature.model_validate_json(store().get_file(manifest, SIGNATURE_FILE))
-    model = session(store().get_file(manifest, MODEL_FILE))
+    model = session(store().get_file(manifest, network_file(manifest.files)))
     predicted = predict(model, signature.features.encode(table))
     target = signature.objective.encode(table)
     return Scored(predicted, target, signature.objective.losses(predicted, target))

@@ -1,4 +1,4 @@
-"""ONNX Runtime in process: what a served model answers, and what an answer costs."""
+"""A served network in process: what it answers, and what an answer costs."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -23,10 +23,12 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from models.data import Tensors
 from models.padding import computed, trimmed
+from models.program import Program, ProgramError, is_program
 
 BATCH = 1024
-# What ONNX Runtime raises for a model it cannot load or run; they share no class but Exception.
-REFUSALS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
+Session: TypeAlias = onnxruntime.InferenceSession | Program
+# What is raised for a network that cannot be loaded or run; ONNX Runtime's share no class.
+REFUSALS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, ProgramError, RuntimeException)
 _SCARCE = re.compile(r"alloc|out of memory|no space left|disk quota|too many open files", re.I)
 # So much CPU time, in microseconds, that another round would tell little.
 ENOUGH = 1e6
@@ -40,14 +42,16 @@ def scarce(error: Exception) -> bool:
     return isinstance(error, MemoryError) or _SCARCE.search(str(error)) is not None
 
 
-def session(
-    model: bytes, threads: int = 1, *, portable: bool = True
-) -> onnxruntime.InferenceSession:
+def session(model: bytes, threads: int = 1, *, portable: bool = True) -> Session:
     """A CPU session with that many threads; raises one of REFUSALS for a broken model.
+
+    A program has the threads of this process.
 
     A portable one gives the same bits whatever the width of the processor's vectors: ONNX Runtime
     otherwise lays convolutions out by it, as the model server has it do, for speed.
     """
+    if is_program(model):
+        return Program(model)
     options = onnxruntime.SessionOptions()
     if portable:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -57,13 +61,13 @@ def session(
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def predict(found: onnxruntime.InferenceSession, inputs: Tensors) -> NDArray[Any]:
+def predict(found: Session, inputs: Tensors) -> NDArray[Any]:
     """The first output for all rows, computed in batches."""
     return computed(lambda rows: found.run(None, rows)[0], inputs, BATCH)
 
 
 def cpu_microseconds(
-    sessions: Mapping[str, onnxruntime.InferenceSession],
+    sessions: Mapping[str, Session],
     inputs: Tensors,
     batches: Sequence[int] = (1, 32),
     rounds: int = 60,

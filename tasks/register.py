@@ -16,10 +16,11 @@ from models.digests import Digest, canonical_json, json_digest
 from models.predicates import GateVerdict
 from models.signature import (
     MANIFEST_FILE,
-    MODEL_FILE,
+    PROGRAM_FILE,
     PROVENANCE_FILE,
     VERDICT_FILE,
     VERSION_FILE,
+    network_file,
 )
 from models.version import Recipe, record
 from tasks import publish, tracking
@@ -35,6 +36,7 @@ DIGEST_TAG = "modelmint.digest"
 REGISTERED_FILE = "registered.json"
 UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
 SERVING_IMPORTS = frozenset({"onnx", "onnxruntime", "numpy"})
+PROGRAM_IMPORTS = frozenset({"numpy", "pydantic", "torch"})
 
 
 class UnknownVersionError(LookupError):
@@ -182,7 +184,9 @@ def _upload(
 ) -> None:
     """Everything a server, MLflow or a person needs; what signs it all comes last."""
     files = {name: store().get_file(artifact.manifest, name) for name in artifact.manifest.files}
-    files = {**_mlflow_files(files[MODEL_FILE]), **files}
+    name = network_file(files)
+    described = _mlflow_program() if name == PROGRAM_FILE else _mlflow_files(files[name])
+    files = {**described, **files}
     files[MANIFEST_FILE] = canonical_json(artifact.manifest.model_dump(mode="json"))
     files[VERSION_FILE] = canonical_json(record(recipe))
     for name, content in files.items():
@@ -209,6 +213,17 @@ def _mlflow_files(model: bytes) -> dict[str, bytes]:
             save_as_external_data=False,
         )
         return {p.name: p.read_bytes() for p in sorted(goal.iterdir()) if p.is_file()}
+
+
+def _mlflow_program() -> dict[str, bytes]:
+    """The same for a program of torch, which is read by this project's code."""
+    from mlflow.models import Model
+    from mlflow.pyfunc import add_to_model
+
+    model = Model()
+    add_to_model(model, loader_module="models.program", data=PROGRAM_FILE)  # type: ignore[no-untyped-call]
+    needed = "".join(f"{n}=={v}\n" for n, v in locked(PROGRAM_IMPORTS).items())
+    return {"MLmodel": model.to_yaml().encode(), "requirements.txt": needed.encode()}
 
 
 def _create(line: str, digest: Digest, folder: str, run: str) -> Any:

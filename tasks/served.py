@@ -1,14 +1,12 @@
 """A registered version to be asked here: proven once, then read and checked by any worker."""
 
-import onnxruntime
-
 from models import catalog
 from models.digests import Digest, Manifest
 from models.open import Frozen
-from models.signature import MODEL_FILE, SIGNATURE_FILE, Signature
+from models.signature import SIGNATURE_FILE, Signature, network_file
 from models.version import Verified
 from tasks.folders import StoredFolder
-from tasks.inference import session
+from tasks.inference import Session, session
 from tasks.promotion import promotions
 from tasks.recorded import recorded_version
 
@@ -30,9 +28,9 @@ class Served(Frozen):
         catalog.modules()
         return Signature.model_validate_json(self._file(SIGNATURE_FILE))
 
-    def session(self) -> onnxruntime.InferenceSession:
+    def session(self) -> Session:
         """Its network on one thread, as the model server runs it; raises IntegrityError."""
-        return session(self._file(MODEL_FILE), portable=False)
+        return session(self._file(network_file(self.manifest.files)), portable=False)
 
     def _file(self, name: str) -> bytes:
         content = StoredFolder(self.line, self.digest).read(name, self.manifest.files[name].size)

@@ -73,7 +73,7 @@ def test_lines_names_the_shipped_and_the_added(command: Command) -> None:
     names = [line["name"] for line in answer(command("lines", "--json"))["lines"]]
     assert names == [
         "chimes", "cifar", "diabetes", "digits", "fashion", "flights", "prose", "reviews", "speech",
-        "verses",
+        "verses", "wines",
     ]  # fmt: skip
 
 

@@ -165,7 +165,10 @@ class Follower:
             del lines[name]
         if line.ready:
             text = triton_config(line.versions[str(line.default)])
-            write(self.root / name / TRITON_FILE, text.encode(), 0o644)
+            if text is None:
+                (self.root / name / TRITON_FILE).unlink(missing_ok=True)
+            else:
+                write(self.root / name / TRITON_FILE, text.encode(), 0o644)
         self._write(lines, self._state.unrecorded if unrecorded is None else unrecorded)
 
     def _write(self, lines: Mapping[str, Line], unrecorded: tuple[Unrecorded, ...]) -> None:

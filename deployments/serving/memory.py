@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deployments.serving.line import Line
 from deployments.serving.state import State
-from models.signature import MODEL_FILE
+from models.signature import network_file
 
 COPIES = 2
 """How often a network is held at most: as ONNX Runtime keeps it, and packed for the processor."""
@@ -31,7 +31,9 @@ class Memory:
     def cost(self, name: str, number: str) -> int:
         """Bytes that a version is counted with."""
         try:
-            return COPIES * (self._root / name / number / MODEL_FILE).stat().st_size
+            folder = self._root / name / number
+            there = network_file({file.name for file in folder.iterdir()})
+            return COPIES * (folder / there).stat().st_size
         except OSError:  # it cannot be opened either
             return 0
 

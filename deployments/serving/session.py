@@ -1,4 +1,4 @@
-"""A version that can answer: its ONNX session, proven to fit the signature and the sample."""
+"""A version that can answer: its session, proven to fit the signature and the sample."""
 
 import logging
 import time
@@ -19,7 +19,15 @@ from safetensors import SafetensorError
 
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog, samples
-from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
+from models.program import Program, ProgramError
+from models.signature import (
+    MODEL_FILE,
+    PROGRAM_FILE,
+    SAMPLE_FILE,
+    SIGNATURE_FILE,
+    Signature,
+    network_file,
+)
 from models.tensors import TensorSpec
 
 INLINE_SECONDS = 0.002
@@ -86,7 +94,7 @@ class Served:
         names = [spec.name for spec in self.outputs]
         try:
             return dict(zip(names, self.session.run(names, tensors), strict=True))
-        except (Fail, InvalidArgument) as error:
+        except (Fail, InvalidArgument, ProgramError) as error:
             # Without the error's words, which quote values.
             _log.info("%s/%s refused an input: %s", self.line, self.number, type(error).__name__)
             raise ProtocolError(400, "the model cannot compute these values") from None
@@ -115,7 +123,9 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     except (ValueError, SafetensorError) as error:
         _log.warning("%s/%s: %s", line, number, error)
         raise _unfit("its signature or sample cannot be read by this server's code") from None
-    session = _session(files[MODEL_FILE], f"{line}/{number}")
+    network = network_file(files)
+    opened = _program if network == PROGRAM_FILE else _session
+    session = opened(files[network], f"{line}/{number}")
     _check("input", session.get_inputs(), inputs)
     _check("output", session.get_outputs(), outputs)
     for spec in (*inputs, outputs[0]):
@@ -153,6 +163,22 @@ def _session(model: bytes, version: str) -> Any:
     except Exception as error:  # ONNX Runtime's errors share no base class
         _log.warning("%s: %s", version, error)
         raise _unfit(f"{MODEL_FILE} is not a network ONNX Runtime can run") from None
+
+
+def _program(content: bytes, version: str) -> Any:
+    try:
+        import torch
+
+        # As a session has; for the whole process, where nothing else computes with torch.
+        torch.set_num_threads(1)
+        return Program(content)
+    except ImportError:
+        raise _unfit(
+            f"{PROGRAM_FILE} is a program of torch, which is not installed where this server runs"
+        ) from None
+    except ProgramError as error:
+        _log.warning("%s: %s", version, error)
+        raise _unfit(f"{PROGRAM_FILE} is not a program torch can run") from None
 
 
 def _check(kind: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> None:

@@ -1,15 +1,18 @@
 """The same folder in Triton: a line is a model, a version number is a Triton version."""
 
 from deployments.serving.session import Served
+from models.program import Program
 from models.tensors import TensorSpec
 
 
-def triton_config(served: Served) -> str:
+def triton_config(served: Served) -> str | None:
     """Triton's configuration of the line: it serves the default version, and no other.
 
     Triton answers with the highest number it serves when none is named, so more than one would let
-    a version answer that nobody promoted.
+    a version answer that nobody promoted. None for a program of torch, which no backend of it runs.
     """
+    if isinstance(served.session, Program):
+        return None
 
     def block(kind: str, spec: TensorSpec) -> str:
         datatype = {"BYTES": "STRING"}.get(spec.datatype, spec.datatype)

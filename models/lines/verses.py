@@ -47,8 +47,8 @@ line = Line(
         block=8,
         split=ByGroup(column=BLOCK, test=0.1, validation=0.05),
     ),
-    model=rnn.Writer(size="base", dropout=0.3),
-    training=Training(epochs=16, batch_size=16, optimizer=Optimizer(lr=4e-3), clip=1.0),
+    model=rnn.Writer(size="base", dropout=0.4, embedding_dropout=0.1),
+    training=Training(epochs=18, batch_size=32, optimizer=Optimizer(lr=6e-3), clip=1.0),
     gate=Gate(floors={"bits_per_character": 2.2}, margin=0.01),
     # ONNX Runtime has no GRU in int8, and the scale of what it quantises at a request would depend
     # on characters that are still to come.

@@ -6,11 +6,13 @@ from threading import Event
 from typing import Any
 
 import httpx
+import mlflow.pyfunc
 import pytest
 
 from deployments.local.stack import SERVER
 from flows.produce import Production, produce
 from models import catalog
+from models.signature import MODEL_FILE, PROGRAM_FILE
 from models.spec import Budget, Gate, Training
 from tasks import progress, tracking, turn
 from tasks.arrivals import look, taken
@@ -21,6 +23,7 @@ from tasks.lease import lease
 from tasks.lineage import UnknownOriginError, lineage
 from tasks.production import catch_up, promote_version, roll_back
 from tasks.promotion import promotions
+from tasks.served import served
 from tasks.server import authorization
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.stage import StageRun
@@ -291,3 +294,32 @@ def test_an_answer_leads_back_to_run_code_data_and_signer(
     for unknown in ("asked-2", "0" * 64, "00000000"):
         with pytest.raises(UnknownOriginError):
             lineage(unknown)
+
+
+def test_a_network_onnx_lacks_is_served_as_a_program_of_torch(
+    first: Production, services: dict[str, str]
+) -> None:
+    assert first.version.number
+    line = catalog.find("wines")
+    land(line, "all")
+    found = produce("wines")
+    assert found.verdict.decision == "promote"
+    assert PROGRAM_FILE in found.artifact.manifest.files
+    assert MODEL_FILE not in found.artifact.manifest.files
+    assert set(found.artifact.failed) == {"onnx", *line.budget.candidates}
+    assert "_linalg_eigh" in found.artifact.failed["onnx"]
+    assert "cannot quantize" in found.artifact.failed["int8-dynamic"]
+    table = rows(found.dataset, "test").head(1)
+    payload, media_type = found.dataset.signature.features.write(table)
+    answer = httpx.post(
+        f"{services[SERVER]}/v1/lines/wines/predict",
+        content=payload,
+        headers={"content-type": media_type, **authorization()},
+    )
+    assert answer.headers["modelmint-digest"] == found.version.digest
+    signature, session = found.dataset.signature, served("wines")[0].session()
+    [expected] = signature.objective.answer(session.run(None, signature.features.encode(table))[0])
+    assert answer.json()["predictions"] == [expected]
+    model = mlflow.pyfunc.load_model(f"models:/wines/{found.version.number}")
+    [output] = model.predict(signature.features.encode(table)).values()
+    assert line.objective.answer(output) == [expected]

@@ -1,0 +1,77 @@
+"""A version whose network is a program of torch, which ONNX Runtime does not run."""
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deployments.serving.following import TRITON_FILE
+from deployments.serving.protocol import ProtocolError
+from deployments.serving.repository import Repository, hold
+from deployments.serving.session import open_version
+from models.program import Tensors, exported
+from models.signature import MODEL_FILE, PROGRAM_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
+from tests.deployments.serving.versions import Version
+
+
+class AirTime(nn.Module):
+    """prediction = distance + 2 hour, of which the eigenvalues of a matrix are the parts."""
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        found: Tensor = torch.linalg.eigvalsh(torch.diag_embed(numbers)).sum(dim=1)
+        return found + numbers[:, 1]
+
+
+@pytest.fixture
+def version(table: Callable[..., Version], sealed: Any) -> Version:
+    kept = {name: table().files[name] for name in (SIGNATURE_FILE, SAMPLE_FILE)}
+    signature = Signature.model_validate_json(kept[SIGNATURE_FILE])
+    named = Tensors(inputs=signature.features.inputs, outputs=signature.outputs)
+    batch = torch.export.Dim("batch", min=1)
+    content = exported(AirTime().eval(), (torch.ones(2, 2),), ({0: batch},), named)
+    found: Version = sealed("air-time", {**kept, PROGRAM_FILE: content})
+    return found
+
+
+def test_it_is_served_like_any_other(version: Version, root: Path, here: Any) -> None:
+    version.place(root, "1")
+    hold(root).close()
+    with closing(Repository(root, here)) as repository:
+        repository.restore()
+        repository.load("air-time", "1", version.digest)
+        served = repository.get("air-time", "1")
+    found = served.run({"numbers": np.array([[100, 12], [7, 0.5]], np.float32)})
+    np.testing.assert_allclose(found["prediction"], [124, 8], rtol=1e-5)
+    # Triton would read a configuration that names a network which is not there.
+    assert not (root / "air-time" / TRITON_FILE).exists()
+
+
+def test_values_it_cannot_compute_are_the_callers_error(version: Version) -> None:
+    served = open_version("air-time", "1", version.digest, version.files)
+    with pytest.raises(ProtocolError, match="cannot compute these values") as raised:
+        served.run({"numbers": np.array([[1, np.nan]], np.float32)})
+    assert raised.value.status == 400
+
+
+def test_a_damaged_program_is_not_served(version: Version, sealed: Any) -> None:
+    files = {name: version.files[name] for name in (SIGNATURE_FILE, SAMPLE_FILE)}
+    bad = sealed("air-time", {**files, PROGRAM_FILE: version.files[PROGRAM_FILE][:-100]})
+    with pytest.raises(ProtocolError, match="not a program torch can run") as raised:
+        open_version("air-time", "1", bad.digest, bad.files)
+    assert (raised.value.status, raised.value.code) == (422, "unfit_version")
+
+
+def test_where_there_is_no_torch_the_refusal_says_so(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MODEL_FILE not in version.files
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ProtocolError, match="torch, which is not installed") as raised:
+        open_version("air-time", "1", version.digest, version.files)
+    assert (raised.value.status, raised.value.code) == (422, "unfit_version")
