@@ -1,7 +1,7 @@
 """The forms of deployments in the Prefect UI: they follow the code that runs.
 
-A deployment keeps the schema its parameters had when it was made. To deploy it again would undo
-what people edited, so the schema alone is replaced.
+A deployment keeps the schema its parameters had when it was made, and the folder of the code. To
+deploy it again would undo what people edited, so these two alone are replaced.
 """
 
 import sys
@@ -10,15 +10,20 @@ from typing import Any
 
 import httpx
 
+from deployments.local.service import ROOT
+
+# As `prefect deploy` writes it where the file names no other step.
+PULL = [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
+
 
 def renew(api: httpx.Client, pool: str, entrypoints: Iterable[str]) -> None:
-    """Give the pool's deployments of these flows the schema that the flows have here.
+    """Give the pool's deployments of these flows the schema that the flows have here, and ROOT.
 
     A flow that cannot be imported, such as that of a broken line, keeps its form; it is told on
     standard error. Raises httpx.HTTPStatusError when the server refuses.
     """
-    wanted: dict[str, Any] = {"work_pools": {"name": {"any_": [pool]}}}
-    answer = api.post("/deployments/filter", json=wanted).raise_for_status()
+    asked: dict[str, Any] = {"work_pools": {"name": {"any_": [pool]}}}
+    answer = api.post("/deployments/filter", json=asked).raise_for_status()
     ours = set(entrypoints)
     for found in answer.json():
         if found["entrypoint"] not in ours:
@@ -28,8 +33,9 @@ def renew(api: httpx.Client, pool: str, entrypoints: Iterable[str]) -> None:
         except Exception as error:  # whatever is in a line's file: all that is due must run
             print(f"the form of {found['name']} is as it was: {error!r}", file=sys.stderr)
             continue
-        if schema != found["parameter_openapi_schema"]:
-            changed = {"parameter_openapi_schema": schema}
+        wanted = {"parameter_openapi_schema": schema, "pull_steps": PULL}
+        changed = {name: value for name, value in wanted.items() if found[name] != value}
+        if changed:
             api.patch(f"/deployments/{found['id']}", json=changed).raise_for_status()
 
 

@@ -97,12 +97,14 @@ def test_after_an_upgrade_forms_are_new_and_edited_schedules_stay(
     assert epochs(named("diabetes")) == (30, 10_000)
     assert {name: named(name)["schedules"] for name in before} == before
     assert named("digits")["id"] == digits["id"]
-    # All of them are what `prefect deploy` would have made of this code.
+    # All of them are what `prefect deploy` would have made of this code, which runs.
     every = api.post("/deployments/filter", json={}).json()
     shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert {one["name"] for one in every} >= {one["name"] for one in shipped}
     for one in every:
         assert one["parameter_openapi_schema"] == schema_of(one["entrypoint"])
+        [step] = one["pull_steps"]
+        assert list(step.values()) == [{"directory": str(ROOT)}]
 
     updated = {one["id"]: one["updated"] for one in every}
     deploy()

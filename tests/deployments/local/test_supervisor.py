@@ -31,8 +31,10 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    # Long enough for what a busy machine puts one after another to be one change.
-    home = Home(tmp_path_factory.mktemp("stack"), MODELMINT_WATCH_QUIET="5")
+    # Quiet long enough for what a busy machine puts one after another to be one change; and no
+    # sweep, so that nothing but the store's webhook tells of new data.
+    settings = {"MODELMINT_WATCH_QUIET": "5", "MODELMINT_WATCH_SWEEP": "86400"}
+    home = Home(tmp_path_factory.mktemp("stack"), **settings)
     both = [home.start("up", "--detach", "--json") for _ in range(2)]
     answers = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
@@ -106,6 +108,22 @@ def test_a_run_shows_what_came_of_it_and_its_links_open(home: Home) -> None:
         for what in shown:
             expect(ui.get_by_text(f"diabetes-{what}", exact=True).last).to_be_visible()
         browser.picture(ui, "prefect-run")
+        ui.get_by_text("diabetes-verdict", exact=True).last.click()
+        expect(ui.get_by_role("heading", name="diabetes: promote")).to_be_visible()
+        expect(ui.get_by_text("every floor holds").last).to_be_visible()
+        ui.go_back()
+        ui.get_by_role("listitem").filter(has_text="Artifacts").click()
+        ui.get_by_text("diabetes-compression-plot", exact=True).last.click()
+        image = ui.locator("img[src^='data:image/png']").last
+        expect(image).to_be_visible()
+        assert image.evaluate("image => image.naturalWidth") > 200
+        ui.go_back()
+        ui.get_by_role("listitem").filter(has_text="Artifacts").click()
+        ui.get_by_text("diabetes-endpoint", exact=True).last.click()
+        answers = ui.get_by_role("link", name="diabetes version 1: where it answers")
+        expect(answers).to_have_attribute("href", f"{services['model-server']['url']}/")
+        ui.goto(str(answers.get_attribute("href")))
+        expect(ui).to_have_title("Modelmint")
         ui.goto(link)
         expect(ui.get_by_text("Registered models", exact=True)).to_be_visible()
 
