@@ -291,9 +291,12 @@ def test_the_recorded_libraries_are_installed_or_the_one_that_cannot_be_is_named
 
 
 KILLER = """
-# ---- kills the run it is part of while it trains, once
+# ---- takes the locale where it is imported, and kills the run it is part of while it trains, once
 
+import locale
 import sys
+
+locale.setlocale(locale.LC_ALL, "")
 
 if sys.argv[1:] == ["tasks.trainer:fit"]:
     import os
@@ -331,6 +334,16 @@ def both(services: dict[str, str]) -> Iterator[Production]:
             tell_workers(shared)
 
 
+def turkish(folder: Path) -> dict[str, str]:
+    """A locale with a decimal comma and another lower case of I; none where nothing defines it."""
+    if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/tr_TR").exists():
+        # Debian has it in the package `locales`.
+        return {"LC_ALL": "C"}
+    command = ["localedef", "-i", "tr_TR", "-f", "UTF-8", str(folder / "tr_TR.UTF-8")]
+    subprocess.run(command, check=True)
+    return {"LC_ALL": "tr_TR.UTF-8", "LOCPATH": str(folder)}
+
+
 @contextmanager
 def busy() -> Iterator[None]:
     """Another process that wants all of the cores this one may use, and gets a part of them."""
@@ -356,7 +369,7 @@ def test_nothing_ambient_reaches_the_version_digest(
         "HOME": str(tmp_path),
         "USER": "somebody",
         "TZ": "Pacific/Auckland",
-        "LC_ALL": "C",
+        **turkish(tmp_path),
         "PYTHONHASHSEED": "4711",
         "MODELMINT_HOME": str(tmp_path / "home"),
         "MODELMINT_KEYS": str(tmp_path / "keys"),
