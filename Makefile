@@ -1,9 +1,11 @@
 # make run     a line from raw objects to an answer (LINE=digits, fashion, flights, …)
-# make test    all tests, against real servers
+# make test    all tests but those of the slow targets below, against real servers
 # make check   formatter, linter, types, import rule
 # make fuzz         every operation of the OpenAPI document, valid and not, for ten minutes
-# make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...)
-# make faults       kills, outages, full disks of the whole stack: nothing missed, nothing twice
+# make images       the images of a cluster, with buildah (BASE=python:3.11-slim, BUILD_ARGS=...),
+#                   their sizes, and tests: built twice they are the same, and they run
+# make faults       kills and outages of the whole stack, a full disk of the store: nothing missed,
+#                   nothing twice
 # make cluster      clean and train on three machines (network namespaces; root), a worker lost in mid-run
 # make reinstalled  a version replayed with its libraries installed anew (minutes)
 # make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
@@ -40,12 +42,15 @@ BASE ?= python:3.11-slim
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 BUILD_ARGS ?=
 
-images:
+images: .venv/developer
 	for target in serving pipeline; do buildah bud --isolation chroot --format docker \
 	  --timestamp $(SOURCE_DATE_EPOCH) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
 	  --build-arg BASE=$(BASE) --ignorefile deployments/docker/Dockerfile.dockerignore \
 	  --file deployments/docker/Dockerfile --target $$target $(BUILD_ARGS) \
 	  --tag modelmint/$$target . || exit 1; done
+	buildah images | grep -E 'REPOSITORY|modelmint/'
+	MODELMINT_BASE=$(BASE) MODELMINT_BUILD_ARGS='$(BUILD_ARGS)' \
+	  $(BIN)/python -m pytest -n 0 -m slow tests/deployments/docker
 
 reinstalled: .venv/developer
 	$(BIN)/python -m pytest -m slow tests/flows/test_replay.py

@@ -16,6 +16,7 @@ from tasks import checkout
 from tasks.clean import clean
 from tasks.compress import compress
 from tasks.evaluate import evaluate
+from tasks.publish_replay import show_replay
 from tasks.recorded import (
     CannotReplayError,
     ChangedCodeError,
@@ -26,6 +27,7 @@ from tasks.recorded import (
 )
 from tasks.refs import Dataset, Weights
 from tasks.replay import (
+    DiffersError,
     Replay,
     check_identity,
     check_numbers,
@@ -44,7 +46,7 @@ from tasks.versions import least_replayed
 Stage = Literal["clean", "train", "evaluate", "compress"]
 
 
-class DiffersError(RuntimeError):
+class SampleError(RuntimeError):
     """A version of the sample did not come out the same, or could not be made again."""
 
 
@@ -59,6 +61,9 @@ def replay(
 ) -> Replay:
     """Prove that a version is the output of its recipe, or name the first stage that differs.
 
+    Whatever it finds is a table artifact. Raises DiffersError, with what was found, unless every
+    stage is identical; CannotReplayError or IntegrityError when the version cannot be made again.
+
     Args:
         line: Name of the model line.
         version: Number of the registered version.
@@ -68,21 +73,49 @@ def replay(
             decide, and the answer says what else is different.
         install: Install the recorded libraries, and run the recorded code with them.
     """
-    found = recorded_version(line, version)
+    wanted, found = needed(stage, from_raw), None
+    with recording() as runs:
+        try:
+            found = recorded_version(line, version)
+            result = _replayed(found, version, stage, from_raw, here, install, runs)
+        except (CannotReplayError, IntegrityError) as error:
+            recipe = found.recipe if found else None
+            done = compared(line, version, recipe, runs).stages if recipe else ()
+            show_replay(line, version, wanted, recipe, done, "cannot be replayed", str(error))
+            raise
+    cause = f"stage {result.first_difference}: {result.first_cause}"
+    reason = "" if result.verdict == "identical" else cause
+    show_replay(line, version, wanted, found.recipe, result.stages, result.verdict, reason)
+    if result.verdict == "differs":
+        raise DiffersError(result)
+    return result
+
+
+def _replayed(
+    found: Verified,
+    version: int,
+    stage: Stage | None,
+    from_raw: bool,
+    here: bool,
+    install: bool,
+    runs: list[StageRun],
+) -> Replay:
+    """What comes out here, or with the recorded code; `runs` has the stages that ran here."""
     try:
         if install:
             raise ChangedCodeError("the recorded code and libraries are asked for")
-        runs = _stages(found, needed(stage, from_raw), here)
+        _stages(found, needed(stage, from_raw), here)
     except ChangedCodeError:
         if here or checkout.inside():
             raise
         return checkout.replayed(found, version, stage, from_raw=from_raw, install=install)
-    result = compared(line, version, found.recipe, runs)
+    result = compared(found.recipe.line, version, found.recipe, runs)
     write_back(result, found)
     return result
 
 
-def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageRun]:
+def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> None:
+    """Run the wanted stages afresh."""
     recipe = found.recipe
     spec = recorded_line(recipe)
     profile, threads = spec.training.profile, spec.training.threads
@@ -96,7 +129,7 @@ def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageR
             check_numbers(spec, found, wanted)
 
     # A run that is started again after a kill has the same id.
-    with afresh(check, flow_run.get_id() or "") as kept, recording() as runs:
+    with afresh(check, flow_run.get_id() or "") as kept:
         try:
             if "clean" in wanted:
                 snapshot = recorded_snapshot(spec, found)
@@ -115,14 +148,13 @@ def _stages(found: Verified, wanted: tuple[str, ...], here: bool) -> list[StageR
             raise CannotReplayError(f"missing object: {error}") from None
         finally:
             forget(kept)
-    return runs
 
 
 @flow(name="replay-sample", persist_result=False)
 def replay_sample(lines: list[str] | None = None, each: int = 1) -> list[dict[str, Any]]:
     """Replay the versions of every line that were tried longest ago, champions first.
 
-    Whatever happens to one, the others are tried; then it raises DiffersError if not all of them
+    Whatever happens to one, the others are tried; then it raises SampleError if not all of them
     came out the same.
 
     Args:
@@ -135,7 +167,7 @@ def replay_sample(lines: list[str] | None = None, each: int = 1) -> list[dict[st
     create_table_artifact(key="replays", table=rows, description="Versions made again, compared")
     failed = [row for row in rows if row["verdict"] != "identical"]
     if failed:
-        raise DiffersError("; ".join(f"{r['line']} {r['version']}: {r['verdict']}" for r in failed))
+        raise SampleError("; ".join(f"{r['line']} {r['version']}: {r['verdict']}" for r in failed))
     return rows
 
 
@@ -155,6 +187,8 @@ def _outcome(line: str, version: int) -> str:
         # Before: one that ends the process must not be the first of the next sample too.
         note_attempt(line, version)
         return replay(line, version).verdict
+    except DiffersError as error:
+        return error.replay.verdict
     except (CannotReplayError, IntegrityError) as error:
         return f"cannot be replayed: {error}"
     except Exception as error:

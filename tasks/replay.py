@@ -58,6 +58,17 @@ class Replay(Frozen):
     code: Literal["this checkout", "the recorded code"] = "this checkout"
 
 
+class DiffersError(RuntimeError):
+    """A version was made again and is another; `replay` says stage by stage how."""
+
+    def __init__(self, replay: Replay) -> None:
+        super().__init__(
+            f"{replay.line} version {replay.version} differs, first in stage"
+            f" {replay.first_difference}: {replay.first_cause}"
+        )
+        self.replay = replay
+
+
 def needed(stage: str | None, from_raw: bool) -> tuple[str, ...]:
     """The stages to compute, in order: all, one from its recorded inputs, or all up to one."""
     if stage is None:

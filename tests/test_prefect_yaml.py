@@ -216,3 +216,19 @@ def test_a_schedule_can_be_paused(ui: Page, server: httpx.Client) -> None:
         switch.first.click()
     [schedule] = server.get(f"/deployments/{found['id']}").json()["schedules"]
     assert not schedule["active"]
+
+
+def test_a_schedule_can_be_edited(ui: Page, server: httpx.Client) -> None:
+    found = server.get("/deployments/name/produce/speech").json()
+    [before] = found["schedules"]
+    ui.goto(f"/deployments/deployment/{found['id']}")
+    ui.locator(".deployment-schedule__menu").get_by_role("button").click()
+    ui.get_by_text("Edit", exact=True).click()
+    cron = ui.locator(".cron-schedule-form__row input[type=text]")
+    expect(cron).to_have_value("0 1 * * 6")
+    cron.fill("15 2 * * 5")
+    with ui.expect_response(lambda r: r.request.method == "PATCH"):
+        ui.get_by_role("button", name="Save").click()
+    [after] = server.get(f"/deployments/{found['id']}").json()["schedules"]
+    assert after["schedule"] == {**before["schedule"], "cron": "15 2 * * 5"}
+    assert (after["id"], after["slug"], after["active"]) == (before["id"], "weekly", True)

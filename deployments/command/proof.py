@@ -49,10 +49,13 @@ def replay(
             # Prefect reads its environment when it is imported, and that names the services now.
             from deployments.local.terminal import Progress
             from flows.replay import replay as replay_flow
+            from tasks.replay import DiffersError
 
             try:
                 with Progress(console) as progress, listening(progress):
                     found = replay_flow(line, version, stage, from_raw, here, install)
+            except DiffersError as error:
+                found = error.replay
             finally:
                 cluster.close()
         stages = [stage.model_dump(exclude={"changed"}) for stage in found.stages]

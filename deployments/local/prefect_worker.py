@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
+from deployments.local import forms
 from deployments.local.model_server import FIRST_KEY
 from deployments.local.ports import HOST, Ports, unanswered
 from deployments.local.service import ROOT, Service
@@ -54,8 +55,9 @@ def _settings(ports: Ports) -> dict[str, str]:
 def deploy() -> None:
     """Deploy prefect.yaml and each line that is not in it, unless this server has them.
 
-    What was edited in its UI stays, until the file, or the line, is another. Raises TimeoutError
-    when the server does not answer, CalledProcessError when it refuses.
+    What was edited in its UI stays, until the file, or the line, is another; forms follow the code
+    all the same. Raises TimeoutError when the server does not answer, CalledProcessError or
+    httpx.HTTPStatusError when it refuses.
     """
     wanted = bytes_digest(FILE.read_bytes())
     file = yaml.safe_load(FILE.read_text())
@@ -63,23 +65,16 @@ def deploy() -> None:
     with httpx.Client(base_url=os.environ["PREFECT_API_URL"], timeout=30, trust_env=False) as api:
         _await(api)
         found = api.get(f"/variables/name/{STAMP}")
-        if found.status_code == 200 and found.json()["value"] == wanted:
-            file["deployments"] = []
-        own = [deployment(line) for line in _lines()]
-        file["deployments"] += [
-            one for one in own if one["entrypoint"] not in ours and not _deployed(api, one)
-        ]
-        if not file["deployments"]:
-            return
-        pool = api.post("/work_pools/", json={"name": POOL, "type": "process"})
-        if pool.status_code != 409:
-            pool.raise_for_status()
-        _deploy(file)
-        if found.status_code == 200:
-            answer = api.patch(f"/variables/name/{STAMP}", json={"value": wanted})
-        else:
-            answer = api.post("/variables/", json={"name": STAMP, "value": wanted})
-        answer.raise_for_status()
+        known = found.status_code == 200
+        due = [] if known and found.json()["value"] == wanted else file["deployments"]
+        own = [one for one in map(deployment, _lines()) if one["entrypoint"] not in ours]
+        due += [one for one in own if not _deployed(api, one)]
+        if due:
+            _deploy(api, {**file, "deployments": due})
+            told = {"name": STAMP, "value": wanted}
+            path = f"/variables/name/{STAMP}" if known else "/variables/"
+            api.request("PATCH" if known else "POST", path, json=told).raise_for_status()
+        forms.renew(api, POOL, {*ours, *(one["entrypoint"] for one in own)})
 
 
 def deployment(line: Line) -> dict[str, Any]:
@@ -109,7 +104,10 @@ def _deployed(api: httpx.Client, wanted: dict[str, Any]) -> bool:
     return found.status_code == 200 and found.json()["version"] == wanted["version"]
 
 
-def _deploy(file: dict[str, Any]) -> None:
+def _deploy(api: httpx.Client, file: dict[str, Any]) -> None:
+    pool = api.post("/work_pools/", json={"name": POOL, "type": "process"})
+    if pool.status_code != 409:
+        pool.raise_for_status()
     with TemporaryDirectory() as folder:
         path = Path(folder) / FILE.name
         path.write_text(yaml.safe_dump(file, sort_keys=False))

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from flows.produce import Production, produce
-from flows.replay import DiffersError, replay, replay_sample
+from flows.replay import SampleError, replay, replay_sample
 from models import catalog
 from models.attestation import UntrustedError
 from models.digests import IntegrityError, json_digest
@@ -27,10 +28,11 @@ from tasks.folders import LocalFolder, StoredFolder
 from tasks.land import land
 from tasks.promotion import version_folder
 from tasks.recorded import CannotReplayError, ChangedEnvironmentError
-from tasks.replay import ATTEMPTED_TAG
+from tasks.replay import ATTEMPTED_TAG, DiffersError
 from tasks.snapshot import raw_prefix
 from tasks.store import store
 from tasks.verify import proven, verify
+from tasks.versions import least_replayed
 from tests.conftest import environment, new_bucket, tell_workers
 from tests.forger import Forger
 
@@ -75,9 +77,12 @@ def test_a_stage_and_all_it_needs_from_raw(first: Production) -> None:
 
 
 def test_the_nightly_sample_proves_the_version_proven_longest_ago(first: Production) -> None:
-    [row] = replay_sample([LINE], each=1)
-    assert row["verdict"] == "identical"
-    assert first.version.number >= 1
+    before = least_replayed(LINE, 100)
+    assert first.version.number in before
+    assert replay_sample([LINE], each=1) == [
+        {"line": LINE, "version": before[0], "verdict": "identical"}
+    ]
+    assert least_replayed(LINE, 100) == [*before[1:], before[0]]
 
 
 @pytest.fixture
@@ -106,7 +111,7 @@ def test_the_sample_tries_every_version_in_turn_whatever_happens_to_one(elsewher
     def sample() -> str:
         # Its record of promotions cannot be read, so not even its versions can be listed.
         store().put("promotions/broken.json", b"{")
-        with pytest.raises(DiffersError) as raised:
+        with pytest.raises(SampleError) as raised:
             replay_sample(["broken", LINE], each=1)
         broken, tried = str(raised.value).split("; ", 1)
         assert broken.startswith("broken None: failed: ValidationError: ")
@@ -166,14 +171,48 @@ def test_changed_code_runs_the_recorded_code_or_says_what_differs(
 
     here = command(*words, "--here", root=other)
     assert here.returncode == 1, here.stderr[-2000:]
+    assert "Traceback" not in here.stderr
     answer = json.loads(here.stdout)
     assert (answer["verdict"], answer["first_difference"]) == ("differs", "compress")
     assert answer["code"] == "this checkout"
     assert answer["first_cause"].startswith("changed code of stage compress: tasks.compress ")
 
 
+def in_prefect(api: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state of the last replay of the version, and the artifact that its run made."""
+    wanted: dict[str, Any] = {
+        "flow_runs": {"name": {"any_": [f"replay {LINE} {number}"]}},
+        "sort": "START_TIME_DESC",
+    }
+    run = httpx.post(f"{api}/flow_runs/filter", json=wanted).json()[0]
+    asked = {
+        "artifacts": {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": [f"{LINE}-replay"]}}
+    }
+    [artifact] = httpx.post(f"{api}/artifacts/filter", json=asked).json()
+    return run["state"], {**artifact, "data": json.loads(artifact["data"])}
+
+
+def test_an_identical_replay_is_a_completed_run_with_its_table(
+    first: Production, prefect_service: str
+) -> None:
+    number = first.version.number
+    [stage] = replay(LINE, number, "evaluate").stages
+    state, artifact = in_prefect(prefect_service, number)
+    assert state["type"] == "COMPLETED"
+    assert artifact["description"] == f"{LINE} version {number}: identical"
+    assert artifact["data"] == [
+        {
+            "stage": "evaluate",
+            "recorded": stage.recorded,
+            "replayed": stage.replayed,
+            "outcome": "identical",
+            "reason": "",
+        }
+    ]
+
+
 def test_other_libraries_and_another_processor_are_exit_code_two_and_here_is_compared(
-    first: Production, tmp_path: Path
+    first: Production, prefect_service: str, tmp_path: Path
 ) -> None:
     """A version that says other libraries compressed it and another processor evaluated it."""
     folder = tmp_path / "version"
@@ -199,9 +238,27 @@ def test_other_libraries_and_another_processor_are_exit_code_two_and_here_is_com
         assert "changed distribution of stage compress: onnx 0.1 -> " in answer["reason"]
         with pytest.raises(ChangedEnvironmentError, match="different numeric platform: torch"):
             replay(LINE, number, "evaluate")
-        here = replay(LINE, number, "evaluate", here=True)
+        state, artifact = in_prefect(prefect_service, number)
+        assert state["type"] == "FAILED"
+        assert "ChangedEnvironmentError: different numeric platform: torch" in state["message"]
+        said = f"{LINE} version {number}: cannot be replayed: different numeric platform: torch"
+        assert artifact["description"].startswith(said)
+        [row] = artifact["data"]
+        assert (row["stage"], row["recorded"], row["replayed"]) == ("evaluate", "0" * 64, None)
+        assert (row["outcome"], row["reason"][:26]) == ("cannot", "different numeric platform")
+
+        with pytest.raises(DiffersError) as raised:
+            replay(LINE, number, "evaluate", here=True)
+        here = raised.value.replay
         assert (here.verdict, here.first_difference) == ("differs", "evaluate")
         assert str(here.first_cause).startswith("different numeric platform: torch")
+        state, artifact = in_prefect(prefect_service, number)
+        assert state["type"] == "FAILED"
+        assert f"{LINE} version {number} differs, first in stage evaluate" in state["message"]
+        assert ": differs: stage evaluate: different numeric" in artifact["description"]
+        [row] = artifact["data"]
+        assert (row["recorded"], row["outcome"]) == ("0" * 64, "differs")
+        assert row["replayed"] == here.stages[0].replayed
     finally:
         tracking.client().delete_model_version(LINE, str(number))
 
@@ -234,9 +291,12 @@ def test_the_recorded_libraries_are_installed_or_the_one_that_cannot_be_is_named
 
 
 KILLER = """
-# ---- kills the run it is part of while it trains, once
+# ---- takes the locale where it is imported, and kills the run it is part of while it trains, once
 
+import locale
 import sys
+
+locale.setlocale(locale.LC_ALL, "")
 
 if sys.argv[1:] == ["tasks.trainer:fit"]:
     import os
@@ -274,6 +334,16 @@ def both(services: dict[str, str]) -> Iterator[Production]:
             tell_workers(shared)
 
 
+def turkish(folder: Path) -> dict[str, str]:
+    """A locale with a decimal comma and another lower case of I; none where nothing defines it."""
+    if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/tr_TR").exists():
+        # Debian has it in the package `locales`.
+        return {"LC_ALL": "C"}
+    command = ["localedef", "-i", "tr_TR", "-f", "UTF-8", str(folder / "tr_TR.UTF-8")]
+    subprocess.run(command, check=True)
+    return {"LC_ALL": "tr_TR.UTF-8", "LOCPATH": str(folder)}
+
+
 @contextmanager
 def busy() -> Iterator[None]:
     """Another process that wants all of the cores this one may use, and gets a part of them."""
@@ -299,7 +369,7 @@ def test_nothing_ambient_reaches_the_version_digest(
         "HOME": str(tmp_path),
         "USER": "somebody",
         "TZ": "Pacific/Auckland",
-        "LC_ALL": "C",
+        **turkish(tmp_path),
         "PYTHONHASHSEED": "4711",
         "MODELMINT_HOME": str(tmp_path / "home"),
         "MODELMINT_KEYS": str(tmp_path / "keys"),

@@ -1,5 +1,6 @@
 """A version as a folder: whole and proven elsewhere, or refused with the file that is wrong."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import orjson
 import pytest
 
 from models.attestation import UntrustedError, signed
-from models.digests import IntegrityError
+from models.digests import IntegrityError, bytes_digest
 from models.trust import KEYS_SETTING, PublicKey
 from tasks import signing
 from tasks.export import ExportError, export, import_folder
@@ -133,7 +134,8 @@ def test_a_damaged_export_is_refused_by_the_file_and_nothing_is_stored(
 ) -> None:
     signing.add(PublicKey.model_validate_json((folder / "key.json").read_bytes()))
     path = sorted((folder / "raw").iterdir())[0] if name == "raw" else folder / name
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    content = bytearray(whole)
     if damage == "gone":
         path.unlink()
     elif damage == "cut":
@@ -147,9 +149,14 @@ def test_a_damaged_export_is_refused_by_the_file_and_nothing_is_stored(
         # A version may come without a verdict: then nobody says it was promoted.
         assert import_folder(folder)[1] == 1
         return
-    with pytest.raises(IntegrityError, match=path.name.split(".")[0]):
+    with pytest.raises(IntegrityError, match=path.name.split(".")[0]) as raised:
         import_folder(folder)
     assert list(store().list("")) == []
+    # These are read before their digest is taken; a raw object is named by its own.
+    if damage != "gone" and name not in ("snapshot.json", "verdict.json", "raw"):
+        for read in (whole, path.read_bytes()):
+            digests = hashlib.sha256(read).hexdigest(), bytes_digest(read)
+            assert any(digest[:12] in str(raised.value) for digest in digests)
 
 
 def test_a_stripped_a_foreign_and_an_expired_signature_are_refused(

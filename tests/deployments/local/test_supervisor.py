@@ -1,12 +1,15 @@
 """The whole stack of one home, brought up once by the command line and shared by these tests."""
 
+import datetime
 import json
 import re
 import shlex
 import signal
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from xmlrpc.client import Fault
 
 import httpx
@@ -31,8 +34,10 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    # Long enough for what a busy machine puts one after another to be one change.
-    home = Home(tmp_path_factory.mktemp("stack"), MODELMINT_WATCH_QUIET="5")
+    # Quiet long enough for what a busy machine puts one after another to be one change; and no
+    # sweep, so that nothing but the store's webhook tells of new data.
+    settings = {"MODELMINT_WATCH_QUIET": "5", "MODELMINT_WATCH_SWEEP": "86400"}
+    home = Home(tmp_path_factory.mktemp("stack"), **settings)
     both = [home.start("up", "--detach", "--json") for _ in range(2)]
     answers = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
@@ -106,6 +111,22 @@ def test_a_run_shows_what_came_of_it_and_its_links_open(home: Home) -> None:
         for what in shown:
             expect(ui.get_by_text(f"diabetes-{what}", exact=True).last).to_be_visible()
         browser.picture(ui, "prefect-run")
+        ui.get_by_text("diabetes-verdict", exact=True).last.click()
+        expect(ui.get_by_role("heading", name="diabetes: promote")).to_be_visible()
+        expect(ui.get_by_text("every floor holds").last).to_be_visible()
+        ui.go_back()
+        ui.get_by_role("listitem").filter(has_text="Artifacts").click()
+        ui.get_by_text("diabetes-compression-plot", exact=True).last.click()
+        image = ui.locator("img[src^='data:image/png']").last
+        expect(image).to_be_visible()
+        assert image.evaluate("image => image.naturalWidth") > 200
+        ui.go_back()
+        ui.get_by_role("listitem").filter(has_text="Artifacts").click()
+        ui.get_by_text("diabetes-endpoint", exact=True).last.click()
+        answers = ui.get_by_role("link", name="diabetes version 1: where it answers")
+        expect(answers).to_have_attribute("href", f"{services['model-server']['url']}/")
+        ui.goto(str(answers.get_attribute("href")))
+        expect(ui).to_have_title("Modelmint")
         ui.goto(link)
         expect(ui.get_by_text("Registered models", exact=True)).to_be_visible()
 
@@ -120,6 +141,62 @@ def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
     again = json.loads(home.run("run", "diabetes", "--set", "training.epochs=20", "--json"))
     assert again["digest"] == home.versions("diabetes")[-1]["digest"]
     assert all(stage["cached"] for stage in again["stages"])
+
+
+def test_click_event_and_the_lines_own_deployment_at_once_go_one_at_a_time(home: Home) -> None:
+    api = home.up()["prefect"]["url"] + "/api"
+
+    def create(name: str, epochs: int) -> str:
+        found = httpx.get(f"{api}/deployments/name/produce/{name}").json()
+        asked = {
+            "parameters": {"line": "diabetes", "training": {"epochs": epochs}},
+            "idempotency_key": str(uuid.uuid4()),
+        }
+        made: list[str] = []
+
+        def taken() -> bool:
+            created = httpx.post(f"{api}/deployments/{found['id']}/create_flow_run", json=asked)
+            if created.status_code == 503:
+                # SQLite is busy: Prefect's own client asks again too.
+                return False
+            made.append(created.raise_for_status().json()["id"])
+            return True
+
+        until(taken)
+        return made[0]
+
+    before = {run["id"] for run in home.runs("diabetes")}
+    told = {
+        "id": str(uuid.uuid4()),
+        "occurred": datetime.datetime.now(datetime.UTC).isoformat(),
+        "event": "data.arrived",
+        "resource": {"prefect.resource.id": "modelmint.line.diabetes"},
+        "payload": {"line": "diabetes"},
+    }
+    # The first goes on for long enough that the others come meanwhile.
+    clicked = create("arrivals", 300)
+    httpx.post(f"{api}/events", json=[told]).raise_for_status()
+    scheduled = create("diabetes", 21)
+    until(lambda: home.ended("diabetes") == ["COMPLETED"] * (len(before) + 3))
+    ours = {run["id"] for run in home.runs("diabetes")} - before
+    assert ours > {clicked, scheduled}
+
+    wanted = {"flow_runs": {"id": {"any_": sorted(ours)}}}
+    stages = httpx.post(f"{api}/task_runs/filter", json=wanted).json()
+    spans = sorted(
+        (
+            min(stage["start_time"] for stage in stages if stage["flow_run_id"] == run),
+            max(stage["end_time"] for stage in stages if stage["flow_run_id"] == run),
+        )
+        for run in ours
+    )
+    for (_, ended), (began, _) in pairwise(spans):
+        assert ended <= began
+    # They were there at once.
+    asked = {"logs": {"flow_run_id": {"any_": sorted(ours)}}}
+    logs = httpx.post(f"{api}/logs/filter", json=asked).json()
+    waits = {log["flow_run_id"] for log in logs if "waiting for run" in log["message"]}
+    assert len(waits) == 2
 
 
 def test_a_line_of_ones_own_has_a_form_with_its_own_values(

@@ -16,9 +16,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from starlette.applications import Starlette
 
+from deployments.local import store as own_store
 from deployments.local.ports import free_ports, unanswered
 from deployments.watcher.hints import Hints, follow_queue, from_message, from_webhook
-from deployments.watcher.webhook import Pulse, application
+from deployments.watcher.webhook import Pulse, application, listen
 from tasks import arrivals
 from tasks.store import store
 from tests.conftest import ROOT
@@ -116,6 +117,28 @@ def test_the_webhook_takes_who_shows_its_token(hints: Hints) -> None:
     assert hints.wait(0) == {""}
     # Without a token of its own it is closed, not open.
     assert status(application(hints, Pulse(10.0), ""), "POST", "/hints", body, "Bearer ") == 401
+
+
+def test_the_store_itself_tells_what_lands_below_raw(hints: Hints, tmp_path: Path) -> None:
+    """SeaweedFS' own webhook, heard where the watcher listens; nothing here looks at a listing."""
+    (port,) = free_ports(["http"], paired=False).values()
+    own_store.notify(tmp_path, f"http://127.0.0.1:{port}/hints", "secret")
+    listen(hints, Pulse(10.0), "127.0.0.1", port, "secret")
+    with own_store.store(tmp_path).use() as running:
+        names = own_store.environment(tmp_path, running)
+        s3 = boto3.session.Session().client(
+            "s3",
+            endpoint_url=names["AWS_ENDPOINT_URL"],
+            aws_access_key_id=names["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=names["AWS_SECRET_ACCESS_KEY"],
+            region_name=names["AWS_REGION"],
+        )
+        s3.create_bucket(Bucket=BUCKET)
+        for key in ("stages/x", "raw/digits/sub folder/ü+%2F.csv", "rawer/x", "raw/late/x"):
+            s3.put_object(Bucket=BUCKET, Key=key, Body=b"1")
+        heard, wanted = set[str](), {"digits/", "late/"}
+        until(lambda: bool(heard.update(hints.wait(0.1))) or heard >= wanted, seconds=60)
+    assert heard == wanted
 
 
 def test_a_loop_that_is_stuck_is_not_well(hints: Hints) -> None:
