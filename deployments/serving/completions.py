@@ -96,7 +96,7 @@ class Completions:
         def done(steps: list[list[Step]], size: int) -> None:
             rows = sum(text.read for text in wanted) + sum(map(len, steps))
             self._inference.answered(call, "complete", start, rows, size)
-            if self._capture is not None:
+            if self._capture is not None and call.store:
                 self._capture.take(served, tensors)
 
         return await tell(

@@ -17,7 +17,7 @@ from deployments.serving import metrics
 from deployments.serving.access import Access
 from deployments.serving.batching import compute, fit
 from deployments.serving.capture import Capture
-from deployments.serving.http import INLINE_BYTES, REQUEST_ID
+from deployments.serving.http import INLINE_BYTES, NO_STORE, REQUEST_ID
 from deployments.serving.inference import quick
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Charge, Counts
@@ -76,6 +76,8 @@ class Asked(NamedTuple):
     size: int
     """Bytes of the request."""
     identity: str
+    store: bool
+    """Whether anything of it may be kept."""
     start: float
 
 
@@ -128,10 +130,13 @@ class Direct:
             identity = os.urandom(16).hex()
         if not self._asked:
             asyncio.get_running_loop().call_soon(self._answer_all)
+        store = NO_STORE not in fields.get(b"cache-control", b"").lower()
         size = len(body)
         self._asked.append(
-            Asked(connection, cycle, key, served, request, tensors, rows, size, identity, start)
-        )
+            Asked(
+                connection, cycle, key, served, request, tensors, rows, size, identity, store, start
+            )
+        )  # fmt: skip
         return True
 
     def _served(self, key: ApiKey, name: str, number: str | None) -> Served | None:
@@ -175,7 +180,7 @@ class Direct:
         state = {"headers": served.headers, "request_id": one.identity, "key": one.key}
         self._traffic.note(state, 200, int(spent * 1e9))
         metrics.answers(served.line, served.number, "infer").add(spent, one.rows)
-        if self._capture is not None:
+        if self._capture is not None and one.store:
             self._capture.take(served, one.tensors)
         form = (
             f"content-length: {len(content)}\r\ncontent-type: {JSON}\r\n"

@@ -31,7 +31,7 @@ from deployments.serving.capture import Capture
 from deployments.serving.elements import pack
 from deployments.serving.folder import stamp
 from deployments.serving.grpc_messages import inputs, outputs
-from deployments.serving.http import Address, header, release, request_id
+from deployments.serving.http import Address, header, may_store, release, request_id
 from deployments.serving.inference import Call, Inference
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
@@ -203,9 +203,8 @@ class GrpcServer:
             tensors, wanted = inputs(message, served.inputs), outputs(message, served.outputs)
         except ValueError as error:
             raise ProtocolError(400, str(error)) from None
-        store = "no-store" not in (header(request, b"cache-control") or "")
         due = asked.deadline(self._inference.seconds)
-        call = Call(request.state.key, served, message.ByteSize(), due, store)
+        call = Call(request.state.key, served, message.ByteSize(), due, may_store(request))
         found = await self._inference.run(call, tensors)
         asked.hit = found.hit
         answer = pb.ModelInferResponse(
@@ -217,7 +216,7 @@ class GrpcServer:
             answer.raw_output_contents.append(pack(array))
         rows = len(next(iter(tensors.values())))
         self._inference.answered(call, "infer", start, rows, answer.ByteSize())
-        if self._capture is not None:
+        if self._capture is not None and call.store:
             self._capture.take(served, tensors)
         if mirrored := self._traffic.mirror(served, tensors):
             await mirrored()  # puts it into a queue, or drops it

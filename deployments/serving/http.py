@@ -21,6 +21,7 @@ from deployments.serving.openai_protocol import refusal, speaks_openai
 from deployments.serving.protocol import JSON, ProtocolError
 
 TIMEOUT = "modelmint-timeout-ms"
+NO_STORE = b"no-store"
 INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
@@ -46,6 +47,15 @@ def header(request: Request, name: bytes) -> str | None:
         fields = request.scope["modelmint.headers"] = dict(request.scope["headers"])
     value = fields.get(name)
     return None if value is None else value.decode("latin-1")
+
+
+def may_store(request: Request) -> bool:
+    """Whether the caller lets anything of the request be kept: no `cache-control: no-store`."""
+    # All of them: a proxy may add its own after the caller's.
+    return not any(
+        name == b"cache-control" and NO_STORE in value.lower()
+        for name, value in request.scope["headers"]
+    )
 
 
 def request_id(request: Request) -> str:

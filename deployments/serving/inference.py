@@ -40,7 +40,7 @@ class Call(NamedTuple):
     deadline: float
     """When the answer is due, in the event loop's time."""
     store: bool = True
-    """Whether the answer may come from the response cache and be kept there."""
+    """Whether anything of it may be kept; if not, its answer is not from the response cache."""
 
 
 class Found(NamedTuple):

@@ -24,6 +24,7 @@ from deployments.serving.http import (
     as_json,
     deadline,
     header,
+    may_store,
     media_type,
     request_id,
 )  # fmt: skip
@@ -84,7 +85,7 @@ class Predictions:
         content, json_length = render(asked, served.line, served.number, found.outputs)
         rows = len(next(iter(asked.tensors.values())))
         self._inference.answered(call, "infer", start, rows, len(content))
-        if self._capture is not None:
+        if self._capture is not None and call.store:
             self._capture.take(served, asked.tensors)
         headers = _headers(request, served, found)
         mirrored = self._traffic.mirror(served, asked.tensors)
@@ -107,7 +108,7 @@ class Predictions:
         answer = _identity(served) | {"predictions": served.answers(found.outputs)}
         answered = as_json(answer, headers=_headers(request, served, found))
         self._inference.answered(call, "predict", start, rows, len(answered.body))
-        if self._capture is not None:
+        if self._capture is not None and call.store:
             self._capture.take(served, tensors)
         kind, inference = media_type(request), self._inference
 
@@ -125,7 +126,7 @@ class Predictions:
         def done(steps: list[list[Step]], size: int) -> None:
             rows = text.read + len(steps[0])
             self._inference.answered(call, "predict", start, rows, size)
-            if self._capture is not None:
+            if self._capture is not None and call.store:
                 self._capture.take(call.served, tensors)
 
         return await tell(
@@ -174,8 +175,7 @@ def asking(request: Request, served: Served, seconds: float) -> Call:
 
     Raises ProtocolError 400 for a wrong deadline.
     """
-    store = "no-store" not in (header(request, b"cache-control") or "")
-    return Call(request.state.key, served, 0, deadline(request, seconds), store)
+    return Call(request.state.key, served, 0, deadline(request, seconds), may_store(request))
 
 
 def _headers(request: Request, served: Served, found: Found) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Captured inputs: from requests to a real server into a real store; and without a store."""
 
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -7,14 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import safetensors.numpy
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deployments.serving import capture as capturing
 from deployments.serving.capture import Capture, rates
 from deployments.serving.session import Served
 from models.tensors import TensorSpec
+from tests.deployments.serving.letters import letters
 
 RECORD = {"distance": 100.0, "hour": 3.0}
 
@@ -90,6 +94,71 @@ def test_without_a_store_predictions_go_on_and_files_wait_for_the_next_start(
     start(root, environment={"MODELMINT_CAPTURE": "air-time=1"} | found)
     eventually(lambda: not path.exists())
     assert f"captured/air-time/{version.digest}/{path.name}" in keys(client)
+
+
+def test_nothing_is_kept_of_who_asks_for_that(
+    start: Any, table: Any, sealed: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "repository"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    rates = {"MODELMINT_CAPTURE": "air-time=1,letters=1"}
+    server = start(root, "--grpc-port", str(port), environment=rates | away)
+    for version in (table(), sealed("letters", letters())):
+        version.place(root, "1")
+        assert server.load(version, "1").status == 200
+        assert server.promote(version.line, "1").status == 200
+
+    def post(path: str, body: Any, **headers: str) -> None:
+        assert server.ask("POST", path, body, **headers).status == 200
+
+    def infer(value: float, **headers: str) -> None:
+        tensor = {"name": "numbers", "shape": [1, 2], "datatype": "FP32", "data": [value, 0]}
+        post("/v2/models/air-time/infer", {"inputs": [tensor]}, **headers)
+
+    def elsewhere(value: float, **headers: str) -> None:
+        infer(value, origin="https://elsewhere", **headers)  # the application's, not `direct`'s
+
+    def over_grpc(value: float, **headers: str) -> None:
+        request = service_pb2.ModelInferRequest(model_name="air-time")
+        tensor = request.inputs.add(name="numbers", datatype="FP32", shape=[1, 2])
+        tensor.contents.fp32_contents.extend([value, 0])
+        named = server.bearer | {name.replace("_", "-"): text for name, text in headers.items()}
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub.ModelInfer(request, metadata=tuple(named.items()))
+
+    def predict(value: float, **headers: str) -> None:
+        post("/v1/lines/air-time/predict", {"distance": value, "hour": 0}, **headers)
+
+    def write(prompt: str, **headers: str) -> None:
+        post("/v1/lines/letters/predict", {"prompt": prompt, "characters": 2}, **headers)
+
+    def stream(prompt: str, **headers: str) -> None:
+        write(prompt, accept="text/event-stream", **headers)
+
+    def complete(prompt: str, **headers: str) -> None:
+        asked = {"model": "letters", "prompt": prompt, "max_tokens": 2}
+        post("/v1/completions", asked, **headers)
+
+    paths = (infer, elsewhere, over_grpc, predict)
+    for value, path in enumerate(paths, 1):
+        path(value)
+        path(-value, cache_control="no-store")
+        path(-value, cache_control="max-age=0, No-Store")
+    texts = (write, stream, complete)
+    for path in texts:
+        path("ab")
+        path("abcd", cache_control="no-store")
+    assert server.stop() == 0
+    rows: dict[str, list[Any]] = {"air-time": [], "letters": []}
+    for file in (root / ".server" / "captured").glob("*/*/*.safetensors"):
+        found = safetensors.numpy.load(file.read_bytes())
+        rows[file.parts[-3]] += found["numbers" if "numbers" in found else "tokens"].tolist()
+    assert sorted(rows["air-time"]) == [[value, 0] for value in range(1, len(paths) + 1)]
+    assert len(rows["letters"]) == len(texts)
+    assert len(set(map(tuple, rows["letters"]))) == 1
 
 
 def test_a_setting_that_says_nothing_clear_stops_the_server(start: Any, tmp_path: Path) -> None:

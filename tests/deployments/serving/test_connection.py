@@ -134,6 +134,7 @@ BINARY, LENGTH = binary()
     [
         (orjson.dumps(GOOD), {}),
         (orjson.dumps(GOOD), {"content-type": "application/json", "x-request-id": "mine-1"}),
+        (orjson.dumps(GOOD), {"content-type": "application/json", "cache-control": "no-store"}),
         (BINARY, {"content-type": "application/octet-stream",
                   "inference-header-content-length": LENGTH}),
     ],
