@@ -74,11 +74,21 @@ class Schedule(Frozen):
     """The learning rate as a share of its peak, over the run."""
 
     name: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
-    """One-cycle: linear warm-up, then cosine to zero (Smith 2018)."""
+    """What follows the warm-up. `cosine`: half a cosine to zero (Loshchilov, Hutter 2017, without
+    restarts). `onecycle`: the same rates, and with `cycle_momentum` Smith's policy (2018)."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of all steps spent rising linearly to the peak; `constant` and `step` too."""
     drop: float = Field(0.1, gt=0, lt=1)
     """Factor of `step` at each third of the run."""
+    cycle_momentum: bool = False
+    """`onecycle` only: momentum, or the Adams' beta1, falls from 0.95 to 0.85 while the rate rises
+    and returns with it (Smith 2018), whatever the optimizer's own is."""
+
+    @model_validator(mode="after")
+    def _only_a_cycle_cycles(self) -> "Schedule":
+        if self.cycle_momentum and self.name != "onecycle":
+            raise ValueError(f"cycle_momentum belongs to onecycle, the schedule is {self.name}")
+        return self
 
 
 class Training(Frozen):
@@ -103,8 +113,9 @@ class Training(Frozen):
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: every class counts alike, however many training rows it has."""
     initialisation: Literal["default", "xavier", "he"] = "default"
-    """First weights of dense and convolution layers: PyTorch's, Glorot and Bengio's (2010, uniform)
-    or He's (2015, normal)."""
+    """First weights: PyTorch's, Glorot and Bengio's (2010, uniform) or He's (2015, normal). Of
+    recurrent layers what takes the input follows it, what takes the state is orthogonal (Saxe,
+    McClelland, Ganguli 2014), gate by gate; embeddings, which add no inputs up, keep PyTorch's."""
     patience: int = Field(0, ge=0, le=10_000)
     """Stop after so many epochs without a better primary metric on the validation rows and keep the
     best epoch's weights; 0 trains all epochs and keeps the last."""
@@ -299,4 +310,5 @@ def _over(section: Frozen, given: Frozen | None) -> Frozen:
         before = getattr(section, name)
         if isinstance(value, Frozen) and type(value) is type(before):
             changed[name] = _over(before, value)
-    return section.model_copy(update=changed)
+    # Fields that are sound alone may not go together.
+    return type(section).model_validate({**dict(section), **changed})

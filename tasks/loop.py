@@ -18,7 +18,7 @@ from models.spec import Training
 from tasks.batches import Batches, Rows
 from tasks.checkpoint import Checkpoint, Place
 from tasks.isolated import Emit
-from tasks.optimization import add_l1, generator, optimizer, random_seed, rate
+from tasks.optimization import add_l1, follow, generator, optimizer, random_seed, rate
 from tasks.ranks import Ranks
 
 LossFunction = Callable[[Tensor, Tensor, Rows], Tensor]
@@ -120,8 +120,7 @@ def _step(
         random = generator(training.seed, epoch, ranks.use(f"augment {step}"))
         rows = training.augmentation.apply(rows, random)
     share = rate(training.schedule, epoch * batches.steps + step, training.epochs * batches.steps)
-    for group in descent.param_groups:
-        group["lr"] = training.optimizer.lr * share
+    follow(descent, training, share)
     descent.zero_grad(set_to_none=True)
     parts, total = training.accumulate, torch.zeros((), dtype=torch.float64, device=target.device)
     size = len(target) // parts

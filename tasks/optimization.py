@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from models.spec import Schedule, Training
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+# Momentum at rates of zero and at the peak: Smith (2018), section 5.
+MOMENTUM = 0.95, 0.85
 
 
 def random_seed(seed: int, epoch: int, use: str) -> int:
@@ -22,25 +24,38 @@ def generator(seed: int, epoch: int, use: str) -> torch.Generator:
 
 
 def initialise(network: nn.Module, training: Training) -> None:
-    """Draw the weights of dense and convolution layers anew, biases zero, unless it is `default`.
+    """Draw the weights anew, biases zero, unless it is `default`; embeddings stay as they are.
 
-    Xavier uniform (Glorot, Bengio 2010); He normal for ReLU (He et al. 2015).
+    Xavier uniform (Glorot, Bengio 2010); He normal for ReLU (He et al. 2015). A recurrent layer's
+    gates are drawn one by one: from the input like dense layers, from the state orthogonal (Saxe,
+    McClelland, Ganguli 2014), so that gradients keep their length from step to step.
     """
     if training.initialisation == "default":
         return
     random = generator(training.seed, 0, "initialisation")
-    for layer in network.modules():
-        if not isinstance(layer, LAYERS):
-            continue
-        weight = torch.empty(layer.weight.shape)
+
+    def drawn(shape: torch.Size) -> Tensor:
+        weight = torch.empty(shape)
         if training.initialisation == "xavier":
-            nn.init.xavier_uniform_(weight, generator=random)
-        else:
-            nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=random)
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            if layer.bias is not None:
-                layer.bias.zero_()
+            return nn.init.xavier_uniform_(weight, generator=random)
+        return nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=random)
+
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, LAYERS):
+                layer.weight.copy_(drawn(layer.weight.shape))
+                if layer.bias is not None:
+                    layer.bias.zero_()
+            elif isinstance(layer, nn.RNNBase):
+                for name, parameter in layer.named_parameters(recurse=False):
+                    for gate in parameter.split(layer.hidden_size):
+                        if name.startswith("bias"):
+                            gate.zero_()
+                        elif name.startswith("weight_hh"):
+                            start = torch.empty(gate.shape)
+                            gate.copy_(nn.init.orthogonal_(start, generator=random))
+                        else:
+                            gate.copy_(drawn(gate.shape))
 
 
 def optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -83,6 +98,23 @@ def rate(schedule: Schedule, step: int, steps: int) -> float:
             return schedule.drop ** int(share * 3)
         case "cosine" | "onecycle":
             return (1 + math.cos(math.pi * share)) / 2
+
+
+def momentum(schedule: Schedule, share: float) -> float | None:
+    """The momentum at a share of the peak rate, None where it is the optimizer's own."""
+    resting, peak = MOMENTUM
+    return resting + (peak - resting) * share if schedule.cycle_momentum else None
+
+
+def follow(descent: torch.optim.Optimizer, training: Training, share: float) -> None:
+    """Set the optimizer's rate, and where it cycles its momentum, to a share of the peak rate."""
+    found = momentum(training.schedule, share)
+    for group in descent.param_groups:
+        group["lr"] = training.optimizer.lr * share
+        if found is not None and "betas" in group:
+            group["betas"] = (found, training.optimizer.beta2)
+        elif found is not None:
+            group["momentum"] = found
 
 
 def add_l1(parameters: list[Tensor], strength: float) -> None:

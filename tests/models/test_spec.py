@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from models import catalog, cnn, mlp
 from models.objectives import Regression
-from models.spec import Gate, Line, Training
+from models.spec import Gate, Line, Schedule, Training
 
 SHIPPED = catalog.lines()
 
@@ -113,3 +113,13 @@ def test_a_section_that_names_one_field_leaves_the_others_as_the_line_has_them()
     assert found.training.batch_size == line.training.batch_size
     assert found.training.optimizer.lr == 0.5
     assert found.training.optimizer.weight_decay == line.training.optimizer.weight_decay
+
+
+def test_fields_that_are_sound_alone_but_not_together_are_refused() -> None:
+    line = SHIPPED["flights"]
+    cycling = line.changed(training=Training(schedule=Schedule(cycle_momentum=True)))
+    assert cycling.training.schedule == Schedule(cycle_momentum=True)
+    with pytest.raises(ValidationError, match="cycle_momentum belongs to onecycle, the schedule"):
+        cycling.changed(training=Training(schedule=Schedule(name="cosine")))
+    with pytest.raises(ValidationError, match="batch_size 512 cannot be cut into 3"):
+        line.changed(training=Training.model_construct(accumulate=3))

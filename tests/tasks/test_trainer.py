@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from models import cnn, mlp
 from models.augmentation import Affine
@@ -15,7 +16,7 @@ from tasks.batches import Stored
 from tasks.dataset import tensors
 from tasks.jobs import TrainJob
 from tasks.loop import TrainingError
-from tasks.optimization import rate
+from tasks.optimization import follow, initialise, optimizer, rate
 from tasks.refs import Dataset
 from tasks.store import store
 from tasks.trainer import fit, predict, restore
@@ -73,10 +74,27 @@ def test_what_is_asked_for_decides_the_weights(made: Made) -> None:
         weights("half", precision="bfloat16"),
         weights("nesterov", optimizer=Optimizer(name="sgd", lr=0.02, nesterov=True)),
         weights("betas", optimizer=Optimizer(lr=0.02, beta1=0.5)),
+        weights("decay", optimizer=Optimizer(lr=0.02, weight_decay=0.5)),
+        weights("momentum", schedule=Schedule(cycle_momentum=True)),
     ]
     assert len(set(found)) == len(found)
     assert weights("b") == found[0]
     assert weights("half again", precision="bfloat16") in found
+
+
+def test_what_smooths_labels_and_weighs_classes_decides_the_weights(made: Made) -> None:
+    def weights(name: str, **changes: Any) -> str:
+        changed = TRAINING.model_copy(update={"epochs": 1, **changes})
+        return fit(job(CNN, changed, made.shapes, name), lambda _: None).digest
+
+    found = [
+        weights("labels"),
+        weights("smoothed", label_smoothing=0.1),
+        weights("smoother", label_smoothing=0.2),
+        weights("weighed", class_weights="balanced"),
+    ]
+    assert len(set(found)) == len(found)
+    assert weights("labels again") == found[0]
 
 
 def test_patience_stops_early_and_keeps_the_best_epoch(made: Made) -> None:
@@ -212,3 +230,71 @@ def test_step_drops_at_each_third() -> None:
 @pytest.mark.parametrize("name", ["constant", "cosine", "onecycle", "step"])
 def test_a_run_of_one_step_has_a_rate(name: str) -> None:
     assert 0 < rate(Schedule(name=name, warmup=0.5), 0, 1) <= 1  # type: ignore[arg-type]
+
+
+def test_onecycle_has_the_rates_of_torchs_own_policy() -> None:
+    """Whose phases each take one shape for both: linear here before the peak, a cosine after it."""
+    ours = rates(name="onecycle", warmup=0.3)
+    for shape, phase in (("linear", slice(0, 31)), ("cos", slice(30, 100))):
+        descent = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+        policy = torch.optim.lr_scheduler.OneCycleLR(
+            descent, 1.0, 101, pct_start=31 / 101, anneal_strategy=shape, div_factor=31,
+            final_div_factor=1e12,
+        )  # fmt: skip
+        theirs = []
+        for _ in range(100):
+            theirs.append(float(policy.get_last_lr()[0]))
+            descent.step()
+            policy.step()
+        assert ours[phase] == pytest.approx(theirs[phase], abs=1e-9)
+    assert ours == rates(name="cosine", warmup=0.3)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_cycle_may_take_momentum_the_other_way(name: str) -> None:
+    cycle = TRAINING.model_copy(
+        update={
+            "optimizer": Optimizer(name=name, lr=2.0, beta2=0.99),  # type: ignore[arg-type]
+            "schedule": Schedule(cycle_momentum=True, warmup=0.2),
+        }
+    )
+    descent = optimizer(nn.Linear(1, 1), cycle)
+    [group] = descent.param_groups
+    found = []
+    for share in rates(name="onecycle", warmup=0.2):
+        follow(descent, cycle, share)
+        assert group["lr"] == 2.0 * share
+        found.append(group["momentum"] if name == "sgd" else group["betas"][0])
+    assert found[20] == min(found) == pytest.approx(0.85)
+    assert found[60] == pytest.approx(0.9)
+    assert found[-1] == max(found) == pytest.approx(0.95, abs=1e-3)
+    if name == "adamw":
+        assert group["betas"][1] == 0.99
+    follow(descent, cycle.model_copy(update={"schedule": Schedule()}), 1.0)
+    assert found[-1] == (group["momentum"] if name == "sgd" else group["betas"][0])
+
+
+# ---- first weights
+
+
+@pytest.mark.parametrize("layer", [nn.GRU(8, 16, 2), nn.LSTM(8, 16, bidirectional=True)])
+def test_recurrent_layers_start_gate_by_gate_as_is_asked(layer: nn.RNNBase) -> None:
+    network = nn.Sequential(nn.Embedding(5, 8), layer)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    initialise(network, TRAINING)
+    assert all(torch.equal(before[n], v) for n, v in network.state_dict().items())
+    for kind in ("xavier", "he"):
+        initialise(network, TRAINING.model_copy(update={"initialisation": kind}))
+        assert torch.equal(network[0].weight, before["0.weight"])
+        for name, parameter in layer.named_parameters():
+            for gate in parameter.detach().split(16):
+                if name.startswith("bias"):
+                    assert not gate.any()
+                elif name.startswith("weight_hh"):
+                    torch.testing.assert_close(gate @ gate.T, torch.eye(16))
+                else:
+                    # Variances 2 / (in + out) and 2 / in.
+                    wanted = 2 / (sum(gate.shape) if kind == "xavier" else gate.shape[1])
+                    assert float(gate.var()) == pytest.approx(wanted, rel=0.5)
+        gates = layer.weight_hh_l0.detach().split(16)  # type: ignore[union-attr]
+        assert not torch.equal(gates[0], gates[1])
