@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deployments.serving.folder import hold
 from deployments.serving.following import TRITON_FILE
 from deployments.serving.protocol import ProtocolError
-from deployments.serving.repository import Repository, hold
+from deployments.serving.repository import Repository
 from deployments.serving.session import open_version
 from models.program import Tensors, exported
 from models.signature import MODEL_FILE, PROGRAM_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
