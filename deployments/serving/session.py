@@ -167,11 +167,7 @@ def _session(model: bytes, version: str) -> Any:
 
 def _program(content: bytes, version: str) -> Any:
     try:
-        import torch
-
-        # As a session has; for the whole process, where nothing else computes with torch.
-        torch.set_num_threads(1)
-        return Program(content)
+        return Program(content, threads=1)
     except ImportError:
         raise _unfit(
             f"{PROGRAM_FILE} is a program of torch, which is not installed where this server runs"
