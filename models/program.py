@@ -84,7 +84,8 @@ def exported(network: Any, rows: Sequence[Any], dynamic_shapes: Any, tensors: Te
 class Program:
     """A program of torch, ready to be asked; thread-safe.
 
-    `threads` are those of torch in the whole process, where it is to change them. Raises ProgramError for content that is none, ImportError where there is no torch.
+    `threads` are those of torch in the whole process, where it is to change them. Raises
+    ProgramError for content that is none, ImportError where there is no torch.
     """
 
     def __init__(self, content: bytes, threads: int | None = None) -> None:
