@@ -14,6 +14,9 @@ from models.signature import MODEL_FILE
 
 COPIES = 2
 """How often a network is held at most: as ONNX Runtime keeps it, and packed for the processor."""
+EACH = 4_900_000
+"""Bytes that a version takes beside that, however small it is: what one of 11 kB took in a worker,
+`megabytes_per_version` of `benchmarks/results/swaps.json`."""
 
 
 class Memory:
@@ -31,7 +34,7 @@ class Memory:
     def cost(self, name: str, number: str) -> int:
         """Bytes that a version is counted with."""
         try:
-            return COPIES * (self._root / name / number / MODEL_FILE).stat().st_size
+            return EACH + COPIES * (self._root / name / number / MODEL_FILE).stat().st_size
         except OSError:  # it cannot be opened either
             return 0
 
