@@ -68,12 +68,13 @@ def create(
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     writing = Writing(inference, access.ledger)
     body = partial(read_body, largest=max_body, seconds=body_seconds)
+    control = Control(repository, access, recorder, body)
     parts = (
         Predictions(inference, writing, traffic, capture, body),
         Completions(repository, inference, writing, traffic, capture, body),
         Listing(repository, body),
         Pages(repository),
-        Control(repository, access, recorder, body),
+        control,
         Trials(repository, access, traffic, body),
         Accounts(access, body),
     )
@@ -95,7 +96,7 @@ def create(
                 return
             from deployments.serving.grpc_server import GrpcServer
 
-            spoken = GrpcServer(repository, access, inference, traffic, capture, tracing)
+            spoken = GrpcServer(repository, access, inference, traffic, capture, control, tracing)
             async with spoken.running(grpc, max_body):
                 yield state
         finally:

@@ -3,7 +3,7 @@
 Each is logged before it is done, and answers once every worker has done it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +27,7 @@ LONGEST_REASON = 1000
 
 
 class Control:
-    """Changes of a repository over HTTP; `body` reads a request's body within limits."""
+    """Changes of a repository, over HTTP; `body` reads a request's body within limits."""
 
     def __init__(
         self,
@@ -56,24 +56,45 @@ class Control:
     async def load(self, request: Request) -> Response:
         name = request.path_params["name"]
         allow(request, "manage", name)
-        given = parameters(await self._body(request))
-        wanted = texts(given, ("version", "digest"), ("source",))
-        args = name, wanted["version"], wanted["digest"], wanted.get("source")
-        change = partial(self._repository.load, *args)
-        limiter = self._one_load
-        served = await self._change(request, "load", name, wanted, change, limiter)
+        served = await self.loaded(request, name, parameters(await self._body(request)))
         return as_json(_identity(served) | {"by": self._access.who(request)})
+
+    async def loaded(self, request: Request, name: str, given: Mapping[str, Any]) -> Served:
+        """Load what the parameters name, or without any, as Triton's clients ask, what is meant.
+
+        That is the version in production where it is not in memory, else the newest whose folder is
+        here and verifies. It is not put into production by that.
+        """
+        wanted = texts(given, ("version", "digest") if given else (), ("source",))
+
+        def load() -> Served:
+            if not wanted:
+                wanted["version"], wanted["digest"] = self._repository.meant(name)
+            self._access.record(request, "load", name, **wanted)
+            named = wanted["version"], wanted["digest"], wanted.get("source")
+            return self._repository.load(name, *named)
+
+        return await anyio.to_thread.run_sync(load, limiter=self._one_load)
 
     async def unload(self, request: Request) -> Response:
         name = request.path_params["name"]
         allow(request, "manage", name)
         given = parameters(await self._body(request))
-        given.pop("unload_dependents", None)  # Triton's clients always send it
-        wanted = texts(given, ("version",))
-        number = wanted["version"]
-        change = partial(self._repository.unload, name, number)
-        await self._change(request, "unload", name, wanted, change)
-        return as_json({"line": name, "version": number})
+        gone = await self.unloaded(request, name, given)
+        found = {"version": gone[0]} if "version" in given else {"versions": gone}
+        return as_json({"line": name} | found)
+
+    async def unloaded(self, request: Request, name: str, given: Mapping[str, Any]) -> list[str]:
+        """Unload the version the parameters name; without one all that nobody can be waiting for.
+
+        Triton's clients name none and mean all. What is in production, was before or is being tried
+        stays: a client that knows no versions is not to end a service, nor its way back.
+        """
+        # Triton's clients always send it.
+        named = {one: value for one, value in given.items() if one != "unload_dependents"}
+        wanted = texts(named, (), ("version",))
+        change = partial(self._repository.unload, name, wanted.get("version"))
+        return await self._change(request, "unload", name, wanted, change)
 
     async def promote(self, request: Request) -> Response:
         """Put a loaded version into production; `recorded` says that the record has it already."""
@@ -120,13 +141,12 @@ class Control:
         line: str,
         wanted: dict[str, str],
         change: Callable[[], T],
-        limiter: anyio.CapacityLimiter | None = None,
     ) -> T:
         def recorded() -> T:
             self._access.record(request, action, line, **wanted)
             return change()
 
-        return await anyio.to_thread.run_sync(recorded, limiter=limiter or self._one_change)
+        return await anyio.to_thread.run_sync(recorded, limiter=self._one_change)
 
 
 def _reasoned(wanted: dict[str, str]) -> dict[str, str]:

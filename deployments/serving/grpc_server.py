@@ -1,19 +1,17 @@
 """The Open Inference Protocol v2 over gRPC: the same checks, keys, limits and batching as HTTP.
 
 A caller's key is in the metadata, `authorization: Bearer mm_...`. Outputs are raw contents, as
-Triton's are. `open_inference_grpc.proto` is the protocol's own (KServe, Apache-2.0); the module
-beside it is made by
+Triton's are. `open_inference_grpc.proto` is the protocol's own (KServe, Apache-2.0) with the
+messages of Triton's repository extension; the module beside it is made by
 
     python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. open_inference_grpc.proto
 
 with a protoc no newer than the oldest protobuf that is to run it.
 """
 
-import asyncio
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +20,17 @@ import anyio.to_thread
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from starlette.requests import Request
 
 from deployments.serving import metrics, tls
 from deployments.serving import open_inference_grpc_pb2 as pb
 from deployments.serving.access import Access, allow
 from deployments.serving.capture import Capture
+from deployments.serving.control import Control
 from deployments.serving.elements import pack
 from deployments.serving.folder import stamp
+from deployments.serving.grpc_asked import Asked
 from deployments.serving.grpc_messages import inputs, outputs
+from deployments.serving.grpc_repository import GrpcRepository
 from deployments.serving.http import Address, header, may_store, release, request_id
 from deployments.serving.inference import Call, Inference
 from deployments.serving.protocol import ProtocolError
@@ -46,7 +46,8 @@ OPEN = frozenset(("ServerLive", "ServerReady"))
 STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
-    422: grpc.StatusCode.FAILED_PRECONDITION, 429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    409: grpc.StatusCode.FAILED_PRECONDITION, 422: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED, 502: grpc.StatusCode.UNAVAILABLE,
     503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
 _log = logging.getLogger("modelmint.serving")
@@ -62,10 +63,12 @@ class GrpcServer:
         inference: Inference,
         traffic: Traffic,
         capture: Capture | None,
+        control: Control,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._repository, self._access, self._inference = repository, access, inference
         self._traffic, self._capture, self._tracing = traffic, capture, tracing
+        self._extension = GrpcRepository(repository, control)
 
     @asynccontextmanager
     async def running(self, address: Address, largest: int) -> AsyncIterator[None]:
@@ -98,13 +101,14 @@ class GrpcServer:
             await server.stop(GRACE_SECONDS)
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        methods: dict[str, tuple[Callable[[_Asked], Awaitable[Any]], Any]] = {
+        methods: dict[str, tuple[Callable[[Asked], Awaitable[Any]], Any]] = {
             "ServerLive": (self.live, pb.ServerLiveRequest),
             "ServerReady": (self.ready, pb.ServerReadyRequest),
             "ModelReady": (self.model_ready, pb.ModelReadyRequest),
             "ServerMetadata": (self.server_metadata, pb.ServerMetadataRequest),
             "ModelMetadata": (self.model_metadata, pb.ModelMetadataRequest),
             "ModelInfer": (self.infer, pb.ModelInferRequest),
+            **self._extension.methods(),
         }
         handlers = {
             # Bytes come and go: gRPC would log a caller's nonsense with a traceback.
@@ -114,11 +118,11 @@ class GrpcServer:
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _guarded(
-        self, name: str, method: Callable[["_Asked"], Awaitable[Any]], kind: Any
+        self, name: str, method: Callable[[Asked], Awaitable[Any]], kind: Any
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
         async def answer(body: bytes, context: Any) -> Any:
             start, message = time.perf_counter_ns(), kind()
-            asked, refusal = _Asked(message, context), None
+            asked, refusal = Asked(message, context), None
             request = asked.request
             try:
                 if name not in OPEN:
@@ -157,13 +161,13 @@ class GrpcServer:
             return False
         return True
 
-    async def live(self, _: "_Asked") -> Any:
+    async def live(self, _: Asked) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    async def ready(self, _: "_Asked") -> Any:
+    async def ready(self, _: Asked) -> Any:
         return pb.ServerReadyResponse(ready=True)
 
-    async def model_ready(self, asked: "_Asked") -> Any:
+    async def model_ready(self, asked: Asked) -> Any:
         name, number = asked.message.name, asked.message.version
         allow(asked.request, "read", name)
         try:
@@ -172,10 +176,12 @@ class GrpcServer:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=line.answers(number) if number else line.ready)
 
-    async def server_metadata(self, _: "_Asked") -> Any:
-        return pb.ServerMetadataResponse(name="modelmint", version=release())
+    async def server_metadata(self, _: Asked) -> Any:
+        return pb.ServerMetadataResponse(
+            name="modelmint", version=release(), extensions=["model_repository"]
+        )
 
-    async def model_metadata(self, asked: "_Asked") -> Any:
+    async def model_metadata(self, asked: Asked) -> Any:
         name, number = asked.message.name, asked.message.version
         allow(asked.request, "read", name)
         served = await anyio.to_thread.run_sync(self._repository.wake, name, number or None)
@@ -192,7 +198,7 @@ class GrpcServer:
             properties={"digest": served.digest},
         )  # fmt: skip
 
-    async def infer(self, asked: "_Asked") -> Any:
+    async def infer(self, asked: Asked) -> Any:
         start, message, request = time.perf_counter(), asked.message, asked.request
         allow(request, "predict", message.model_name)
         request.path_params["name"] = message.model_name
@@ -221,46 +227,6 @@ class GrpcServer:
         if mirrored := self._traffic.mirror(served, tensors):
             await mirrored()  # puts it into a queue, or drops it
         return answer
-
-
-class _Asked:
-    """A message, and the request it would be over HTTP: its headers are the metadata."""
-
-    def __init__(self, message: Any, context: Any) -> None:
-        self.message, self._context = message, context
-        metadata: Sequence[tuple[str, Any]] = context.invocation_metadata() or ()
-        fields = [
-            (name.encode(), value.encode("latin-1"))
-            for name, value in metadata
-            if isinstance(value, str)
-        ]
-        self.request = Request({"type": "http", "headers": fields, "path_params": {}, "state": {}})
-        self.hit: bool | None = None
-
-    def name(self) -> None:
-        """Let the message's id name the request where the metadata does not."""
-        headers, given = self.request.scope["headers"], str(getattr(self.message, "id", ""))
-        if given and not any(name == b"x-request-id" for name, _ in headers):
-            headers.append((b"x-request-id", given.encode()))
-            self.request.scope.pop("modelmint.headers", None)
-        request_id(self.request)
-
-    def deadline(self, seconds: float) -> float:
-        """When the answer is due, in the loop's time: the caller's deadline, at most `seconds`."""
-        left = self._context.time_remaining()
-        return asyncio.get_running_loop().time() + min(seconds, seconds if left is None else left)
-
-    def trailers(self, refusal: ProtocolError | None = None) -> tuple[tuple[str, str], ...]:
-        """What HTTP says in headers."""
-        found: dict[str, str] = {"x-request-id": request_id(self.request)}
-        found |= getattr(self.request.state, "headers", {})
-        if self.hit is not None:
-            found["modelmint-cache"] = "hit" if self.hit else "miss"
-        if refusal:
-            found["modelmint-code"] = refusal.code
-            if refusal.retry_after is not None:
-                found["retry-after"] = str(max(1, math.ceil(refusal.retry_after)))
-        return tuple(found.items())
 
 
 def _credentials(private_key: Path, certificate: Path) -> Any:

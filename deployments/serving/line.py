@@ -53,6 +53,12 @@ class Line:
         """Versions that must answer at once."""
         return self.state.needed
 
+    @property
+    def unneeded(self) -> list[str]:
+        """Versions that were never in production, or were rolled back, and are not being tried."""
+        kept = self.needed | set(self.previous)
+        return sorted((number for number in self.digests if number not in kept), key=int)
+
     def answers(self, number: str) -> bool:
         """Whether the version answers, at once or after it was opened."""
         return number in self.versions or number in self.idle

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from deployments.serving import metrics
 from deployments.serving.access import allow
 from deployments.serving.http import Body, as_json, as_object, release
+from deployments.serving.keys import ApiKey
 from deployments.serving.line import Line
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
@@ -92,28 +93,32 @@ class Listing:
         return as_json(answer | {"failed": _reasons(line)}, status=200 if ready else 503)
 
     async def repository_index(self, request: Request) -> Response:
-        key = request.state.key
         only_ready = as_object(await self._body(request)).get("ready", False)
         if not isinstance(only_ready, bool):
             raise ProtocolError(400, "ready must be true or false")
-        found: list[dict[str, Any]] = []
-        for name, line in self._repository.lines.items():
-            if not key.allows("read", name):
-                continue
-            for number, served in line.versions.items():
-                found.append(_listed(name, number, line, served.digest, "READY"))
-            for number, digest in line.idle.items():
-                one = _listed(name, number, line, digest, "READY")
-                found.append(one | {"reason": "out of memory: opened when asked for"})
-            for number, failed in {} if only_ready else line.failed.items():
-                one = _listed(name, number, line, failed.digest, "UNAVAILABLE")
-                found.append(one | {"reason": failed.reason})
-        return as_json(found)
+        return as_json(versions(self._repository, request.state.key, only_ready))
 
     async def metrics(self, request: Request) -> Response:
         allow(request, "read")
         found = await anyio.to_thread.run_sync(metrics.exposition)
         return Response(found, media_type=metrics.CONTENT_TYPE)
+
+
+def versions(repository: Repository, key: ApiKey, only_ready: bool) -> list[dict[str, Any]]:
+    """The versions that a key may read, each as the repository extension's index tells of it."""
+    found: list[dict[str, Any]] = []
+    for name, line in repository.lines.items():
+        if not key.allows("read", name):
+            continue
+        for number, served in line.versions.items():
+            found.append(_listed(name, number, line, served.digest, "READY"))
+        for number, digest in line.idle.items():
+            one = _listed(name, number, line, digest, "READY")
+            found.append(one | {"reason": "out of memory: opened when asked for"})
+        for number, failed in {} if only_ready else line.failed.items():
+            one = _listed(name, number, line, failed.digest, "UNAVAILABLE")
+            found.append(one | {"reason": failed.reason})
+    return found
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from models.signature import network_file
 
 COPIES = 2
 """How often a network is held at most: as ONNX Runtime keeps it, and packed for the processor."""
+EACH = 4_900_000
+"""Bytes that a version takes beside that, however small it is: what one of 11 kB took in a worker,
+`megabytes_per_version` of `benchmarks/results/swaps.json`."""
 
 
 class Memory:
@@ -33,7 +36,7 @@ class Memory:
         try:
             folder = self._root / name / number
             there = network_file({file.name for file in folder.iterdir()})
-            return COPIES * (folder / there).stat().st_size
+            return EACH + COPIES * (folder / there).stat().st_size
         except OSError:  # it cannot be opened either
             return 0
 

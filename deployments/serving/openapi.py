@@ -140,12 +140,14 @@ _PAYLOAD: Json = {
     "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
 }
 _LOAD = _object(
-    ("parameters",),
-    parameters=_closed(("version", "digest"), version=_NUMBER, digest=_DIGEST, source=_TEXT),
-)
-_UNLOAD = _object(
-    ("parameters",), parameters=_closed(("version",), version=_NUMBER, unload_dependents={})
-)
+    parameters=_closed(version=_NUMBER, digest=_DIGEST, source=_TEXT)
+    | {
+        "dependentRequired": {
+            "version": ["digest"], "digest": ["version"], "source": ["version", "digest"],
+        }
+    }
+)  # fmt: skip
+_UNLOAD = _object(parameters=_closed(version=_NUMBER, unload_dependents={}))
 _MOMENT: Json = {"type": ["string", "null"], "format": "date-time"}
 _COUNT: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": 10**15}
 _LIMITS = _closed(
@@ -232,10 +234,14 @@ KNOWN: dict[tuple[str, str], tuple[str, Json | None, Json]] = {
         {_JSON: {"schema": _object(ready={"type": "boolean"})}}, _array({"type": "object"}),
     ),
     ("POST", "/v2/repository/models/{name}/load"): (
-        "Verify and load a version", {_JSON: {"schema": _LOAD}}, {"type": "object"}
+        "Verify and load a version; without parameters the one in production where it is not in"
+        " memory, else the newest whose folder is here and verifies. None is promoted by that",
+        {_JSON: {"schema": _LOAD}}, {"type": "object"},
     ),
     ("POST", "/v2/repository/models/{name}/unload"): (
-        "Stop serving a version", {_JSON: {"schema": _UNLOAD}}, {"type": "object"}
+        "Stop serving a version; without one all that are not in production, were not before and"
+        " are not being tried",
+        {_JSON: {"schema": _UNLOAD}}, {"type": "object"},
     ),
     ("GET", "/v1/keys"): ("All keys, without secrets", None, {"type": "object"}),
     ("POST", "/v1/keys"): ("Make a key", {_JSON: {"schema": _KEY}}, {"type": "object"}),
@@ -251,7 +257,10 @@ _QUERIES: dict[str, list[tuple[str, Json]]] = {
     "/v1/usage": [("days", {"type": "integer", "minimum": 0, "maximum": 366})],
     "/v1/audit": [("after", {"type": "integer", "minimum": 0})],
 }
-_OPTIONAL = ("/v2/repository/index", "/v1/lines/{name}/rollback", "/v1/keys/{id}/rotate")
+_OPTIONAL = (
+    "/v2/repository/index", "/v2/repository/models/{name}/load",
+    "/v2/repository/models/{name}/unload", "/v1/lines/{name}/rollback", "/v1/keys/{id}/rotate",
+)  # fmt: skip
 """Routes that take an empty body for an empty object."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
 _STREAMED = ("/v1/completions", "/v1/lines/{name}/predict")

@@ -19,6 +19,7 @@ from deployments.serving.folder import DIGEST, LINE, NUMBER, exclusive, matches,
 from deployments.serving.following import Follower
 from deployments.serving.line import Failed, Line
 from deployments.serving.opening import open_proven
+from deployments.serving.placed import meant
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served
 from deployments.serving.state import Canary, Shadow, Unrecorded
@@ -119,6 +120,11 @@ class Repository(Follower):
         self._everywhere(name, number)
         return served
 
+    def meant(self, name: str) -> tuple[str, str]:
+        """Number and digest that a load without them means; raises as `placed.meant` does."""
+        self.refresh()
+        return meant(self.root, self._trust, name, self._lines.get(name, Line()))
+
     def set_default(self, name: str, number: str, entry: Entry | None = None) -> Served:
         """Let a loaded version answer when none is named; raises ProtocolError 404 or 503.
 
@@ -161,23 +167,35 @@ class Repository(Follower):
         self._everywhere(name, served.number)
         return served, str(line.default)
 
-    def unload(self, name: str, number: str) -> None:
+    def unload(self, name: str, number: str | None) -> list[str]:
         """Stop serving a version; requests it is answering finish. Its folder stays.
 
-        Raises ProtocolError: 404 when it is not loaded, 409 when it is the default.
+        For None all that are not in production, were not before, and are not being tried: what
+        nobody can be waiting for. Returns their numbers. Raises ProtocolError: 404 when it is not
+        loaded, 409 when it is the default, or when none of all may go.
         """
         with self._changing():
             line = self.line(name)
-            if number == line.default:
+            if number is not None and number == line.default:
                 raise ProtocolError(
                     409, f"version {number} is the default of {name}: promote another", "conflict"
                 )
-            if number not in line.digests:
+            if number is not None and number not in line.digests:
                 self._absent(name, number, line)
-            previous = tuple(n for n in line.previous if n != number)
-            changed = replace(line.without(number), previous=previous)
-            self._publish(name, changed.without_trials_of(number))
-        self._everywhere(name, number)
+            going = line.unneeded if number is None else [number]
+            if not going:
+                raise ProtocolError(
+                    409,
+                    f"all versions of {name} are in production, were before, or are being tried:"
+                    " name the version to unload",
+                    "conflict",
+                )
+            for one in going:
+                previous = tuple(n for n in line.previous if n != one)
+                line = replace(line.without(one), previous=previous).without_trials_of(one)
+            self._publish(name, line)
+        self._everywhere(name, going[-1])
+        return going
 
     def try_out(self, name: str, kind: str, trial: Canary | Shadow | None) -> None:
         """Start a trial of a loaded version, or end it for None.

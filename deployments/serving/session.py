@@ -102,7 +102,7 @@ class Served:
     def answers(self, outputs: Tensors) -> list[dict[str, Any]]:
         """What a person reads, one answer a row; raises ProtocolError 422 for none to give."""
         output = outputs[self.outputs[0].name]
-        if not np.isfinite(output).all():
+        if not finite(output):
             raise ProtocolError(
                 422, "the model gives no finite answer for these values", "not_finite"
             )
@@ -119,7 +119,7 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     try:
         signature = Signature.model_validate_json(files[SIGNATURE_FILE])
         inputs, outputs = signature.features.inputs, signature.outputs
-        sample = samples.load(files[SAMPLE_FILE], inputs)
+        sample = samples.load(files[SAMPLE_FILE], (*inputs, outputs[0]))
     except (ValueError, SafetensorError) as error:
         _log.warning("%s/%s: %s", line, number, error)
         raise _unfit("its signature or sample cannot be read by this server's code") from None
@@ -216,7 +216,7 @@ def _compare(
     except Exception as error:  # ONNX Runtime's errors share no base class
         _log.warning("warm-up: %s", error)
         raise _unfit("the network cannot compute the recorded sample") from None
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    if found.shape != expected.shape or not finite(found):
         raise _unfit(f"output {name!r} of the sample has another shape or is not finite")
     distance = signature.closeness(found, expected)
     if not distance <= FARTHEST:  # written so that NaN is refused too
@@ -225,6 +225,11 @@ def _compare(
             f" its spread; at most {FARTHEST} is served: mint the version again"
         )
     return min(seconds)
+
+
+def finite(output: NDArray[Any]) -> bool:
+    """Whether every element is a number; texts and whole numbers are what they are."""
+    return output.dtype.kind != "f" or bool(np.isfinite(output).all())
 
 
 class _Paces(NamedTuple):

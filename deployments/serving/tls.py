@@ -90,8 +90,9 @@ def also_secure(app: ASGIApp, address: Address, drain: int) -> ASGIApp:
     assert address.certificate is not None
     assert address.private_key is not None
     config = uvicorn.Config(
-        app, loop="none", http="httptools", ws="none", lifespan="off", access_log=False,
-        server_header=False, log_config=None, timeout_graceful_shutdown=drain,
+        app, loop="none", http="deployments.serving.connection:Connection", ws="none",
+        lifespan="off", access_log=False, server_header=False, log_config=None,
+        timeout_graceful_shutdown=drain,
         headers=HEADERS + TLS_HEADERS, **settings(address.certificate, address.private_key),
     )  # fmt: skip
     server = _Beside(config)

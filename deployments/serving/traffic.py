@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
-import numpy as np
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,7 +27,7 @@ from deployments.serving.journal import Journal
 from deployments.serving.keys import ApiKey
 from deployments.serving.protocol import Tensors
 from deployments.serving.repository import Repository
-from deployments.serving.session import Served
+from deployments.serving.session import Served, finite
 from deployments.serving.state import Canary, Shadow
 
 ROLES = ("production", "canary")
@@ -239,7 +238,7 @@ def _difference(
         for one, output in ((served, first), (other, second))
     ]
     different = sum(not _same(a, b) for a, b in zip(*answers, strict=True))
-    if first.shape != second.shape or not np.isfinite(second).all():
+    if first.shape != second.shape or not finite(second):
         return len(first), different, float("inf")
     return len(first), different, served.signature.closeness(second, first)
 

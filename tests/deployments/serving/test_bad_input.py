@@ -8,9 +8,12 @@ on, and another tenant is answered in between. What is no HTTP, and WebSocket, a
 import gzip
 import math
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +25,7 @@ from onnx import TensorProto, helper
 from models.objectives import Regression
 from models.texts import TextFeatures
 from models.vocabulary import Characters
+from tests.deployments.serving.server import exchange
 from tests.deployments.serving.test_limits import chunk
 from tests.deployments.serving.versions import assemble, network
 
@@ -186,6 +190,48 @@ def test_it_is_refused_and_the_server_goes_on(
     assert other.json["outputs"][0]["data"] == [11.0]
     assert psutil.Process(open_server.process.pid).create_time() == before
     assert "Traceback" not in open_server.log
+
+
+def test_another_tenant_asks_all_the_while_and_is_never_refused(
+    open_server: Any, tenant: dict[str, str]
+) -> None:
+    found: list[Any] = []
+    ended = threading.Event()
+
+    def keep_asking(path: str, body: Any) -> None:
+        with closing(open_server.connect()) as connection:
+            while not ended.is_set():
+                try:
+                    found.append(exchange(connection, "POST", path, body, **tenant))
+                except (OSError, HTTPException) as error:
+                    found.append(error)
+                    return
+
+    # One is answered by the connection itself, the other is decoded by the processes that bad
+    # input is decoded by.
+    asked = ((INFER, {"inputs": [ROW]}), (PREDICT, {"distance": 3, "hour": 4}))
+    threads = [threading.Thread(target=keep_asking, args=one) for one in asked]
+    for thread in threads:
+        thread.start()
+    try:
+        for what, bad in BAD.items():
+            one, before = bad() if callable(bad) else bad, len(found)
+            answer = open_server.ask(one.method, one.path, one.body, **_named(one))
+            assert answer.status in one.statuses, what
+            while len(found) < before + 2 and any(thread.is_alive() for thread in threads):
+                time.sleep(0.001)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert [one for one in found if getattr(one, "status", None) != 200] == []
+    answers = [one.json for one in found]
+    inferred = [one["outputs"][0]["data"] for one in answers if "outputs" in one]
+    predicted = [one["predictions"][0]["air_time"] for one in answers if "predictions" in one]
+    assert inferred == [[11.0]] * len(inferred)
+    assert predicted == [11.0] * len(predicted)
+    assert min(len(inferred), len(predicted)) > 0
+    assert len(found) >= 2 * len(BAD)
 
 
 def test_values_that_are_not_finite_are_computed_but_no_answer_for_people(open_server: Any) -> None:

@@ -1,7 +1,9 @@
 """Hostile requests over HTTP: each is refused in its own words, and the server goes on."""
 
 import gzip
+import http.client
 import io
+import re
 import socket
 import struct
 import zlib
@@ -12,6 +14,8 @@ import orjson
 import pytest
 import tritonclient.http as triton
 from PIL import Image
+
+from tests.deployments.serving.server import Answer
 
 INFER = "/v2/models/air-time/infer"
 GOOD = {"inputs": [{"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}]}
@@ -107,14 +111,21 @@ def test_a_wrong_deadline_is_refused(shared: Any, value: str) -> None:
     assert (answer.status, answer.json["code"]) == (400, "invalid_request")
 
 
-def raw(server: Any, head: str, *parts: bytes) -> bytes:
-    """The first bytes of what the server sends for hand-made parts of a request."""
-    lines = f"{head}\r\nhost: x\r\nauthorization: Bearer {server.key}\r\n"
+def raw(server: Any, *parts: bytes) -> Answer:
+    """What the server answers to hand-made parts of a request."""
     with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
-        connection.sendall(lines.encode())
         for part in parts:
             connection.sendall(part)
-        return connection.recv(65_536)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, found, response.read())
+
+
+def headed(server: Any, line: str, *parts: bytes) -> Answer:
+    """That, with a request line and our key before them."""
+    head = f"{line}\r\nhost: x\r\nauthorization: Bearer {server.key}\r\n"
+    return raw(server, head.encode(), *parts)
 
 
 POST = f"POST {INFER} HTTP/1.1"
@@ -123,8 +134,8 @@ BODY = orjson.dumps(GOOD)
 
 def test_a_flood_of_tiny_chunks_is_one_body(shared: Any) -> None:
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 20_000)
-    answer = raw(shared, POST, b"transfer-encoding: chunked\r\n\r\n", chunks, b"0\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200")
+    answer = headed(shared, POST, b"transfer-encoding: chunked\r\n\r\n", chunks, b"0\r\n\r\n")
+    assert answer.status == 200
 
 
 @pytest.mark.parametrize(
@@ -136,22 +147,69 @@ def test_a_flood_of_tiny_chunks_is_one_body(shared: Any) -> None:
         b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
         b"transfer-encoding: chunked\r\n\r\nzz\r\n",
         b"no colon\r\n\r\n",
-        b"x-long: " + b"x" * 200_000 + b"\r\n\r\n",
     ],
 )
 def test_a_request_that_is_no_http_is_refused(shared: Any, head: bytes) -> None:
-    answer = raw(shared, POST, head)
-    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 413", b"HTTP/1.1 431"))
-    assert b"/" not in answer.partition(b"\r\n\r\n")[2].replace(b"application/json", b"")
+    named = b"x-request-id: mine\r\naccept: */*\r\n"
+    refused(headed(shared, POST, named + head), 400, "invalid_http", "mine")
 
 
-def test_a_websocket_is_refused(shared: Any) -> None:
-    upgrade = (
-        b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
-        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    answer = raw(shared, "GET /v2/models/air-time/stream HTTP/1.1", upgrade)
-    assert answer.startswith(b"HTTP/1.1 404")
+def refused(answer: Answer, status: int, code: str, identity: str | None = None) -> None:
+    """Check that an answer refuses in the one form there is, and tells which request it was."""
+    assert (answer.status, answer.json["code"]) == (status, code)
+    assert set(answer.json) == {"error", "code", "request_id"}
+    assert answer.json["request_id"] == answer.headers["x-request-id"]
+    assert re.fullmatch(identity or "[0-9a-f]{32}", answer.headers["x-request-id"])
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    if code == "invalid_http":
+        assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/9.9\r\nhost: x\r\n\r\n",
+        b"GET http://[::1 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET \xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+)
+def test_another_protocol_is_refused(shared: Any, whole: bytes) -> None:
+    refused(raw(shared, whole), 400, "invalid_http")
+
+
+def test_long_headers_are_refused(shared: Any) -> None:
+    # Sent at once they may come at once, and are bounded by what is read at once.
+    answer = headed(shared, POST, b"x-long: " + b"x" * 200_000 + b"\r\n\r\n")
+    assert answer.status in (400, 431)
+    assert answer.json["code"] in ("invalid_request", "too_large")
+
+
+WEBSOCKET = (
+    b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "code"),
+    [
+        ("GET /v2/models/air-time/stream HTTP/1.1", 404, "not_found"),
+        (f"GET {INFER} HTTP/1.1", 405, "method_not_allowed"),
+        (f"{POST}", 400, "invalid_request"),
+    ],
+)
+def test_a_websocket_is_refused(shared: Any, line: str, status: int, code: str) -> None:
+    refused(headed(shared, line, WEBSOCKET), status, code)
+    frame = b"\x81\x85\x01\x02\x03\x04igomn"
+    refused(headed(shared, line, WEBSOCKET + frame), status, code)
+
+
+def test_a_websocket_without_a_key_is_refused(shared: Any) -> None:
+    refused(raw(shared, b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + WEBSOCKET), 401, "no_key")
 
 
 @pytest.mark.parametrize(

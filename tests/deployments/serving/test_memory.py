@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import orjson
+import pytest
+
+from deployments.serving.memory import COPIES, EACH, Memory
+from tests.conftest import ROOT
 from tests.deployments.serving.test_control import BODY, INFER, NO_STORE, placed, serving
 
 NUMBERS = ("1", "2", "3", "4", "5")
@@ -19,7 +24,7 @@ def test_the_least_recently_used_rests_and_answers_when_asked(
     root = tmp_path / "repository"
     versions = placed(root, table, *NUMBERS)
     size = (root / "air-time" / "1" / "model.onnx").stat().st_size
-    budget = ("--memory-mb", str(3.5 * 2 * size / 1e6))  # three versions
+    budget = ("--memory-mb", str(3.5 * (EACH + COPIES * size) / 1e6))  # three versions
     server = start(root, *budget, environment=NO_STORE)
 
     def idle() -> set[str]:
@@ -76,3 +81,19 @@ def test_what_must_answer_stays_though_it_is_too_much(
     shadowed = server.ask("POST", "/v1/lines/air-time/shadow", {"version": "1"})
     assert shadowed.status == 200
     assert server.ask("GET", "/").json["lines"]["air-time"]["idle"] == {}
+
+
+def test_a_version_costs_what_was_measured_of_a_small_one(tmp_path: Path) -> None:
+    figures = orjson.loads((ROOT / "benchmarks/results/swaps.json").read_bytes())["figures"]
+    network = tmp_path / "air-time" / "1" / "model.onnx"
+    network.parent.mkdir(parents=True)
+    memory = Memory(tmp_path, 25_000_000)
+    network.write_bytes(bytes(11_000))
+    measured = figures["megabytes_per_version"] * 1e6
+    assert memory.cost("air-time", "1") == pytest.approx(measured, rel=0.1)
+    # Without that five hundred of them would seem to fit.
+    assert memory.room({"air-time": ["1"] * 4}, "air-time", "1")
+    assert not memory.room({"air-time": ["1"] * 5}, "air-time", "1")
+    network.write_bytes(bytes(10_000_000))
+    assert memory.cost("air-time", "1") == EACH + COPIES * 10_000_000
+    assert memory.cost("air-time", "2") == 0

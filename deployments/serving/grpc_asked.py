@@ -1,0 +1,51 @@
+"""A call of gRPC, as the request it would be over HTTP."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from deployments.serving.http import request_id
+from deployments.serving.protocol import ProtocolError
+
+
+class Asked:
+    """A message, and the request it would be over HTTP: its headers are the metadata."""
+
+    def __init__(self, message: Any, context: Any) -> None:
+        self.message, self._context = message, context
+        metadata: Sequence[tuple[str, Any]] = context.invocation_metadata() or ()
+        fields = [
+            (name.encode(), value.encode("latin-1"))
+            for name, value in metadata
+            if isinstance(value, str)
+        ]
+        self.request = Request({"type": "http", "headers": fields, "path_params": {}, "state": {}})
+        self.hit: bool | None = None
+
+    def name(self) -> None:
+        """Let the message's id name the request where the metadata does not."""
+        headers, given = self.request.scope["headers"], str(getattr(self.message, "id", ""))
+        if given and not any(name == b"x-request-id" for name, _ in headers):
+            headers.append((b"x-request-id", given.encode()))
+            self.request.scope.pop("modelmint.headers", None)
+        request_id(self.request)
+
+    def deadline(self, seconds: float) -> float:
+        """When the answer is due, in the loop's time: the caller's deadline, at most `seconds`."""
+        left = self._context.time_remaining()
+        return asyncio.get_running_loop().time() + min(seconds, seconds if left is None else left)
+
+    def trailers(self, refusal: ProtocolError | None = None) -> tuple[tuple[str, str], ...]:
+        """What HTTP says in headers."""
+        found: dict[str, str] = {"x-request-id": request_id(self.request)}
+        found |= getattr(self.request.state, "headers", {})
+        if self.hit is not None:
+            found["modelmint-cache"] = "hit" if self.hit else "miss"
+        if refusal:
+            found["modelmint-code"] = refusal.code
+            if refusal.retry_after is not None:
+                found["retry-after"] = str(max(1, math.ceil(refusal.retry_after)))
+        return tuple(found.items())
