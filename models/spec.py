@@ -158,7 +158,8 @@ class Gate(Frozen):
     """Confidence of the intervals and of the paired test against the champion."""
     noninferior: bool = False
     """Demand proof that the version is less than the margin worse than the champion, where
-    otherwise it takes proof that it is more. Needs many test rows."""
+    otherwise it takes proof that it is more. Needs test rows enough for a margin of three standard
+    errors of the difference, or equal versions are held too."""
     slices: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
     """Margin of a slice of the test rows (`origin=JFK`), or of every slice of a column or of the
     target (`origin`): none may be found worse than the champion by more."""
@@ -202,7 +203,8 @@ class Budget(Frozen):
     """Forms of compression not to choose."""
     retraining: Retraining = Retraining()
     exhaustive: bool = False
-    """Train and measure also the smaller networks that are too large to be chosen."""
+    """Train to the end and measure also the smaller networks that are too large to be chosen, or
+    that have lost half of the primary metric halfway through their training."""
 
     @property
     def trains(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from models.data import Tensors
 from models.digests import bytes_digest
 from models.forms import UNCOMPRESSED, FormError, parts
+from models.layers import Served
 from models.objectives import Floats
 from models.signature import Signature
 from tasks import candidates
@@ -19,14 +20,19 @@ from tasks.batches import Encoded, Source, Stored, in_order, settled
 from tasks.inference import BATCH, REFUSALS, predict, scarce, session
 from tasks.isolated import Emit
 from tasks.jobs import CompressJob
+from tasks.loop import TrainingError
 from tasks.refs import Candidate
 from tasks.store import MissingError, store
 from tasks.students import Students
-from tasks.trainer import restore
+from tasks.trainer import measure, restore
 
 CALIBRATION_ROWS = 512
 # A form that loses half of the metric on the first rows is measured no further.
 PROBE_ROWS, COLLAPSE = 256, 0.5
+
+
+class HopelessError(FormError):
+    """A network that would have collapsed; the message says what it had learnt halfway."""
 
 
 class Measuring(NamedTuple):
@@ -71,6 +77,18 @@ class Measuring(NamedTuple):
             collapsed=not loss <= COLLAPSE,
         )
 
+    def despair(self, name: str, served: Served) -> None:
+        """Raise HopelessError where a network has collapsed halfway through its training."""
+        found = measure(served, self.rows, self.signature)
+        primary = self.signature.objective.primary
+        value, reference = found[primary.name], self.plain["whole"][primary.name]
+        if not primary.loss(value, reference) <= COLLAPSE:
+            raise HopelessError(
+                f"{name} was given up halfway: {primary.name} {value:.4g}, uncompressed"
+                f" {reference:.4g}; give it budget.retraining.epochs, another lr, or take it out of"
+                " budget.candidates"
+            )
+
 
 class Forms:
     """Makes and measures the forms of one network, each once; `made` has them by name."""
@@ -87,6 +105,8 @@ class Forms:
         served = restore(job.model, job.dataset, job.weights)
         plain = candidates.export(served, signature, self.calibration)
         self.made = {UNCOMPRESSED: (self.measuring.of(plain, UNCOMPRESSED), plain)}
+        # Two forms may need one network: it is trained once, and fails once.
+        self.failed: dict[str, FormError | TrainingError] = {}
         self.students = Students(job, served, self.calibration)
 
     def form(self, name: str) -> tuple[Candidate, bytes]:
@@ -94,14 +114,21 @@ class Forms:
 
         Raises FormError; TrainingError where a smaller network's loss is no number.
         """
+        if name in self.failed:
+            raise self.failed[name]
         if name not in self.made:
-            found = self.remembered(name)
-            if found is None:
-                content = self._content(name)
-                found = self.measuring.of(content, name), content
-                self._remember(*found)
-            self.made[name] = found
+            try:
+                self.made[name] = self.remembered(name) or self._new(name)
+            except (FormError, TrainingError) as error:
+                self.failed[name] = error
+                raise
         return self.made[name]
+
+    def _new(self, name: str) -> tuple[Candidate, bytes]:
+        content = self._content(name)
+        found = self.measuring.of(content, name)
+        self._remember(found, content)
+        return found, content
 
     def remembered(self, name: str) -> tuple[Candidate, bytes] | None:
         """The form as an interrupted search, or one with another budget, left it."""
@@ -126,7 +153,8 @@ class Forms:
             _, plain = self.form(network or UNCOMPRESSED)
             return candidates.quantized(quantizer, plain, self.calibration)
         begun = self.students.begun(name)
-        taught = self.students.taught(name, begun, self.emit)
+        judged = None if self.job.budget.exhaustive else self.measuring.despair
+        taught = self.students.taught(name, begun, self.emit, judged)
         return candidates.export(taught, self.measuring.signature, self.calibration)
 
 
