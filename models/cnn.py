@@ -14,6 +14,9 @@ from models.spec import Family
 if TYPE_CHECKING:
     from torch import nn
 
+# Sides of LeNet's input: from there on its convolutions take no padding.
+CLASSIC = 32
+
 
 class Size(NamedTuple):
     """Channels of the stages, which each halve the image, and the widths of the dense layers."""
@@ -38,7 +41,8 @@ class Spec(Family):
 
     size: Literal["tiny", "small", "base", "lenet", "vgg", "resnet"] = "base"
     """Channels and dense widths: tiny 4-8, 16; small 16-32, 32; base 32-64, 64; lenet 5x5
-    convolutions 6-16, 120-84; vgg pairs of 3x3 24-48-96, 128; resnet 16-32-64, a mean."""
+    convolutions 6-16, 120-84, padded where an image is below LeCun's 32x32; vgg pairs of 3x3
+    24-48-96, 128; resnet 16-32-64, a mean."""
     dropout: float = Field(0.25, ge=0, lt=1)
     """Share of dense values dropped in training."""
 
@@ -52,15 +56,17 @@ class Spec(Family):
         kind, stages, dense = SIZES[self.size]
         layers: list[nn.Module] = [first]
         channels, height, across = first.channels, first.height, first.width
+        pads = min(height, across) < CLASSIC
         for index, following in enumerate(stages):
             if kind == "resnet":
                 stride = 1 if index == 0 else 2
                 layers += [Residual(channels, following, stride), Residual(following, following, 1)]
                 height, across = -(-height // stride), -(-across // stride)
             else:
-                layers += _convolutions(kind, channels, following)
+                layers += _convolutions(kind, channels, following, pads)
                 layers.append(nn.MaxPool2d(2))
-                height, across = height // 2, across // 2
+                lost = 4 if kind == "lenet" and not pads else 0
+                height, across = (height - lost) // 2, (across - lost) // 2
             channels = following
         if kind == "resnet":
             # The mean over all places, whatever their number.
@@ -80,12 +86,12 @@ class Spec(Family):
         return Chain(*layers)
 
 
-def _convolutions(kind: str, channels: int, following: int) -> "list[nn.Module]":
-    """The convolutions of one stage before its pooling; height and width stay."""
+def _convolutions(kind: str, channels: int, following: int, pads: bool) -> "list[nn.Module]":
+    """The convolutions of one stage before its pooling; height and width stay, but of LeNet's."""
     from torch import nn
 
     if kind == "lenet":
-        return [nn.Conv2d(channels, following, 5, padding=2), nn.ReLU()]
+        return [nn.Conv2d(channels, following, 5, padding=2 if pads else 0), nn.ReLU()]
     if kind == "plain":
         return [nn.Conv2d(channels, following, 3, padding=1), nn.ReLU()]
     layers: list[nn.Module] = []

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 UNCOMPRESSED = "fp32"
-QUANTIZERS = ("int8-dynamic", "int8-static", "int8-weights", "int4-weights")
+QUANTIZERS = ("int8-dynamic", "int8-static", "int8-weights", "int4-weights", "fp16")
 _QUANTIZER = "|".join(QUANTIZERS)
 _NETWORK = "pruned-[1-9][0-9]|student-[a-z][a-z0-9_]*"
 PATTERN = rf"^({_QUANTIZER}|({_NETWORK})(\+({_QUANTIZER}))?)$"

@@ -158,7 +158,8 @@ class Gate(Frozen):
     """Confidence of the intervals and of the paired test against the champion."""
     noninferior: bool = False
     """Demand proof that the version is less than the margin worse than the champion, where
-    otherwise it takes proof that it is more. Needs many test rows."""
+    otherwise it takes proof that it is more. Needs test rows enough for a margin of three standard
+    errors of the difference, or equal versions are held too."""
     slices: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
     """Margin of a slice of the test rows (`origin=JFK`), or of every slice of a column or of the
     target (`origin`): none may be found worse than the champion by more."""
@@ -193,15 +194,17 @@ class Budget(Frozen):
     The gate refuses a slower model; the choice itself never follows a stopwatch."""
     candidates: tuple[Form, ...] = ("int8-dynamic", "int8-static", "int8-weights")
     """Forms of compression to build and measure, beside the uncompressed one: a quantizer
-    (`int8-dynamic`, `int8-static`, `int8-weights`, `int4-weights`), a smaller network that is
-    trained for it (`pruned-50`: half of the channels; `student-small`: a size of the family), or
-    both, as `student-small+int8-static`. `int4-weights` is the smallest quantizer and saves less
-    time than `int8-static`, so a line has to ask for it."""
+    (`int8-dynamic`, `int8-static`, `int8-weights`, `int4-weights`, `fp16`), a smaller network that
+    is trained for it (`pruned-50`: half of the channels; `student-small`: a size of the family), or
+    both, as `student-small+int8-static`. A line has to ask for `int4-weights`, the smallest, which
+    saves less time than `int8-static`, and for `fp16`, which halves the size and saves no time on a
+    CPU. There is no bf16: ONNX Runtime has no bfloat16 products on the CPU."""
     exclude: tuple[str, ...] = ()
     """Forms of compression not to choose."""
     retraining: Retraining = Retraining()
     exhaustive: bool = False
-    """Train and measure also the smaller networks that are too large to be chosen."""
+    """Train to the end and measure also the smaller networks that are too large to be chosen, or
+    that have lost half of the primary metric halfway through their training."""
 
     @property
     def trains(self) -> bool:

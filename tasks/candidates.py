@@ -65,6 +65,8 @@ def quantized(name: str, plain: bytes, calibration: Tensors) -> bytes:
             return weights_only(plain, 8)
         case "int4-weights":
             return weights_only(plain, 4)
+        case "fp16":
+            return half(plain)
     raise ValueError(f"no quantizer is called {name!r}")
 
 
@@ -193,6 +195,22 @@ def weights_only(model: bytes, bits: int) -> bytes:
     with _library():
         quantizer.process()
     return _clean(quantizer.model.model)
+
+
+def half(model: bytes) -> bytes:
+    """Weights and activations in float16; inputs and outputs stay what the signature says.
+
+    What comes in and goes out passes through float16 too. Beyond 65,504 values are infinite and
+    weights cut off: the form collapses.
+    The CPU computes products in float32 all the same.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    source = onnx.load_model_from_string(model)
+    with _library(), warnings.catch_warnings():
+        # It tells of weights too small for float16; what that costs is measured.
+        warnings.simplefilter("ignore")
+        return _clean(convert_float_to_float16(source, keep_io_types=True))
 
 
 class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]

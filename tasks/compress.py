@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 4
 # Least bytes a weight takes, by quantizer; one for the others.
-WEIGHT_BYTES = {None: 4.0, "int4-weights": 0.5}
+WEIGHT_BYTES = {None: 4.0, "fp16": 2.0, "int4-weights": 0.5}
 
 
 @stage("compress")

@@ -14,6 +14,7 @@ from torch import nn
 from models.data import Tensors
 from models.digests import bytes_digest
 from models.forms import UNCOMPRESSED, FormError, parts
+from models.layers import Served
 from models.objectives import Floats
 from models.program import ProgramError
 from models.signature import Signature
@@ -22,14 +23,19 @@ from tasks.batches import Encoded, Source, Stored, in_order, settled
 from tasks.inference import BATCH, REFUSALS, predict, scarce, session
 from tasks.isolated import Emit
 from tasks.jobs import CompressJob
+from tasks.loop import TrainingError
 from tasks.refs import Candidate
 from tasks.store import MissingError, store
 from tasks.students import Students
-from tasks.trainer import restore
+from tasks.trainer import measure, restore
 
 CALIBRATION_ROWS = 512
 # A form that loses half of the metric on the first rows is measured no further.
 PROBE_ROWS, COLLAPSE = 256, 0.5
+
+
+class HopelessError(FormError):
+    """A network that would have collapsed; the message says what it had learnt halfway."""
 
 
 class Measuring(NamedTuple):
@@ -74,6 +80,18 @@ class Measuring(NamedTuple):
             collapsed=not loss <= COLLAPSE,
         )
 
+    def despair(self, name: str, served: Served) -> None:
+        """Raise HopelessError where a network has collapsed halfway through its training."""
+        found = measure(served, self.rows, self.signature)
+        primary = self.signature.objective.primary
+        value, reference = found[primary.name], self.plain["whole"][primary.name]
+        if not primary.loss(value, reference) <= COLLAPSE:
+            raise HopelessError(
+                f"{name} was given up halfway: {primary.name} {value:.4g}, uncompressed"
+                f" {reference:.4g}; give it budget.retraining.epochs, another lr, or take it out of"
+                " budget.candidates"
+            )
+
 
 class Forms:
     """Makes and measures the forms of one network, each once; `made` has them by name."""
@@ -88,9 +106,16 @@ class Forms:
         self.first = first_rows(rows, CALIBRATION_ROWS)
         self.calibration = first_rows(Stored(job.dataset, "train"), CALIBRATION_ROWS)
         served = restore(job.model, job.dataset, job.weights)
+<<<<<<< HEAD
         self.without_onnx = ""
         """Why the network is a program of torch; empty when it is not."""
         self.made = {UNCOMPRESSED: self._exported(UNCOMPRESSED, served)}
+=======
+        plain = candidates.export(served, signature, self.calibration)
+        self.made = {UNCOMPRESSED: (self.measuring.of(plain, UNCOMPRESSED), plain)}
+        # Two forms may need one network: it is trained once, and fails once.
+        self.failed: dict[str, FormError | TrainingError] = {}
+>>>>>>> families
         self.students = Students(job, served, self.calibration)
 
     def form(self, name: str) -> tuple[Candidate, bytes]:
@@ -98,13 +123,29 @@ class Forms:
 
         Raises FormError; TrainingError where a smaller network's loss is no number.
         """
+        if name in self.failed:
+            raise self.failed[name]
         if name not in self.made:
+<<<<<<< HEAD
             found = self.remembered(name)
             if found is None:
                 found = self._made(name)
                 self._remember(*found)
             self.made[name] = found
+=======
+            try:
+                self.made[name] = self.remembered(name) or self._new(name)
+            except (FormError, TrainingError) as error:
+                self.failed[name] = error
+                raise
+>>>>>>> families
         return self.made[name]
+
+    def _new(self, name: str) -> tuple[Candidate, bytes]:
+        content = self._content(name)
+        found = self.measuring.of(content, name)
+        self._remember(found, content)
+        return found, content
 
     def remembered(self, name: str) -> tuple[Candidate, bytes] | None:
         """The form as an interrupted search, or one with another budget, left it."""
@@ -130,6 +171,7 @@ class Forms:
             content = candidates.quantized(quantizer, plain, self.calibration)
             return self.measuring.of(content, name), content
         begun = self.students.begun(name)
+<<<<<<< HEAD
         return self._exported(name, self.students.taught(name, begun, self.emit))
 
     def _exported(self, name: str, network: nn.Module) -> tuple[Candidate, bytes]:
@@ -145,6 +187,11 @@ class Forms:
             except ProgramError as other:
                 raise FormError(f"{error}; {other}") from other
             return self.measuring.of(content, name), content
+=======
+        judged = None if self.job.budget.exhaustive else self.measuring.despair
+        taught = self.students.taught(name, begun, self.emit, judged)
+        return candidates.export(taught, self.measuring.signature, self.calibration)
+>>>>>>> families
 
 
 def first_rows(source: Source, count: int) -> Tensors:

@@ -54,13 +54,15 @@ def optimize(
     *,
     judge: Judge | None = None,
     checkpoint: str | None = None,
+    begins: Callable[[int], None] = lambda _: None,
     emit: Emit = lambda _: None,
     ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Trained:
     """Train the network in place, from scratch or from the checkpoint of that key.
 
     All ranks end with the same network; the first of them keeps the checkpoint and emits.
-    With `training.patience` the network ends with the weights of its best epoch. The checkpoint
+    `begins` is told the number of every epoch before its first step, and ends all by raising. With
+    `training.patience` the network ends with the weights of its best epoch. The checkpoint
     stays until its owner forgets it. Raises TrainingError; ValueError for patience without a judge.
     """
     if training.patience and judge is None:
@@ -75,6 +77,8 @@ def optimize(
     losses = _Losses(STEPS_BETWEEN_LOOKS.get(batches.device.type, 1))
     start, seen = time.perf_counter(), 0
     while epoch < training.epochs and not _exhausted(history, training, judge):
+        if not first:
+            begins(epoch)
         network.train()
         step = first
         for rows, target in batches.epoch(epoch, first):

@@ -3,6 +3,7 @@
 Each is trained by the loop of tasks.loop, so it repeats exactly and a killed one goes on.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,9 @@ from tasks.optimization import initialise
 from tasks.pruning import pruned, weights
 from tasks.store import store
 from tasks.trainer import loss_function
+
+Judged = Callable[[str, Served], None]
+"""Told the name of a form and its network halfway; raises where that is to go no further."""
 
 
 class StudentError(FormError):
@@ -53,9 +57,19 @@ class Students:
             )
         return fresh
 
-    def taught(self, name: str, network: nn.Module, emit: Emit) -> Served:
-        """The network after it has learnt, ready for inference on the CPU."""
-        training = self.training
+    def taught(
+        self, name: str, network: nn.Module, emit: Emit, judged: Judged | None = None
+    ) -> Served:
+        """The network after it has learnt, ready for inference on the CPU.
+
+        Halfway, its rate past its peak, it is `judged`: whatever that raises ends its training.
+        """
+        training, served = self.training, Served(network, self.job.dataset.signature.objective)
+
+        def begins(epoch: int) -> None:
+            if judged and epoch and epoch == training.epochs // 2:
+                judged(name, served)
+
         device = torch.device("cuda" if training.device == "cuda" else "cpu")
         objective = self.job.dataset.signature.objective
         batches = Batches(
@@ -71,6 +85,7 @@ class Students:
             training,
             batches,
             checkpoint=place,
+            begins=begins,
             emit=lambda detail: emit({"network": name, **detail}),
         )
         if place:

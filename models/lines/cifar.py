@@ -53,7 +53,7 @@ line = Line(
         optimizer=Optimizer(lr=3e-3),
         augmentation=Affine(degrees=0, scale=0.05, shift=4, flip=True),
     ),
-    gate=Gate(margin=0.005),
+    gate=Gate(margin=0.005, slices={"label": 0.05}),
     budget=Budget(quality_loss=0.01),
     example=Example(
         slices=BATCHES,

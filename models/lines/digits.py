@@ -52,7 +52,9 @@ line = Line(
         optimizer=Optimizer(lr=2e-3),
         augmentation=Affine(degrees=10, scale=0.1, shift=2),
     ),
-    gate=Gate(floors={"accuracy": 0.97}, margin=0.005),
+    gate=Gate(
+        floors={"accuracy": 0.97, "calibration_error": 0.03}, margin=0.005, slices={"label": 0.05}
+    ),
     budget=Budget(quality_loss=0.005, size_mb=0.5),
     example=Example(
         slices=SHARDS,

@@ -120,7 +120,13 @@ line = Line(
     ),
     model=mlp.Spec(size="base"),
     training=Training(epochs=6, batch_size=512, optimizer=Optimizer(lr=1e-3), clip=1.0),
-    gate=Gate(floors={"rmse": 12.0}, margin=0.01),
+    # Seeds differ by up to 0.8%, with a standard error of 0.16%.
+    gate=Gate(
+        floors={"rmse": 12.0},
+        margin=0.015,
+        noninferior=True,
+        slices={"origin": 0.03, "carrier": 0.05},
+    ),
     budget=Budget(
         quality_loss=0.01,
         size_mb=1.0,

@@ -58,7 +58,9 @@ line = Line(
         optimizer=Optimizer(lr=0.01, weight_decay=0.8),
         clip=1.0,
     ),
-    gate=Gate(floors={"accuracy": 0.83}, margin=0.01),
+    gate=Gate(
+        floors={"accuracy": 0.83, "calibration_error": 0.1}, margin=0.01, slices={"label": 0.05}
+    ),
     budget=Budget(quality_loss=0.01, size_mb=12.0),
     example=Example(
         slices=CLASSES,

@@ -18,6 +18,7 @@ LINE = catalog.find("digits")
         ("pruned-50", "pruned-50", None, 0.5, None),
         ("student-small", "student-small", None, None, "small"),
         ("pruned-25+int8-dynamic", "pruned-25", "int8-dynamic", 0.25, None),
+        ("fp16", None, "fp16", None, None),
         ("student-tiny+int4-weights", "student-tiny", "int4-weights", None, "tiny"),
     ],
 )
@@ -33,9 +34,9 @@ def test_a_name_says_what_a_form_consists_of(
 
 @pytest.mark.parametrize(
     "name",
-    ["", "fp32", "int9", "pruned-0", "pruned-5", "pruned-100", "pruned", "student-", "student-X",
-     "int8-static+pruned-50", "pruned-50+", "pruned-50+pruned-25", "pruned-50+int8-static ",
-     "pruned-50\nint8-static"],
+    ["", "fp32", "bf16", "int9", "pruned-0", "pruned-5", "pruned-100", "pruned", "student-",
+     "student-X", "int8-static+pruned-50", "pruned-50+", "pruned-50+pruned-25",
+     "pruned-50+int8-static ", "pruned-50\nint8-static"],
 )  # fmt: skip
 def test_any_other_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no form of compression"):

@@ -81,6 +81,34 @@ def test_an_image_too_small_to_halve_that_often_is_refused() -> None:
     assert cnn.Spec(size="resnet").build(small, 2).eval()(*inputs(small, 3)).shape == (3, 2)
 
 
+@pytest.mark.parametrize(
+    ("channels", "side", "padding", "flat", "parameters"),
+    # PyTorch's tutorial of CIFAR-10 has 62,006 parameters; LeCun's 28x28 digits are padded.
+    [
+        (3, 32, 0, 16 * 5 * 5, 62_006),
+        (1, 32, 0, 16 * 5 * 5, 61_706),
+        (1, 28, 2, 16 * 7 * 7, 107_786),
+    ],
+)
+def test_lenet_is_the_classic_one(
+    channels: int, side: int, padding: int, flat: int, parameters: int
+) -> None:
+    size = ImageSize(channels=channels, height=side, width=side)
+    features = ImageFeatures(size=size, mean=100, deviation=50)
+    network = cnn.Spec(size="lenet").build(features, 10)
+    convolutions = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    dense = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [(c.out_channels, c.kernel_size, c.padding) for c in convolutions] == [
+        (6, (5, 5), (padding, padding)),
+        (16, (5, 5), (padding, padding)),
+    ]
+    assert [(d.in_features, d.out_features) for d in dense] == [(flat, 120), (120, 84), (84, 10)]
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(*inputs(features, 2)).shape == (2, 10)
+    wide = ImageFeatures(size=ImageSize(height=33, width=50), mean=100, deviation=50)
+    assert cnn.Spec(size="lenet").build(wide, 3)(*inputs(wide, 2)).shape == (2, 3)
+
+
 def test_a_residual_block_starts_from_its_input() -> None:
     block = Residual(4, 4, 1).eval()
     for parameter in block.body.parameters():

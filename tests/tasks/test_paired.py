@@ -5,16 +5,19 @@ Draws come from a fixed seed, so a count is always the same. A rate of 5% gives 
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models import catalog
 from models.objectives import Classification, Objective, Regression
 from tasks.paired import compare, compare_slice, found_worse, mcnemar, shown_no_worse
 from tasks.refs import Difference, Interval
 
+LINES = catalog.lines()
 DRAWS, ROWS, CONFIDENCE = 1000, 200, 0.95
 MOST = 66
 REGRESSION: Objective = Regression(target="t", unit="1")
@@ -44,6 +47,7 @@ def judge(losses: Iterator[dict[str, Any]], objective: Objective) -> Difference:
     return compare(objective, challenger, champion, CONFIDENCE)
 
 
+@cache
 def drawn(kind: Any, objective: Objective, worse: float) -> list[Difference]:
     random = np.random.default_rng(0)
     return [judge(kind(random, ROWS, worse), objective) for _ in range(DRAWS)]
@@ -100,6 +104,37 @@ def test_equal_slices_raise_a_false_alarm_as_rarely_as_one_test(slices: int) -> 
         found = [compare_slice(REGRESSION, a, b, CONFIDENCE, slices) for a, b in pairs]
         alarms += any(found_worse(d, 0.0, CONFIDENCE, slices) for d in found)
     assert alarms <= MOST
+
+
+def test_a_class_that_breaks_is_held_at_the_margin_of_the_lines_and_equal_ones_are_not() -> None:
+    """One of ten: equal ones of 100 test rows, as digits has; worse by a tenth of 1,000."""
+    margins = {line.gate.slices["label"] for line in LINES.values() if "label" in line.gate.slices}
+    assert margins == {0.05}
+    random = np.random.default_rng(2)
+
+    def alarm(rows: int, worse: float) -> bool:
+        pair = tuple(labels(random, rows, worse))
+        for losses in pair:
+            losses["log_loss"] = 1 - losses["correct"]
+        found = compare_slice(CLASSES, *pair, CONFIDENCE, 10)
+        return found_worse(found, 0.05, CONFIDENCE, 10)
+
+    assert count(any(alarm(100, 0.0) for _ in range(10)) for _ in range(DRAWS)) <= 2
+    assert count(alarm(1000, 0.1) for _ in range(DRAWS)) >= 950
+
+
+# Standard error of the relative difference between two seeds of a line, on its test rows.
+MEASURED = {"fashion": 0.0024, "flights": 0.0016}
+
+
+@pytest.mark.parametrize("name", [n for n, line in LINES.items() if line.gate.noninferior])
+def test_a_line_demands_proof_only_where_its_rows_can_give_it(name: str) -> None:
+    margin = LINES[name].gate.margin / MEASURED[name]
+    assert margin > POWER
+    for kind in KINDS:
+        draw, objective, deviation = kind.values
+        equal = drawn(draw, objective, 0.0)
+        assert count(shown_no_worse(d, margin * float(deviation)) for d in equal) >= 950
 
 
 def correct(*values: int) -> dict[str, NDArray[np.float64]]:

@@ -1,7 +1,7 @@
 """Made-up speech through the real stages: cleaned, trained, judged, compressed, served."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from models.digests import bytes_digest, json_digest
 from models.masking import SpecAugment
 from models.padding import LENGTH, trimmed
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
-from models.spec import Budget, Gate, Optimizer, Training
+from models.spec import Budget, Gate, Optimizer, Retraining, Training
 from models.waves import write_wave
 from tasks import candidates, score_object
 from tasks.compress import UNCOMPRESSED, search
@@ -101,6 +101,47 @@ def test_the_gate_judges_letters(made: Made) -> None:
     strict = job.model_copy(update={"gate": Gate(floors={"cer": 0.0, "wer": 0.0})})
     if verdict.metrics["cer"]:
         assert judge(strict, lambda _: None).decision == "refuse"
+
+
+def test_a_compressed_attention_network_that_collapses_is_given_up_and_never_chosen(
+    made: Made,
+) -> None:
+    """Before CTC finds its first letter a recogniser says nothing at all: that is a collapse."""
+    teacher = transformer.Spec(size="small", reach=3, dropout=0.0)
+    training = TRAINING.model_copy(update={"epochs": 12, "optimizer": Optimizer(lr=2e-3)})
+    job = TrainJob(
+        model=teacher, training=training, dataset=made.dataset, checkpoint=json_digest("teacher")
+    )
+    weights = fit(job, lambda _: None)
+    budget = Budget(
+        quality_loss=0.9, candidates=("student-tiny", "student-tiny+int8-dynamic"),
+        retraining=Retraining(epochs=4, lr=0.1),
+    )  # fmt: skip
+
+    def searched(**changes: bool) -> tuple[Artifact, list[int]]:
+        asked = budget.model_copy(update=changes)
+        told: list[dict[str, Any]] = []
+        found = search(
+            CompressJob(
+                model=teacher, training=training, budget=asked, dataset=made.dataset,
+                weights=weights,
+            ),
+            told.append,
+        )  # fmt: skip
+        return found, [detail["epoch"] for detail in told if "epoch" in detail]
+
+    given_up, epochs = searched()
+    assert epochs == [1, 2]
+    for reason in given_up.failed.values():
+        assert reason.startswith("HopelessError: student-tiny was given up halfway: cer ")
+    assert set(given_up.failed) == set(budget.candidates)
+    ended, epochs = searched(exhaustive=True)
+    assert epochs == [1, 2, 3, 4]
+    [plain, *others] = ended.candidates
+    assert plain.metrics["cer"] < 0.4
+    assert [c.name for c in others] == list(budget.candidates)
+    assert all(c.collapsed and c.size < plain.size for c in others)
+    assert given_up.chosen == ended.chosen == UNCOMPRESSED
 
 
 def test_training_again_gives_the_same_bits(made: Made) -> None:
