@@ -106,16 +106,11 @@ class Forms:
         self.first = first_rows(rows, CALIBRATION_ROWS)
         self.calibration = first_rows(Stored(job.dataset, "train"), CALIBRATION_ROWS)
         served = restore(job.model, job.dataset, job.weights)
-<<<<<<< HEAD
         self.without_onnx = ""
         """Why the network is a program of torch; empty when it is not."""
         self.made = {UNCOMPRESSED: self._exported(UNCOMPRESSED, served)}
-=======
-        plain = candidates.export(served, signature, self.calibration)
-        self.made = {UNCOMPRESSED: (self.measuring.of(plain, UNCOMPRESSED), plain)}
         # Two forms may need one network: it is trained once, and fails once.
         self.failed: dict[str, FormError | TrainingError] = {}
->>>>>>> families
         self.students = Students(job, served, self.calibration)
 
     def form(self, name: str) -> tuple[Candidate, bytes]:
@@ -126,24 +121,15 @@ class Forms:
         if name in self.failed:
             raise self.failed[name]
         if name not in self.made:
-<<<<<<< HEAD
-            found = self.remembered(name)
-            if found is None:
-                found = self._made(name)
-                self._remember(*found)
-            self.made[name] = found
-=======
             try:
                 self.made[name] = self.remembered(name) or self._new(name)
             except (FormError, TrainingError) as error:
                 self.failed[name] = error
                 raise
->>>>>>> families
         return self.made[name]
 
     def _new(self, name: str) -> tuple[Candidate, bytes]:
-        content = self._content(name)
-        found = self.measuring.of(content, name)
+        found, content = self._made(name)
         self._remember(found, content)
         return found, content
 
@@ -171,8 +157,9 @@ class Forms:
             content = candidates.quantized(quantizer, plain, self.calibration)
             return self.measuring.of(content, name), content
         begun = self.students.begun(name)
-<<<<<<< HEAD
-        return self._exported(name, self.students.taught(name, begun, self.emit))
+        judged = None if self.job.budget.exhaustive else self.measuring.despair
+        taught = self.students.taught(name, begun, self.emit, judged)
+        return self._exported(name, taught)
 
     def _exported(self, name: str, network: nn.Module) -> tuple[Candidate, bytes]:
         """The network as ONNX, or else as a program; raises FormError where neither does."""
@@ -187,11 +174,6 @@ class Forms:
             except ProgramError as other:
                 raise FormError(f"{error}; {other}") from other
             return self.measuring.of(content, name), content
-=======
-        judged = None if self.job.budget.exhaustive else self.measuring.despair
-        taught = self.students.taught(name, begun, self.emit, judged)
-        return candidates.export(taught, self.measuring.signature, self.calibration)
->>>>>>> families
 
 
 def first_rows(source: Source, count: int) -> Tensors:
