@@ -2,9 +2,12 @@
 
 import http.client
 import shutil
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from tests.deployments.serving.test_control import eventually
 from tests.deployments.serving.test_main import run
@@ -88,3 +91,23 @@ def test_pages_of_named_origins_may_ask(start: Any, tmp_path: Path) -> None:
     # No key, no answer, whatever the origin.
     assert server.ask("GET", "/v2", origin=ORIGIN, authorization="").status == 401
     assert "access-control-allow-origin" not in server.ask("GET", "/v2").headers
+
+
+def test_what_is_no_http_is_refused_on_a_port_of_its_own_too(start: Any, tmp_path: Path) -> None:
+    made = write_certificates(tmp_path / "made", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    pair = ("--certificate", str(made["cert"]), "--private-key", str(made["key"]))
+    start(tmp_path / "repository", "--https-port", str(port), *pair)
+    trusting = ssl.create_default_context(cafile=str(made["ca"]))
+    with (
+        socket.create_connection(("127.0.0.1", port), 30) as plain,
+        trusting.wrap_socket(plain, server_hostname="127.0.0.1") as talk,
+    ):
+        talk.sendall(b"HELLO\r\n\r\n")
+        answer = http.client.HTTPResponse(talk)
+        answer.begin()
+        told = orjson.loads(answer.read())
+    assert (answer.status, told["code"]) == (400, "invalid_http")
+    assert told["request_id"] == answer.getheader("x-request-id")
+    assert "strict-transport-security" in dict(answer.getheaders())
