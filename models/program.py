@@ -23,7 +23,7 @@ TENSORS = "tensors.json"
 """The extra file that names the tensors; a program numbers them."""
 _MAGIC = b"PK\x03\x04"
 _FILES = re.compile(
-    r"\.data/(version|serialization_id)|\.?/?version|byteorder|archive_(format|version)"
+    r"\.data/(version|serialization_id)|byteorder|archive_(format|version)"
     r"|models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/model_\w+_config\.json"
     rf"|data/(weights|constants)/(weight|tensor)_\d+|extra/{re.escape(TENSORS)}"
 )
@@ -36,7 +36,7 @@ class ProgramError(ValueError):
     """The content is no program, or one that is not read here."""
 
 
-class Tensors(Frozen):
+class Named(Frozen):
     """The tensors of a program, in its order."""
 
     inputs: tuple[TensorSpec, ...]
@@ -56,7 +56,7 @@ def is_program(content: bytes) -> bool:
     return content.startswith(_MAGIC)
 
 
-def exported(network: Any, rows: Sequence[Any], dynamic_shapes: Any, tensors: Tensors) -> bytes:
+def exported(network: Any, rows: Sequence[Any], dynamic_shapes: Any, tensors: Named) -> bytes:
     """The network, an `nn.Module` in evaluation, as a program; bytes that repeat exactly.
 
     `rows` are its example inputs. Raises ProgramError for one that torch cannot export.
@@ -98,7 +98,7 @@ class Program:
         extra = {TENSORS: ""}
         try:
             program = torch.export.load(io.BytesIO(content), extra_files=extra)
-            tensors = Tensors.model_validate_json(extra[TENSORS])
+            tensors = Named.model_validate_json(extra[TENSORS])
         except Exception as error:  # torch's errors share no base class
             raise ProgramError(f"torch cannot read the program: {error}") from error
         self._module, self._tensors, self._torch = program.module(), tensors, torch

@@ -20,8 +20,7 @@ from torch import nn
 from models.data import Tensors
 from models.forms import FormError
 from models.padding import pieces
-from models.program import Tensors as Named
-from models.program import exported, is_program
+from models.program import Named, ProgramError, exported, is_program
 from models.signature import Signature
 from models.tensors import TensorSpec
 from tasks.inference import REFUSALS, scarce
@@ -39,7 +38,7 @@ class CalibrationError(FormError):
 
 
 class ExportError(FormError):
-    """The network has an operation that ONNX lacks."""
+    """The network has an operation that ONNX, or `torch.export`, lacks."""
 
 
 class QuantizerError(FormError):
@@ -103,10 +102,13 @@ def export(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
 
 
 def program(served: nn.Module, signature: Signature, example: Tensors) -> bytes:
-    """The network as a program of torch, bytes that repeat exactly; raises ProgramError."""
+    """The network as a program of torch, bytes that repeat exactly; raises ExportError."""
     rows, shapes = _example(signature, example)
     named = Named(inputs=signature.features.inputs, outputs=signature.outputs)
-    return exported(served, rows, shapes, named)
+    try:
+        return exported(served, rows, shapes, named)
+    except ProgramError as error:
+        raise ExportError(str(error)) from error
 
 
 def _example(signature: Signature, example: Tensors) -> tuple[tuple[torch.Tensor, ...], Any]:

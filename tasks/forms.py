@@ -16,7 +16,6 @@ from models.digests import bytes_digest
 from models.forms import UNCOMPRESSED, FormError, parts
 from models.layers import Served
 from models.objectives import Floats
-from models.program import ProgramError
 from models.signature import Signature
 from tasks import candidates
 from tasks.batches import Encoded, Source, Stored, in_order, settled
@@ -108,7 +107,7 @@ class Forms:
         served = restore(job.model, job.dataset, job.weights)
         self.without_onnx = ""
         """Why the network is a program of torch; empty when it is not."""
-        self.made = {UNCOMPRESSED: self._exported(UNCOMPRESSED, served)}
+        self.made = {UNCOMPRESSED: self._plain(served)}
         # Two forms may need one network: it is trained once, and fails once.
         self.failed: dict[str, FormError | TrainingError] = {}
         self.students = Students(job, served, self.calibration)
@@ -161,19 +160,24 @@ class Forms:
         taught = self.students.taught(name, begun, self.emit, judged)
         return self._exported(name, taught)
 
-    def _exported(self, name: str, network: nn.Module) -> tuple[Candidate, bytes]:
-        """The network as ONNX, or else as a program; raises FormError where neither does."""
-        given = network, self.measuring.signature, self.calibration
+    def _plain(self, network: nn.Module) -> tuple[Candidate, bytes]:
+        """The trained network as ONNX, or else as a program, as then all others are.
+
+        Raises FormError where it is neither.
+        """
         try:
-            content = candidates.export(*given)
-            return self.measuring.of(content, name), content
+            return self._exported(UNCOMPRESSED, network)
         except FormError as error:
             self.without_onnx = str(error)
-            try:
-                content = candidates.program(*given)
-            except ProgramError as other:
-                raise FormError(f"{error}; {other}") from other
-            return self.measuring.of(content, name), content
+        try:
+            return self._exported(UNCOMPRESSED, network)
+        except FormError as error:
+            raise FormError(f"{self.without_onnx}; {error}") from error
+
+    def _exported(self, name: str, network: nn.Module) -> tuple[Candidate, bytes]:
+        write = candidates.program if self.without_onnx else candidates.export
+        content = write(network, self.measuring.signature, self.calibration)
+        return self.measuring.of(content, name), content
 
 
 def first_rows(source: Source, count: int) -> Tensors:

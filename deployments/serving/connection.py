@@ -9,7 +9,6 @@ or do not end, and what is no HTTP.
 """
 
 import asyncio
-import os
 from typing import Any
 
 import orjson
@@ -21,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from deployments.serving import metrics
 from deployments.serving.direct import STATE, Direct
-from deployments.serving.http import INLINE_BYTES, REQUEST_ID
+from deployments.serving.http import INLINE_BYTES, identity
 from deployments.serving.protocol import JSON, ProtocolError
 
 HELD_SECONDS = 0.05
@@ -160,15 +159,13 @@ class Connection(HttpToolsProtocol):
             if self.cycle.response_started:
                 self.transport.close()  # it would be read as part of that response
                 return
-        identity = str(dict(self.headers or ()).get(b"x-request-id", b""), "latin-1")
-        if not REQUEST_ID.fullmatch(identity):
-            identity = os.urandom(16).hex()
-        told = {"error": error.message, "code": error.code, "request_id": identity}
+        named = identity(str(dict(self.headers or ()).get(b"x-request-id", b""), "latin-1"))
+        told = {"error": error.message, "code": error.code, "request_id": named}
         content = orjson.dumps(told)
         lines = [b"%b: %b\r\n" % one for one in self.server_state.default_headers]
         head = (
             f"content-type: {JSON}\r\ncontent-length: {len(content)}\r\n"
-            f"x-request-id: {identity}\r\nconnection: close\r\n\r\n"
+            f"x-request-id: {named}\r\nconnection: close\r\n\r\n"
         )
         metrics.refused(error.status, error.code)
         self.transport.write(b"".join([STATUS_LINE[error.status], *lines, head.encode(), content]))

@@ -7,7 +7,6 @@ are no errors, canaries, shadows, deadlines or caches.
 """
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from deployments.serving import metrics
 from deployments.serving.access import Access
 from deployments.serving.batching import compute, fit
 from deployments.serving.capture import Capture
-from deployments.serving.http import INLINE_BYTES, NO_STORE, REQUEST_ID
+from deployments.serving.http import INLINE_BYTES, NO_STORE, identity
 from deployments.serving.inference import quick
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Charge, Counts
@@ -125,16 +124,14 @@ class Direct:
         rows = max(map(len, tensors.values()))
         if not quick(served, rows):
             return False
-        identity = _text(fields.get(b"x-request-id")) or ""
-        if not REQUEST_ID.fullmatch(identity):
-            identity = os.urandom(16).hex()
+        named = identity(_text(fields.get(b"x-request-id")))
         if not self._asked:
             asyncio.get_running_loop().call_soon(self._answer_all)
         store = NO_STORE not in fields.get(b"cache-control", b"").lower()
         size = len(body)
         self._asked.append(
             Asked(
-                connection, cycle, key, served, request, tensors, rows, size, identity, store, start
+                connection, cycle, key, served, request, tensors, rows, size, named, store, start
             )
         )  # fmt: skip
         return True

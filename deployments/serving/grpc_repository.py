@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from starlette.requests import Request
+
 from deployments.serving import open_inference_grpc_pb2 as pb
 from deployments.serving.access import allow
 from deployments.serving.control import Control
@@ -39,24 +41,26 @@ class GrpcRepository:
 
     async def load(self, asked: Asked) -> Any:
         """Load the version that the parameters name, or as `Control.loaded` says."""
-        _check(asked)
-        name = asked.message.model_name
-        allow(asked.request, "manage", name)
-        await self._control.loaded(asked.request, name, _parameters(asked.message))
+        await self._control.loaded(*_managed(asked))
         return pb.RepositoryModelLoadResponse()
 
     async def unload(self, asked: Asked) -> Any:
         """Unload the version that the parameters name, or as `Control.unloaded` says."""
-        _check(asked)
-        name = asked.message.model_name
-        allow(asked.request, "manage", name)
-        await self._control.unloaded(asked.request, name, _parameters(asked.message))
+        await self._control.unloaded(*_managed(asked))
         return pb.RepositoryModelUnloadResponse()
 
 
 def _check(asked: Asked) -> None:
     if asked.message.repository_name:
         raise ProtocolError(400, "there is one repository, without a name: give none")
+
+
+def _managed(asked: Asked) -> tuple[Request, str, dict[str, Any]]:
+    """The request, the line it may change, and the parameters of the change."""
+    _check(asked)
+    name = asked.message.model_name
+    allow(asked.request, "manage", name)
+    return asked.request, name, _parameters(asked.message)
 
 
 def _parameters(message: Any) -> dict[str, Any]:

@@ -62,11 +62,13 @@ def request_id(request: Request) -> str:
     """The caller's `x-request-id` when it is well-formed, else a new one, the same all along."""
     found = getattr(request.state, "request_id", None)
     if found is None:
-        found = header(request, b"x-request-id") or ""
-        if not REQUEST_ID.fullmatch(found):
-            found = os.urandom(16).hex()
-        request.state.request_id = found
+        found = request.state.request_id = identity(header(request, b"x-request-id"))
     return str(found)
+
+
+def identity(given: str | None) -> str:
+    """The id that a caller gave when it is well-formed, else a new one."""
+    return given if given and REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 def media_type(request: Request) -> str:
@@ -182,9 +184,9 @@ def release() -> str:
 
 async def on_error(request: Request, error: Exception) -> Response:
     """The answer to any error: a status, a stable code, a message, and nothing of our inside."""
-    identity = request_id(request)
+    named = request_id(request)
     # Which version was meant to answer, when that was known by then.
-    headers = {"x-request-id": identity} | getattr(request.state, "headers", {})
+    headers = {"x-request-id": named} | getattr(request.state, "headers", {})
     if isinstance(error, ProtocolError):
         status, code, message = error.status, error.code, error.message
         if status == 401:
@@ -197,12 +199,12 @@ async def on_error(request: Request, error: Exception) -> Response:
         headers |= dict(error.headers or {})
     else:
         # Starlette raises it again once answered, and uvicorn logs the traceback after this line.
-        _log.error("request %s failed: %s", identity, type(error).__name__)
+        _log.error("request %s failed: %s", named, type(error).__name__)
         status, code, message = 500, "internal", "internal error: see the server's log"
     metrics.refused(status, code)
     if status in (401, 408, 413):
         headers["connection"] = "close"  # what is left of the body is never read
-    answer: dict[str, Any] = {"error": message, "code": code, "request_id": identity}
+    answer: dict[str, Any] = {"error": message, "code": code, "request_id": named}
     if speaks_openai(request.scope["path"]):
         answer = refusal(status, code, message)
     return as_json(answer, status=status, headers=headers)

@@ -38,8 +38,13 @@ def open_proven(
     except IntegrityError as error:
         raise ProtocolError(422, f"{name} version {number}: {error}", "integrity") from None
     except TrustError as error:
-        _log.error("%s", error)
-        raise ProtocolError(
-            503, "a file among the trusted keys is no key: see the server's log", "trust"
-        ) from None
+        raise untrusting(error) from None
     return open_version(name, number, digest, files)
+
+
+def untrusting(error: TrustError) -> ProtocolError:
+    """What a caller is told of a trusted key that cannot be read; the log says which."""
+    _log.error("%s", error)
+    return ProtocolError(
+        503, "a file among the trusted keys is no key: see the server's log", "trust"
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deployments.serving.folder import LINE, NUMBER, local, matches
 from deployments.serving.line import Line
+from deployments.serving.opening import untrusting
 from deployments.serving.protocol import ProtocolError
 from models.digests import IntegrityError
 from models.trust import Trust, TrustError
@@ -40,10 +41,7 @@ def meant(root: Path, trust: Trust, name: str, line: Line) -> tuple[str, str]:
             _log.warning("%s version %s is passed over: %s", name, number, error)
             reasons.append(f"version {number}: {error}")
         except TrustError as error:
-            _log.error("%s", error)
-            raise ProtocolError(
-                503, "a file among the trusted keys is no key: see the server's log", "trust"
-            ) from None
+            raise untrusting(error) from None
         else:
             return number, found.recipe.digest
     raise ProtocolError(

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import mlflow.pyfunc
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 
@@ -37,6 +38,13 @@ from tasks.store import store
 from tasks.versions import versions
 
 LINE = "diabetes"
+
+
+def asked(line: str, table: pl.DataFrame, found: Production, server: str) -> httpx.Response:
+    """The answer to the first of the rows, as a person gives it."""
+    payload, media_type = found.dataset.signature.features.write(table)
+    headers = {"content-type": media_type, **authorization()}
+    return httpx.post(f"{server}/v1/lines/{line}/predict", content=payload, headers=headers)
 
 
 def by_name(found: Production) -> dict[str, StageRun]:
@@ -82,12 +90,7 @@ def test_people_see_how_far_it_is_what_came_of_it_and_where(
 
 def test_served_model_answers_a_person(first: Production, services: dict[str, str]) -> None:
     table = rows(first.dataset, "test").head(1)
-    payload, media_type = first.dataset.signature.features.write(table)
-    answer = httpx.post(
-        f"{services[SERVER]}/v1/lines/{LINE}/predict",
-        content=payload,
-        headers={"content-type": media_type, **authorization()},
-    )
+    answer = asked(LINE, table, first, services[SERVER])
     assert answer.status_code == 200
     assert answer.headers["modelmint-digest"] == first.version.digest
     [prediction] = answer.json()["predictions"]
@@ -397,12 +400,7 @@ def test_a_network_onnx_lacks_is_served_as_a_program_of_torch(
     assert "_linalg_eigh" in found.artifact.failed["onnx"]
     assert "cannot quantize" in found.artifact.failed["int8-dynamic"]
     table = rows(found.dataset, "test").head(1)
-    payload, media_type = found.dataset.signature.features.write(table)
-    answer = httpx.post(
-        f"{services[SERVER]}/v1/lines/wines/predict",
-        content=payload,
-        headers={"content-type": media_type, **authorization()},
-    )
+    answer = asked("wines", table, found, services[SERVER])
     assert answer.headers["modelmint-digest"] == found.version.digest
     signature, session = found.dataset.signature, served("wines")[0].session()
     [expected] = signature.objective.answer(session.run(None, signature.features.encode(table))[0])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from models import program
-from models.program import Program, ProgramError, Tensors, exported, is_program
+from models.program import Named, Program, ProgramError, exported, is_program
 from models.tensors import TensorSpec
 
-NAMED = Tensors(
+NAMED = Named(
     inputs=(
         TensorSpec(name="matrix", datatype="FP32", shape=(-1, 9)),
         TensorSpec(name="shift", datatype="FP32", shape=(-1, 1)),

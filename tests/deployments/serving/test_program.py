@@ -16,7 +16,7 @@ from deployments.serving.following import TRITON_FILE
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.session import open_version
-from models.program import Tensors, exported
+from models.program import Named, exported
 from models.signature import MODEL_FILE, PROGRAM_FILE, SAMPLE_FILE, SIGNATURE_FILE, Signature
 from tests.deployments.serving.versions import Version
 
@@ -33,7 +33,7 @@ class AirTime(nn.Module):
 def version(table: Callable[..., Version], sealed: Any) -> Version:
     kept = {name: table().files[name] for name in (SIGNATURE_FILE, SAMPLE_FILE)}
     signature = Signature.model_validate_json(kept[SIGNATURE_FILE])
-    named = Tensors(inputs=signature.features.inputs, outputs=signature.outputs)
+    named = Named(inputs=signature.features.inputs, outputs=signature.outputs)
     batch = torch.export.Dim("batch", min=1)
     content = exported(AirTime().eval(), (torch.ones(2, 2),), ({0: batch},), named)
     found: Version = sealed("air-time", {**kept, PROGRAM_FILE: content})
