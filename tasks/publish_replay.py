@@ -29,11 +29,12 @@ def show_replay(
     def row(name: str) -> dict[str, Any]:
         stage = found.get(name)
         if stage is None:
-            last: tuple[Any, ...] = recorded.get(name), None, "cannot", reason
+            last: tuple[Any, ...] = "cannot", recorded.get(name), None, reason
         else:
             outcome = "identical" if stage.identical else "differs"
-            last = stage.recorded, stage.replayed, outcome, stage.changed
-        columns = ("stage", "recorded", "replayed", "outcome", "reason")
+            last = outcome, stage.recorded, stage.replayed, stage.changed
+        # What counts comes first: whole digests would push it out of the page.
+        columns = ("stage", "outcome", "recorded", "replayed", "reason")
         return dict(zip(columns, (name, *last), strict=True))
 
     said = f"{line} version {version}: {verdict}"
