@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -29,28 +31,47 @@ class UnknownLineError(LookupError):
 
 
 def lines() -> dict[str, Line]:
-    """All lines by name; raises LineError when two share one or a line file has none."""
+    """All lines by name; raises LineError for the first that `sound` leaves out."""
+    found, broken = sound()
+    if broken:
+        raise broken[0]
+    return found
+
+
+def sound() -> tuple[dict[str, Line], list[LineError]]:
+    """The lines by name that can be used, and why the others cannot: their file raises an error,
+    binds no line, or one of a name that is taken."""
     found: dict[str, Line] = {}
-    for module in modules():
+    imported, broken = _imported()
+    for module in imported:
         line = getattr(module, "line", None)
         if not isinstance(line, Line):
-            raise LineError(f"{module.__file__}: binds no Line to the name `line`")
-        if line.name in found:
-            raise LineError(f"{module.__file__}: a line {line.name!r} is defined elsewhere too")
-        found[line.name] = line
-    return dict(sorted(found.items()))
+            broken.append(LineError(f"{module.__file__}: binds no Line to the name `line`"))
+        elif line.name in found:
+            told = f"{module.__file__}: a line {line.name!r} is defined elsewhere too"
+            broken.append(LineError(told))
+        else:
+            found[line.name] = line
+    return dict(sorted(found.items())), broken
 
 
 def find(name: str) -> Line:
-    """The line called `name`; raises UnknownLineError."""
-    found = lines()
+    """The line called `name`, whatever is wrong with others; raises UnknownLineError, or LineError
+    where it may be in a file that cannot be used."""
+    found, broken = sound()
+    if name not in found and broken:
+        raise broken[0]
     if name not in found:
         raise UnknownLineError(f"no line is called {name!r}; there are {', '.join(found)}")
     return found[name]
 
 
 def modules() -> list[ModuleType]:
-    """The modules of all line files, imported."""
+    """The modules of all line files that can be imported, and so the classes lines are made of."""
+    return _imported()[0]
+
+
+def _imported() -> tuple[list[ModuleType], list[LineError]]:
     names = [
         f"{shipped.__name__}.{path.stem}"
         for folder in shipped.__path__
@@ -58,12 +79,30 @@ def modules() -> list[ModuleType]:
         if path.stem != "__init__"
     ]
     names += [entry.value for entry in entry_points(group="modelmint.lines")]
-    found = [importlib.import_module(name) for name in names]
-    for folder in filter(None, os.environ.get(SETTING, "").split(os.pathsep)):
-        if not Path(folder).is_dir():
-            raise LineError(f"{SETTING}: there is no folder {folder}")
-        found += [_from_file(path) for path in sorted(Path(folder).glob("*.py"))]
-    return found
+    loads = [(name, partial(importlib.import_module, name)) for name in names]
+    broken = []
+    for folder in map(Path, filter(None, os.environ.get(SETTING, "").split(os.pathsep))):
+        if not folder.is_dir():
+            broken.append(LineError(f"{SETTING}: there is no folder {folder}"))
+        loads += [(str(path), partial(_from_file, path)) for path in sorted(folder.glob("*.py"))]
+    found = []
+    for name, load in loads:
+        try:
+            found.append(load())
+        except LineError as error:
+            broken.append(error)
+        except Exception as error:  # whatever is in a line's file
+            failure = LineError(f"{name}{_place(name, error)}: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            broken.append(failure)
+    return found, broken
+
+
+def _place(file: str, error: Exception) -> str:
+    """Where in the file the error came up, as `:12`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f":{frame.lineno}" for frame in frames if frame.filename == str(Path(file).resolve())]
+    return lines[-1] if lines else ""
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -62,6 +62,9 @@ class Optimizer(Frozen):
     """Decay of the Adams' mean of gradients."""
     beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of the Adams' mean of squared gradients."""
+    implementation: Literal["fused", "foreach", "forloop"] = "fused"
+    """PyTorch's: one kernel for all, one for each operation, or a loop over the parameters. Each
+    repeats on a like machine, with bits of its own; only `fused` does on every CPU."""
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Optimizer":
@@ -143,6 +146,15 @@ class Training(Frozen):
         parts = self.accumulate * self.ranks
         if self.batch_size % parts:
             raise ValueError(f"batch_size {self.batch_size} cannot be cut into {parts} equal parts")
+        return self
+
+    @model_validator(mode="after")
+    def _portable_is_fused(self) -> "Training":
+        if self.profile == "portable" and self.optimizer.implementation != "fused":
+            raise ValueError(
+                f"profile portable takes optimizer.implementation fused: the square roots of"
+                f" {self.optimizer.implementation} are rounded as the processor likes"
+            )
         return self
 
 

@@ -61,6 +61,7 @@ def initialise(network: nn.Module, training: Training) -> None:
 def optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimizer for all parameters of the network."""
     settings = training.optimizer
+    fused, foreach = (settings.implementation == name for name in ("fused", "foreach"))
     match settings.name:
         case "sgd":
             return torch.optim.SGD(
@@ -69,19 +70,20 @@ def optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
                 momentum=settings.momentum,
                 nesterov=settings.nesterov,
                 weight_decay=settings.weight_decay,
-                fused=True,
+                fused=fused,
+                foreach=foreach,
             )
         case "adam":
             kind: type[torch.optim.Adam] = torch.optim.Adam
         case "adamw":
             kind = torch.optim.AdamW
-    # Of Adam's implementations only the fused one gives the same bits on every CPU.
     return kind(
         network.parameters(),
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         weight_decay=settings.weight_decay,
-        fused=True,
+        fused=fused,
+        foreach=foreach,
     )
 
 

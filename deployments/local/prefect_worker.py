@@ -92,11 +92,10 @@ def deployment(line: Line) -> dict[str, Any]:
 
 
 def _lines() -> list[Line]:
-    try:
-        return list(catalog.lines().values())
-    except Exception as error:  # whatever is in a line's file: all that is due must run
-        print(f"lines of your own are not deployed: {error!r}", file=sys.stderr, flush=True)
-        return []
+    found, broken = catalog.sound()
+    for error in broken:
+        print(f"a line of your own is not deployed: {error}", file=sys.stderr, flush=True)
+    return list(found.values())
 
 
 def _deployed(api: httpx.Client, wanted: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
 from deployments.watcher.webhook import Pulse
 from models import catalog
+from models.catalog import LineError
 from tasks.store import MissingError, StoreError, store
 
 log = logging.getLogger("modelmint.watcher")
@@ -106,11 +107,12 @@ class Watcher:
             self._swept = min(self._swept, self._refreshed + self.settings.quiet)
 
     def _refresh(self) -> None:
-        """Find the lines there are now, and folders that belong to none of them."""
+        """Find the lines there are now, and folders that belong to none of them; raises LineError
+        when that is done and the files of others cannot be used."""
         self._refreshed = time.monotonic()
         # First, since without a bucket there is nothing to watch.
         folders = list(store().folders(RAW))
-        known = catalog.lines()
+        known, broken = catalog.sound()
         self._compare()
         self.lines = {
             name: self.lines.get(name) or LineWatch(line, self.settings, self.runs)
@@ -119,6 +121,8 @@ class Watcher:
         for prefix in folders:
             if all(watch.prefix != prefix for watch in self.lines.values()):
                 self._stranger(prefix)
+        if broken:
+            raise LineError("; ".join(map(str, broken)))
 
     def _compare(self) -> None:
         """Note when the file of a line was written since it was imported."""

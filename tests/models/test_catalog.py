@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models import catalog
-from models.catalog import UnknownLineError
+from models.catalog import LineError, UnknownLineError
 from models.spec import Line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,10 +81,21 @@ def test_a_file_without_a_line_is_an_error(folder: Path) -> None:
 
 
 def test_a_file_that_fails_fails_the_same_way_every_time(folder: Path) -> None:
-    (folder / "mine_7.py").write_text("line = 1 / 0")
+    (folder / "mine_7.py").write_text("\nline = 1 / 0")
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(LineError, match=r"mine_7.py:2: ZeroDivisionError: division by zero"):
             catalog.lines()
+
+
+def test_a_file_that_fails_takes_no_other_line_with_it(folder: Path) -> None:
+    (folder / "mine_8.py").write_text("line = ")
+    (folder / "mine_9.py").write_text(LINE.format(name="mine-9", mark="x"))
+    found, (broken,) = catalog.sound()
+    assert {"digits", "mine-9"} <= set(found)
+    assert re.search(r"mine_8.py: SyntaxError: .*line 1", str(broken))
+    assert catalog.find("mine-9") is found["mine-9"]
+    with pytest.raises(LineError, match=r"mine_8.py"):
+        catalog.find("mine-8")
 
 
 def test_a_folder_that_is_not_there_is_an_error(

@@ -76,10 +76,12 @@ def test_what_is_asked_for_decides_the_weights(made: Made) -> None:
         weights("betas", optimizer=Optimizer(lr=0.02, beta1=0.5)),
         weights("decay", optimizer=Optimizer(lr=0.02, weight_decay=0.5)),
         weights("momentum", schedule=Schedule(cycle_momentum=True)),
+        weights("foreach", optimizer=Optimizer(lr=0.02, implementation="foreach")),
     ]
     assert len(set(found)) == len(found)
     assert weights("b") == found[0]
     assert weights("half again", precision="bfloat16") in found
+    assert weights("loop", optimizer=Optimizer(lr=0.02, implementation="forloop")) != found[0]
 
 
 def test_what_smooths_labels_and_weighs_classes_decides_the_weights(made: Made) -> None:

@@ -24,10 +24,12 @@ DEPLOY = "from deployments.local.prefect_worker import deploy; deploy()"
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A client of a Prefect server that knows nothing yet."""
+    """A client of a Prefect server that knows nothing yet; one file of a line cannot be used."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "broken.py").write_text("line = ")
     settings = {
         HOME_SETTING: str(tmp_path / "home"),
-        catalog.SETTING: str(ROOT / "tests" / "lines"),
+        catalog.SETTING: os.pathsep.join([str(ROOT / "tests" / "lines"), str(tmp_path / "own")]),
     }
     with (
         environment(**settings),

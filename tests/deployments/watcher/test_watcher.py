@@ -103,20 +103,21 @@ def test_a_store_that_is_away_is_said_once_and_waited_for(
     assert told.lines == ["digits"]
 
 
-def test_a_line_file_with_an_error_leaves_the_lines_there_were(
+def test_a_line_file_with_an_error_stops_no_other_line(
     watcher: Watcher,
     told: Told,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    rounds(watcher)
     (tmp_path / "broken.py").write_text("raise RuntimeError('broken on purpose')")
     monkeypatch.setenv("MODELMINT_LINES", str(tmp_path))
     store().put("raw/digits/1.tar", b"1")
     rounds(watcher, holds=lambda: bool(told.lines))
     assert told.lines == ["digits"]
-    assert "broken on purpose" in caplog.text
+    assert "broken.py:1: RuntimeError: broken on purpose" in caplog.text
+    (tmp_path / "broken.py").unlink()
+    rounds(watcher, holds=lambda: "lines: goes on" in caplog.text)
 
 
 def test_a_bucket_that_is_not_there_yet_is_waited_for(
