@@ -129,7 +129,7 @@ def _version(folder: Path, size: int) -> Path:
                 "resolvedDependencies": [],
             },
             "runDetails": {
-                "metadata": {"finishedOn": ""},
+                "metadata": {"invocationId": "", "finishedOn": ""},
                 "modelmint_machine": {"processor": ""},
             },
         },
