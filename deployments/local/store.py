@@ -14,10 +14,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import boto3.session
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
 from deployments.local.ports import HOST, PAIR, Ports, unanswered
 from deployments.local.service import Running, Service, ServiceError
 from models.files import write
@@ -203,6 +199,11 @@ def _volumes_missing(master: int) -> str | None:
 
 
 def _refusal(state: Path, port: int) -> str | None:
+    # A sixth of a second that commands without a store need not wait.
+    import boto3.session
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
     access, secret = _credentials(state)
     client = boto3.session.Session().client(
         "s3",
