@@ -259,10 +259,14 @@ def store() -> Store:
 def _connected(bucket: str, *_environment: str) -> Store:
     """One client for what the environment names now; boto3 reads the rest of it by itself."""
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     # A session of its own: the default one keeps the credentials it saw first.
-    client: S3Client = boto3.session.Session().client(
+    session = botocore.session.get_session()
+    # Times stay text: nothing here reads one, and to parse them took two thirds of a listing.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+    client: S3Client = boto3.session.Session(botocore_session=session).client(
         "s3",
         config=Config(
             connect_timeout=5,
