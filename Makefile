@@ -7,7 +7,8 @@
 # make faults       kills and outages of the whole stack, a full disk of the store: nothing missed,
 #                   nothing twice
 # make cluster      clean and train on three machines (network namespaces; root), a worker lost in mid-run
-# make reinstalled  a version replayed with its libraries installed anew (minutes)
+# make reinstalled  a version replayed with its libraries installed anew, and the golden versions of
+#                   earlier code by the code they bring (minutes)
 # make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
 
 LINE ?= digits
@@ -53,7 +54,7 @@ images: .venv/developer
 	  $(BIN)/python -m pytest -n 0 -m slow tests/deployments/docker
 
 reinstalled: .venv/developer
-	$(BIN)/python -m pytest -m slow tests/flows/test_replay.py
+	$(BIN)/python -m pytest -m slow tests/flows/test_replay.py tests/test_golden.py
 
 production: .venv/developer
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[production]'

@@ -1,6 +1,7 @@
 """What travels with the weights of a version: how inputs are encoded and answers are read."""
 
 from collections.abc import Container
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +10,11 @@ from pydantic import SerializeAsAny
 from models.data import Features
 from models.objectives import Objective
 from models.open import Frozen
-from models.spec import Family
 from models.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    # To run it would make cleaning a function of how a line trains.
+    from models.spec import Family
 
 MODEL_FILE = "model.onnx"
 PROGRAM_FILE = "model.pt2"
@@ -46,7 +50,7 @@ class Signature(Frozen):
         after = () if state is None else (state.model_copy(update={"name": NEXT_STATE}),)
         return (self.objective.output, *after)
 
-    def served(self, family: Family) -> "Signature":
+    def served(self, family: "Family") -> "Signature":
         """The signature of the network as it is served: with the state that the family carries."""
         values = family.carried()
         if not values:

@@ -191,8 +191,20 @@ def _by_module() -> Mapping[str, list[str]]:
 def _module(name: str) -> tuple[Digest, frozenset[str], frozenset[str]]:
     """Digest, first-party imports and third-party imports of a module."""
     tree = _tree(name)
-    first, third = _imports(ast.walk(tree), name)
+    first, third = _imports(_executed(tree), name)
     return _tree_digest(tree.body), first, third
+
+
+def _executed(tree: ast.Module) -> Iterator[ast.AST]:
+    """All nodes but what is for type checkers only: it never runs, so no result follows from it."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 def _tree(name: str) -> ast.Module:

@@ -94,6 +94,9 @@ def changed(stage: str, record: StageRecord, now: dict[str, Any]) -> CannotRepla
             for name in {*before[part], *now[part]}
             if before[part].get(name) != now[part].get(name)
         )
+        if part == "distributions" and before["code"] != now["code"]:
+            # Other code stands on others; of those the recorded code has too, none may differ.
+            names = [name for name in names if name in before[part] and name in now[part]]
         if names:
             shown = ", ".join(
                 f"{n} {before[part].get(n, 'absent')[:12]} -> {now[part].get(n, 'absent')[:12]}"

@@ -3,9 +3,9 @@
     python -m tests.golden.make [LINE ...]
 
 Into `tests/golden/current/`, all of them or those of the lines named. When a release changes a
-digest rule on purpose, move what is there to `tests/golden/earlier/` first: those are replayed by
-their recorded code from then on. The profile is `portable`, so that they replay on any x86-64 with
-AVX2.
+digest rule, or what it computes, on purpose, move what is there to `tests/golden/earlier/` first:
+those are replayed by their recorded code from then on. The profile is `portable`, so that they
+replay on any x86-64 with AVX2.
 """
 
 import os

@@ -27,8 +27,13 @@ def work(**arguments):
     return help_out(arguments)
 """
 HELPER = """
+from typing import TYPE_CHECKING
+
 import fancy
 from shop import deep
+
+if TYPE_CHECKING:
+    from shop import typed
 
 def help_out(x):
     # A comment.
@@ -67,6 +72,7 @@ FILES = {
     "shop/line.py": LINE,
     "shop/used.py": "def used_by_clean(x):\n    return x\n",
     "shop/used_by_gate.py": "nothing = 0\n",
+    "shop/typed.py": "Kind = int\n",
     "fancy/__init__.py": "",
     "fancy-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: fancy\nVersion: 1.0\n",
     "fancy-1.0.dist-info/top_level.txt": "fancy\n",
@@ -131,6 +137,7 @@ def edited(shop: Path, goal: Path, name: str, old: str, new: str) -> list[str]:
         ("shop/line.py", '{"rmse": 12}', '{"rmse": 13}', False, False),
         ("shop/line.py", "return part", "return part * 2", False, False),
         ("shop/used_by_gate.py", "nothing = 0", "nothing = 1", False, False),
+        ("shop/typed.py", "Kind = int", "Kind = float", False, False),
         ("shop/helper.py", "# A comment.", "# Another.\n\n", False, False),
         ("shop/stages.py", "'''Work.'''", "'''Other words.'''", False, False),
         ("shop/stages.py", "'''Stages.'''", "", False, False),
@@ -156,6 +163,7 @@ def test_keys_depend_on_neither_process_nor_place_nor_order(
     assert keys(shop, before=order) == unchanged
 
 
+TRAINED = {"train", "compress"}
 REPOSITORY = """
 import json
 from models import catalog
@@ -197,7 +205,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 @pytest.mark.parametrize(
     ("name", "old", "new", "changed"),
     [
-        ("models/layers.py", "clamp(-8.0, 8.0)", "clamp(-9.0, 9.0)", {"train", "compress"}),
+        ("models/layers.py", "clamp(-8.0, 8.0)", "clamp(-9.0, 9.0)", TRAINED),
+        ("models/spec.py", "warmup: float = Field(0.1", "warmup: float = Field(0.2", TRAINED),
         ("tasks/candidates.py", "OPSET = 20", "OPSET = 19", {"compress"}),
         ("models/lines/flights.py", '"rmse": 12.0', '"rmse": 11.0', set()),
         ("models/lines/flights.py", "60 + pl.col", "61 + pl.col", {"clean"}),

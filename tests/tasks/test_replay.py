@@ -55,15 +55,24 @@ CHANGES: list[tuple[dict[str, Any], type[CannotReplayError], str]] = [
         f"changed code of stage train: tasks.trainer {TRAINER[:12]} -> {OTHER[:12]} (1 in all)",
     ),
     (
+        # What other code stands on says nothing of the recorded one.
+        {
+            "code": {**CODE, "tasks.newer": OTHER},
+            "distributions": {**DISTRIBUTIONS, "newer": "1.0"},
+        },
+        ChangedCodeError,
+        f"changed code of stage train: tasks.newer absent -> {OTHER[:12]} (1 in all)",
+    ),
+    (
         {"code": {**CODE, "tasks.newer": OTHER}},
         ChangedCodeError,
         f"changed code of stage train: tasks.newer absent -> {OTHER[:12]} (1 in all)",
     ),
     (
         # The recorded code could be run; with other libraries it is not tried.
-        {"code": {}, "distributions": {}},
+        {"code": {}, "distributions": {**DISTRIBUTIONS, "torch": "9.9"}},
         ChangedEnvironmentError,
-        f"({len(DISTRIBUTIONS)} in all)",
+        "-> 9.9 (1 in all)",
     ),
 ]
 
