@@ -7,8 +7,8 @@
 # make faults       kills and outages of the whole stack, a full disk of the store: nothing missed,
 #                   nothing twice
 # make cluster      clean and train on three machines (network namespaces; root), a worker lost in mid-run
-# make reinstalled  a version replayed with its libraries installed anew, and the golden versions of
-#                   earlier code by the code they bring (minutes)
+# make slow         the long tests of flows, tasks and the laptop stack: a version replayed with its
+#                   libraries installed anew and by changed code, everything killed, more draws
 # make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
 
 LINE ?= digits
@@ -16,7 +16,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks fuzz images production faults cluster reinstalled clean
+.PHONY: run test check benchmarks fuzz images production faults cluster slow clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -53,8 +53,10 @@ images: .venv/developer
 	MODELMINT_BASE=$(BASE) MODELMINT_BUILD_ARGS='$(BUILD_ARGS)' \
 	  $(BIN)/python -m pytest -n 0 -m slow tests/deployments/docker
 
-reinstalled: .venv/developer
-	$(BIN)/python -m pytest -m slow tests/flows/test_replay.py tests/test_golden.py
+slow: .venv/developer
+	$(BIN)/python -m pytest -m slow tests/flows tests/tasks tests/test_golden.py \
+	  tests/deployments/local/test_prefect_worker.py
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/deployments/local/test_supervisor.py
 
 production: .venv/developer
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[production]'

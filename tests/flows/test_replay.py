@@ -155,6 +155,7 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_changed_code_runs_the_recorded_code_or_says_what_differs(
     first: Production, tmp_path: Path
 ) -> None:
@@ -268,7 +269,7 @@ def test_other_libraries_and_another_processor_are_exit_code_two_and_here_is_com
 def test_the_recorded_libraries_are_installed_or_the_one_that_cannot_be_is_named(
     first: Production, tmp_path: Path
 ) -> None:
-    """Minutes of pip; `make reinstalled` runs it."""
+    """Minutes of pip; `make slow` runs it."""
     words = ("replay", LINE, str(first.version.number), "--stage", "compress", "--install")
     settings = {"MODELMINT_ENVIRONMENTS": str(tmp_path)}
     found = command(*words, **settings, PIP_NO_INDEX="1")

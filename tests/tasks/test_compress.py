@@ -377,14 +377,14 @@ def wide(_made: Made) -> CompressJob:
     with environment_of(**{BUCKET_SETTING: _made.bucket}):
         fitting = TrainJob(
             model=SMALL_MODEL,
-            # Students have twenty times its epochs: what is asked here is not how well they learn.
+            # Students have six times its epochs: what is asked here is not how well they learn.
             training=TRAINING.model_copy(update={"epochs": 10}),
             dataset=_made.trips,
             checkpoint=json_digest("wide"),
         )
         weights = fit(fitting, lambda _: None)
     budget = Budget(
-        quality_loss=0.5, candidates=SHRUNK, exhaustive=True, retraining=Retraining(epochs=200)
+        quality_loss=0.5, candidates=SHRUNK, exhaustive=True, retraining=Retraining(epochs=60)
     )
     return CompressJob(
         model=SMALL_MODEL, training=TRAINING, budget=budget, dataset=_made.trips, weights=weights
@@ -414,7 +414,7 @@ def test_smaller_networks_are_trained_and_another_process_makes_the_same(
     assert sizes["pruned-50+int8-static"] < 0.8 * sizes["pruned-50"]
     assert all(c.loss < 0.5 for c in first.candidates), first.candidates
     epochs = [d["network"] for d in told if "epoch" in d]
-    assert epochs == ["pruned-50"] * 200 + ["student-tiny"] * 200, "a network was trained twice"
+    assert epochs == ["pruned-50"] * 60 + ["student-tiny"] * 60, "a network was trained twice"
     memory = first.observed["memory_bytes"]
     assert isinstance(memory, dict)
     assert set(memory) == set(sizes)

@@ -103,6 +103,7 @@ def test_the_gate_judges_letters(made: Made) -> None:
         assert judge(strict, lambda _: None).decision == "refuse"
 
 
+@pytest.mark.slow
 def test_a_compressed_attention_network_that_collapses_is_given_up_and_never_chosen(
     made: Made,
 ) -> None:

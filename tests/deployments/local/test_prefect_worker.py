@@ -67,6 +67,7 @@ def epochs(found: dict[str, Any]) -> tuple[int, int]:
     return field["default"], field["maximum"]
 
 
+@pytest.mark.slow
 def test_after_an_upgrade_forms_are_new_and_edited_schedules_stay(
     api: httpx.Client, earlier: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_run_shows_what_came_of_it_and_its_links_open(home: Home) -> None:
         expect(ui.get_by_text("Registered models", exact=True)).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
     api = home.up()["prefect"]["url"] + "/api"
     deployment = httpx.get(f"{api}/deployments/name/produce/arrivals").json()
@@ -143,6 +144,7 @@ def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
     assert all(stage["cached"] for stage in again["stages"])
 
 
+@pytest.mark.slow
 def test_click_event_and_the_lines_own_deployment_at_once_go_one_at_a_time(home: Home) -> None:
     api = home.up()["prefect"]["url"] + "/api"
 
@@ -262,6 +264,7 @@ def test_ctrl_c_ends_the_stack_of_an_up_in_the_foreground(home: Home) -> None:
     assert home.processes() == []
 
 
+@pytest.mark.slow
 def test_after_kill_of_everything_all_of_it_is_there_again(home: Home) -> None:
     before = home.up()
     versions = home.run("versions", "diabetes", "--json")
