@@ -168,9 +168,23 @@ def documented() -> list[list[str]]:
     return [[swapped.get(w, w) for w in words] for words in found if words[0] not in elsewhere]
 
 
-def test_the_commands_of_the_readme_work(
-    command: Command, produced: dict[str, Any], tmp_path: Path
-) -> None:
+# Commands one after the other, each as `modelmint` runs it. In one process, since thirty would
+# spend two minutes on imports; the other tests here have a process a command.
+IN_TURN = """
+import contextlib, io, json, sys
+import modelmint
+
+for words in json.load(sys.stdin):
+    said, sys.argv = io.StringIO(), ["modelmint", *words]
+    try:
+        with contextlib.redirect_stdout(said):
+            modelmint.main()
+    except SystemExit as ended:
+        print(json.dumps([words, ended.code or 0, said.getvalue()]), flush=True)
+"""
+
+
+def test_the_commands_of_the_readme_work(produced: dict[str, Any], tmp_path: Path) -> None:
     record = {"age": 0.03, "bmi": 0.06, "bp": 0.02, "s5": 0.01, "sex": "a"}
     (tmp_path / "record.json").write_text(json.dumps(record))
     commands = documented()
@@ -180,6 +194,7 @@ def test_the_commands_of_the_readme_work(
         "keys", "usage", "audit", "promote", "rollback", "canary", "shadow", "lineage",
         "score", "monitor",
     }  # fmt: skip
+    asked = []
     for words in commands:
         if words[0] == "replay":
             # In tests/flows/test_replay.py, where it costs one training and not two.
@@ -192,10 +207,16 @@ def test_the_commands_of_the_readme_work(
         if words[0] == "lineage":
             # The README's is the digest of another line's version.
             words = [words[0], produced["digest"][:16]]  # noqa: PLW2901
-        paths = [str(tmp_path / w) if w in ours else w for w in words]
-        found = command(*paths)
-        assert found.returncode == 0, (words, found.stderr[-1500:])
-        assert found.stdout.strip()
+        asked.append([str(tmp_path / w) if w in ours else w for w in words])
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN],
+        input=json.dumps(asked), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [words for words, _, _ in answers] == asked, done.stderr[-1500:]
+    for words, code, said in answers:
+        assert code == 0, (words, done.stderr[-1500:])
+        assert said.strip(), words
     assert produced["version"] == 1
 
 
