@@ -58,6 +58,8 @@ LINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
 }
 """Lines, the slice of their example data that is landed, and what is changed of their network."""
 EPOCHS = 1
+CRASH, TRIES = "qemu: uncaught target signal 11", 3
+"""The emulator itself crashes now and then; that says nothing of bits, so it is tried again."""
 SINGLE = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What `tasks.cluster` sets to 1 for the workers of this machine."""
 SEEN = {"digest", "stored", "observed", "fingerprint"}
@@ -84,7 +86,7 @@ class Step(NamedTuple):
     result: type[Ref]
     variables: dict[str, str]
 
-    def run(self) -> Ref | str:
+    def run(self, tries: int = TRIES) -> Ref | str:
         """The stage's output, or in what words it failed."""
         job = self.job
         if isinstance(job, TrainJob):
@@ -93,7 +95,8 @@ class Step(NamedTuple):
         try:
             text = isolated.run(self.target, job.model_dump_json(), self.variables, lambda _: None)
         except isolated.IsolatedError as error:
-            return str(error)[-400:]
+            crashed = CRASH in str(error) and tries > 1
+            return self.run(tries - 1) if crashed else str(error)[-400:]
         return self.result.model_validate_json(text)
 
 
