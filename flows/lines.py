@@ -18,6 +18,9 @@ from models.open import Frozen
 
 def __getattr__(name: str) -> "Flow[..., Production]":
     """The flow of the line of that name; AttributeError when there is none."""
+    if name.startswith("__"):
+        # Python asks for some of its own, `__path__` for one, before it asks for a line.
+        raise AttributeError(name)
     try:
         return produce_line(name)
     except LookupError as error:

@@ -7,6 +7,7 @@ module. A line file binds its line to the name `line`.
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import traceback
@@ -20,6 +21,8 @@ from models.spec import Line
 
 SETTING = "MODELMINT_LINES"
 PACKAGE = "modelmint_lines"
+log = logging.getLogger("modelmint.lines")
+_logged: set[str] = set()
 
 
 class LineError(ValueError):
@@ -41,34 +44,44 @@ def lines() -> dict[str, Line]:
 def sound() -> tuple[dict[str, Line], list[LineError]]:
     """The lines by name that can be used, and why the others cannot: their file raises an error,
     binds no line, or one of a name that is taken."""
-    found: dict[str, Line] = {}
+    found: dict[str, list[Line]] = {}
     imported, broken = _imported()
     for module in imported:
         line = getattr(module, "line", None)
         if not isinstance(line, Line):
             broken.append(LineError(f"{module.__file__}: binds no Line to the name `line`"))
-        elif line.name in found:
+            continue
+        if line.name in found:
             told = f"{module.__file__}: a line {line.name!r} is defined elsewhere too"
             broken.append(LineError(told))
-        else:
-            found[line.name] = line
-    return dict(sorted(found.items())), broken
+        found.setdefault(line.name, []).append(line)
+    # Of two nobody can say which is meant.
+    return {name: found[name][0] for name in sorted(found) if len(found[name]) == 1}, broken
 
 
 def find(name: str) -> Line:
     """The line called `name`, whatever is wrong with others; raises UnknownLineError, or LineError
     where it may be in a file that cannot be used."""
     found, broken = sound()
-    if name not in found and broken:
-        raise broken[0]
     if name not in found:
-        raise UnknownLineError(f"no line is called {name!r}; there are {', '.join(found)}")
+        said = f"no line is called {name!r}; there are {', '.join(found)}"
+        if broken:
+            raise LineError(f"{said}; not usable: {'; '.join(map(str, broken))}") from broken[0]
+        raise UnknownLineError(said)
     return found[name]
 
 
 def modules() -> list[ModuleType]:
-    """The modules of all line files that can be imported, and so the classes lines are made of."""
-    return _imported()[0]
+    """The modules of all line files that can be imported, and so the classes lines are made of.
+
+    Why another cannot is logged, once in a process.
+    """
+    found, broken = _imported()
+    for error in broken:
+        if str(error) not in _logged:
+            _logged.add(str(error))
+            log.warning("%s", error)
+    return found
 
 
 def _imported() -> tuple[list[ModuleType], list[LineError]]:
@@ -91,14 +104,14 @@ def _imported() -> tuple[list[ModuleType], list[LineError]]:
             found.append(load())
         except LineError as error:
             broken.append(error)
-        except Exception as error:  # whatever is in a line's file
+        except (Exception, SystemExit) as error:  # whatever is in a line's file
             failure = LineError(f"{name}{_place(name, error)}: {type(error).__name__}: {error}")
             failure.__cause__ = error
             broken.append(failure)
     return found, broken
 
 
-def _place(file: str, error: Exception) -> str:
+def _place(file: str, error: BaseException) -> str:
     """Where in the file the error came up, as `:12`."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f":{frame.lineno}" for frame in frames if frame.filename == str(Path(file).resolve())]

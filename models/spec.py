@@ -63,8 +63,8 @@ class Optimizer(Frozen):
     beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of the Adams' mean of squared gradients."""
     implementation: Literal["fused", "foreach", "forloop"] = "fused"
-    """PyTorch's: one kernel for all, one for each operation, or a loop over the parameters. Each
-    repeats on a like machine, with bits of its own; only `fused` does on every CPU."""
+    """PyTorch's: one kernel for all parameters, one for each operation, or a loop over them. All
+    repeat on a like machine; `fused` rounds otherwise, and alike on every CPU."""
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Optimizer":
@@ -152,8 +152,8 @@ class Training(Frozen):
     def _portable_is_fused(self) -> "Training":
         if self.profile == "portable" and self.optimizer.implementation != "fused":
             raise ValueError(
-                f"profile portable takes optimizer.implementation fused: the square roots of"
-                f" {self.optimizer.implementation} are rounded as the processor likes"
+                "profile portable takes optimizer.implementation fused, since"
+                f" {self.optimizer.implementation} rounds as the processor likes"
             )
         return self
 

@@ -15,7 +15,7 @@ from models.spec import Family
 from tasks.isolated import Emit
 from tasks.jobs import FingerprintJob, Fingerprints
 
-ROWS, STEPS = 16, 3
+ROWS, STEPS, WIDTH = 16, 3, 128
 
 
 def measure(job: FingerprintJob, emit: Emit) -> Fingerprints:
@@ -79,7 +79,8 @@ def _onnxruntime() -> Digest:
 
 
 def _torch(model: Family, signature: Signature, device: str) -> Digest:
-    """The line's own network, three steps of AdamW on made-up rows."""
+    """The line's own network, three steps of AdamW on made-up rows; and a large layer, since a
+    product's size decides who computes it."""
     import torch
 
     torch.manual_seed(0)
@@ -100,5 +101,8 @@ def _torch(model: Family, signature: Signature, device: str) -> Digest:
         found = network(*(row.to(device) for row in rows))
         (found.square().mean() + found.logsumexp(1).mean()).backward()
         optimizer.step()
-    parts = [value.detach().cpu().contiguous().numpy().tobytes() for value in network.parameters()]
+    layer = torch.nn.Linear(WIDTH, WIDTH).to(device)
+    (layer(torch.randn(WIDTH, WIDTH).to(device)).tanh() @ layer.weight).square().mean().backward()
+    values = [*network.parameters(), *(p.grad for p in layer.parameters() if p.grad is not None)]
+    parts = [value.detach().cpu().contiguous().numpy().tobytes() for value in values]
     return bytes_digest(b"".join(parts))

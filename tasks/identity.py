@@ -2,9 +2,9 @@
 
     key = digest(stage, arguments, first-party code, locked distributions, Python, libc, machine)
 
-*Code* is the stage's module and every first-party module it imports, transitively, plus the
-modules of the classes found in its arguments, as syntax trees without comments and docstrings: to
-edit a helper invalidates, to reword a comment does not. A *function* given as an argument (a
+*Code* is the stage's module and every first-party module it imports at run time, transitively, plus
+the modules of the classes found in its arguments, as syntax trees without comments and docstrings:
+to edit a helper invalidates, to reword a comment does not. A *function* given as an argument (a
 line's `clean`) counts with the names of its file it uses, so that a line's other settings do not
 invalidate its cleaning. *Distributions* are those the code imports and what they require.
 """
@@ -32,6 +32,7 @@ from tasks.refs import Ref
 
 # Code another process runs is named by text of this form (see tasks.isolated); it counts as import.
 TARGET = re.compile(r"^(flows|tasks|models)(\.[a-z_]+)+:[A-Za-z_]+$")
+TYPES_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 FIRST_PARTY = {"flows", "tasks", "models", "modelmint_lines"}
 # These move content whose digest is checked on arrival, so they cannot change a result, and what
 # they import (Prefect, Dask, boto3, MLflow) stays out of the key.
@@ -201,7 +202,7 @@ def _executed(tree: ast.Module) -> Iterator[ast.AST]:
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in TYPES_ONLY:
             waiting += node.orelse
         else:
             waiting += ast.iter_child_nodes(node)

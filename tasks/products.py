@@ -18,9 +18,10 @@ SMALLEST = 1 << 17
 
 @cache
 def replace() -> torch.library.Library:
-    """Have float32 products of matrices on the CPU, gradients included, computed by oneDNN.
+    """Have float32 products of two matrices on the CPU, gradients included, computed by oneDNN.
 
-    For the whole process and for good. Small ones, and those of other types, stay as they are.
+    For the whole process and for good. Small ones, batches of them (attention), those into a given
+    tensor and those of other types stay MKL's.
     """
     product, sum_of = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm"))
     linear = torch.ops.mkldnn._linear_pointwise.default
@@ -36,7 +37,8 @@ def replace() -> torch.library.Library:
         keys: torch.DispatchKeySet, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1,
         alpha: float = 1,
     ) -> Tensor:  # fmt: skip
-        if not _large(a, b) or bias.shape != (b.shape[1],) or not beta == alpha == 1:
+        added = bias.dtype == torch.float32 and beta == alpha == 1
+        if not (added and _large(a, b) and bias.shape == b.shape[1:]):
             small: Tensor = sum_of.call_boxed(keys, bias, a, b, beta=beta, alpha=alpha)
             return small
         found: Tensor = linear(a.contiguous(), b.T.contiguous(), bias.contiguous(), "none", [], "")
@@ -52,5 +54,7 @@ def replace() -> torch.library.Library:
 
 
 def _large(a: Tensor, b: Tensor) -> bool:
-    """Whether the product of a [n, k] and b [k, m] is oneDNN's."""
-    return a.dtype == torch.float32 and a.numel() * b.shape[1] >= SMALLEST
+    """Whether it is a product of a [n, k] and b [k, m] that is oneDNN's."""
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0]
+    single = a.dtype == b.dtype == torch.float32
+    return fits and single and a.numel() * b.shape[1] >= SMALLEST

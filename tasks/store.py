@@ -264,7 +264,7 @@ def _connected(bucket: str, *_environment: str) -> Store:
 
     # A session of its own: the default one keeps the credentials it saw first.
     session = botocore.session.get_session()
-    # Times stay text: nothing here reads one, and to parse them took two thirds of a listing.
+    # Times stay text: nothing here reads one, and most of a listing's cost was to parse them.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
     client: S3Client = boto3.session.Session(botocore_session=session).client(
         "s3",

@@ -19,7 +19,6 @@ from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
 from deployments.watcher.webhook import Pulse
 from models import catalog
-from models.catalog import LineError
 from tasks.store import MissingError, StoreError, store
 
 log = logging.getLogger("modelmint.watcher")
@@ -47,6 +46,7 @@ class Watcher:
         self.pulse = Pulse(STUCK)
         self._watchdog = Watchdog(settings, runs)
         self._strangers: set[str] = set()
+        self._broken: set[str] = set()
         self._swept = self._watched = self._refreshed = time.monotonic()
         self._said: dict[str, str] = {}
         self._files: dict[Path, tuple[int, int]] = {}
@@ -107,22 +107,27 @@ class Watcher:
             self._swept = min(self._swept, self._refreshed + self.settings.quiet)
 
     def _refresh(self) -> None:
-        """Find the lines there are now, and folders that belong to none of them; raises LineError
-        when that is done and the files of others cannot be used."""
+        """Find the lines there are now, files of lines that cannot be used, and folders that belong
+        to no line."""
         self._refreshed = time.monotonic()
         # First, since without a bucket there is nothing to watch.
         folders = list(store().folders(RAW))
         known, broken = catalog.sound()
         self._compare()
-        self.lines = {
+        # What a broken file, or a folder that is away, had in it goes on being watched.
+        self.lines = (self.lines if broken else {}) | {
             name: self.lines.get(name) or LineWatch(line, self.settings, self.runs)
             for name, line in known.items()
         }
+        told = set(map(str, broken))
+        for error in sorted(told - self._broken):
+            log.error("%s; until it is mended, new data of its line may start nothing", error)
+        for error in sorted(self._broken - told):
+            log.warning("no longer so: %s", error)
+        self._broken = told
         for prefix in folders:
             if all(watch.prefix != prefix for watch in self.lines.values()):
                 self._stranger(prefix)
-        if broken:
-            raise LineError("; ".join(map(str, broken)))
 
     def _compare(self) -> None:
         """Note when the file of a line was written since it was imported."""

@@ -70,8 +70,12 @@ def test_several_folders_are_separated_like_path(
 
 def test_two_lines_of_one_name_are_an_error(folder: Path) -> None:
     (folder / "mine_5.py").write_text(LINE.format(name="digits", mark="x"))
-    with pytest.raises(ValueError, match=r"mine_5.py: a line 'digits' is defined elsewhere too"):
+    said = r"mine_5.py: a line 'digits' is defined elsewhere too"
+    with pytest.raises(LineError, match=said):
         catalog.lines()
+    with pytest.raises(LineError, match=said):
+        catalog.find("digits")
+    assert "flights" in catalog.sound()[0]
 
 
 def test_a_file_without_a_line_is_an_error(folder: Path) -> None:
@@ -87,13 +91,19 @@ def test_a_file_that_fails_fails_the_same_way_every_time(folder: Path) -> None:
             catalog.lines()
 
 
-def test_a_file_that_fails_takes_no_other_line_with_it(folder: Path) -> None:
+def test_a_file_that_fails_takes_no_other_line_with_it(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "mine_8.py").write_text("line = ")
+    (folder / "mine_10.py").write_text("raise SystemExit(1)")
     (folder / "mine_9.py").write_text(LINE.format(name="mine-9", mark="x"))
-    found, (broken,) = catalog.sound()
+    found, (exits, broken) = catalog.sound()
+    assert re.search(r"mine_10.py:1: SystemExit: 1", str(exits))
     assert {"digits", "mine-9"} <= set(found)
     assert re.search(r"mine_8.py: SyntaxError: .*line 1", str(broken))
     assert catalog.find("mine-9") is found["mine-9"]
+    assert "modelmint_lines.mine_9" in {module.__name__ for module in catalog.modules()}
+    assert "mine_8.py: SyntaxError" in caplog.text
     with pytest.raises(LineError, match=r"mine_8.py"):
         catalog.find("mine-8")
 

@@ -34,6 +34,8 @@ from shop import deep
 
 if TYPE_CHECKING:
     from shop import typed
+if not TYPE_CHECKING:
+    from shop import untyped
 
 def help_out(x):
     # A comment.
@@ -73,6 +75,7 @@ FILES = {
     "shop/used.py": "def used_by_clean(x):\n    return x\n",
     "shop/used_by_gate.py": "nothing = 0\n",
     "shop/typed.py": "Kind = int\n",
+    "shop/untyped.py": "Kind = int\n",
     "fancy/__init__.py": "",
     "fancy-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: fancy\nVersion: 1.0\n",
     "fancy-1.0.dist-info/top_level.txt": "fancy\n",
@@ -138,6 +141,7 @@ def edited(shop: Path, goal: Path, name: str, old: str, new: str) -> list[str]:
         ("shop/line.py", "return part", "return part * 2", False, False),
         ("shop/used_by_gate.py", "nothing = 0", "nothing = 1", False, False),
         ("shop/typed.py", "Kind = int", "Kind = float", False, False),
+        ("shop/untyped.py", "Kind = int", "Kind = float", True, True),
         ("shop/helper.py", "# A comment.", "# Another.\n\n", False, False),
         ("shop/stages.py", "'''Work.'''", "'''Other words.'''", False, False),
         ("shop/stages.py", "'''Stages.'''", "", False, False),

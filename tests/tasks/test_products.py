@@ -18,10 +18,16 @@ class Products(BaseModel):
 
     deviation: float
     """Largest distance to the same in float64, over all results."""
-    kernels: dict[str, list[str]]
-    """Which oneDNN kernels ran, by the size of the layer."""
+    kernels: dict[str, int]
+    """How many products oneDNN computed, by the size of the layer."""
     others: list[float]
     """Sums of products of other types, none of them oneDNN's."""
+
+
+def counted(profile: Any) -> int:
+    """How often oneDNN's product ran."""
+    events = {event.key: event.count for event in profile.key_averages()}
+    return int(events.get("mkldnn::_linear_pointwise", 0))
 
 
 def multiplied(job: Nothing, emit: Emit) -> Products:
@@ -53,26 +59,29 @@ def multiplied(job: Nothing, emit: Emit) -> Products:
             assert found is not None
             assert wanted is not None
             deviation = max(deviation, float((found - wanted).abs().max() / wanted.abs().max()))
-        names = {event.key for event in profile.key_averages()}
-        kernels[str(size)] = sorted(name for name in names if "_linear_pointwise" in name)
+        kernels[str(size)] = counted(profile)
     big = torch.ones(128, 128)
-    others = [
-        float((big.double() @ big.double()).sum()),
-        float((big.int() @ big.int()).sum()),
-        float(torch.addmm(big, big, big, beta=2, alpha=3).sum()),
-        float((torch.ones(0, 3) @ torch.ones(3, 2)).sum()),
-    ]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        others = [
+            float((big.double() @ big.double()).sum()),
+            float((big.int() @ big.int()).sum()),
+            float(torch.addmm(big, big, big, beta=2, alpha=3).sum()),
+            float((torch.ones(0, 3) @ torch.ones(3, 2)).sum()),
+        ]
+    kernels["others"] = counted(profile)
+    for wrong in (big[:, :64], big[0]):
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes|must be a matrix|tensors"):
+            torch.mm(big, wrong.T)
     return Products(deviation=deviation, kernels=kernels, others=others)
 
 
-@pytest.mark.parametrize(
-    ("profile", "large"), [("portable", ["mkldnn::_linear_pointwise"]), ("fast", [])]
-)
+# Forward with a bias and without, and two gradients of each.
+@pytest.mark.parametrize(("profile", "large"), [("portable", 6), ("fast", 0)])
 def test_large_products_are_onednns_in_the_profile_that_is_portable(
-    profile: Any, large: list[str]
+    profile: Any, large: int
 ) -> None:
     answer = run("tests.tasks.test_products:multiplied", "{}", environment(profile, 1), print)
     found = Products.model_validate(json.loads(answer))
-    assert found.kernels == {"8": [], "128": large}
+    assert found.kernels == {"8": 0, "128": large, "others": 0}
     assert found.deviation < 1e-5
     assert found.others == [128**3, 128**3, 2 * 128**2 + 3 * 128**3, 0]

@@ -116,8 +116,11 @@ def test_a_line_file_with_an_error_stops_no_other_line(
     rounds(watcher, holds=lambda: bool(told.lines))
     assert told.lines == ["digits"]
     assert "broken.py:1: RuntimeError: broken on purpose" in caplog.text
+    (tmp_path / "other.py").write_text("line = 1")
+    rounds(watcher, holds=lambda: "other.py: binds no Line" in caplog.text)
     (tmp_path / "broken.py").unlink()
-    rounds(watcher, holds=lambda: "lines: goes on" in caplog.text)
+    rounds(watcher, holds=lambda: "no longer so: " in caplog.text)
+    assert caplog.text.count("broken on purpose; until") == 1
 
 
 def test_a_bucket_that_is_not_there_yet_is_waited_for(
