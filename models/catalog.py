@@ -80,7 +80,7 @@ def modules() -> list[ModuleType]:
     for error in broken:
         if str(error) not in _logged:
             _logged.add(str(error))
-            log.warning("%s", error)
+            log.error("%s", error)
     return found
 
 

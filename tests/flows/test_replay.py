@@ -377,6 +377,8 @@ def test_nothing_ambient_reaches_the_version_digest(
         "MODELMINT_LINES": str(lines),
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
     }
+    # Before the lines are the other ones, whose file would set the locale of this process too.
+    spec = catalog.find(LINE)
     umask, cores = os.umask(0o077), os.sched_getaffinity(0)
     try:
         # As many workers as cores.
@@ -385,7 +387,6 @@ def test_nothing_ambient_reaches_the_version_digest(
             # A model server of its own, with keys of its own.
             monkeypatch.delenv("MODELMINT_ENDPOINT")
             monkeypatch.delenv("MODELMINT_API_KEY")
-            spec = catalog.find(LINE)
             for part in reversed(HALVES):
                 land(spec, part)
             killed = command("run", LINE, root=other, alone=True)
