@@ -18,6 +18,7 @@ from models.digests import json_digest
 from models.version import Verified
 from tasks import provenance, source
 from tasks.cluster import ADDRESS_SETTING
+from tasks.identity import normal_name
 from tasks.recorded import CannotReplayError
 from tasks.replay import Replay
 from tasks.store import MissingError
@@ -44,7 +45,7 @@ def replayed(
     with tempfile.TemporaryDirectory(prefix="modelmint-") as name:
         folder = Path(name)
         source.extract(_text(found), folder)
-        python = environment(found.provenance.lock()) if install else Path(sys.executable)
+        python = environment(recorded_lock(found)) if install else Path(sys.executable)
         variables = {
             # Workers of its own: those of a shared cluster run other code.
             **{n: v for n, v in os.environ.items() if n != ADDRESS_SETTING},
@@ -67,6 +68,18 @@ def replayed(
         said = answer.get("reason") or answer.get("error")
         raise CannotReplayError(f"the recorded code says: {said}")
     return Replay.model_validate({**answer, "code": "the recorded code"})
+
+
+def recorded_lock(found: Verified) -> dict[str, str]:
+    """What to install, by name: the version of all that was installed, and of what stages stand on.
+
+    Earlier releases left setuptools out of the first, and compared it all the same.
+    """
+    installed = found.provenance.lock()
+    known = {normal_name(name) for name in installed}
+    stages = found.recipe.stages.values()
+    counted = {n: v for stage in stages for n, v in stage.identity.distributions.items()}
+    return installed | {name: v for name, v in counted.items() if name not in known}
 
 
 def environment(lock: dict[str, str]) -> Path:

@@ -143,8 +143,8 @@ def text_of_code(provenance: Provenance) -> bytes:
 
 
 def installed() -> dict[str, str]:
-    """Every installed distribution but ourselves and installers: its version."""
-    ours = {"modelmint", "pip", "setuptools", "wheel"}
+    """Every installed distribution but ourselves and pip: its version."""
+    ours = {"modelmint", "pip"}
     found = {d.name.lower(): d.version for d in metadata.distributions()}
     return {name: version for name, version in sorted(found.items()) if name not in ours}
 

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import subprocess
 import tarfile
 import venv
@@ -13,9 +14,14 @@ from typing import Any
 import pytest
 
 from models.digests import IntegrityError, json_digest
-from tasks import checkout, source
+from models.trust import PublicKey
+from tasks import checkout, signing, source
+from tasks.folders import LocalFolder
 from tasks.recorded import CannotReplayError
+from tasks.verify import proven
 from tests.conftest import environment
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_the_archive_is_all_of_the_code_and_repeats(tmp_path: Path) -> None:
@@ -67,6 +73,22 @@ def test_a_lock_that_cannot_be_installed_says_which_distribution(tmp_path: Path)
     settings = {checkout.ENVIRONMENTS_SETTING: str(tmp_path), "PIP_NO_INDEX": "1"}
     with environment(**settings), pytest.raises(CannotReplayError, match=r"lock.*no-such-thing"):
         checkout.environment({"no-such-thing": "1.0"})
+
+
+def test_all_that_a_stage_stands_on_is_installed(tmp_path: Path) -> None:
+    """A release before this one did not write down setuptools, and compared it."""
+    folder = GOLDEN / "earlier" / "diabetes"
+    with environment(MODELMINT_KEYS=str(tmp_path)):
+        signing.add(PublicKey.model_validate_json((folder / "key.json").read_bytes()))
+        found = proven(LocalFolder(folder))
+    lock = checkout.recorded_lock(found)
+    stood_on = found.recipe.stages["compress"].identity.distributions
+    assert "setuptools" in stood_on
+    assert "setuptools" not in found.provenance.lock()
+    assert found.provenance.lock().items() <= lock.items()
+    names = [re.sub(r"[-_.]+", "-", name) for name in lock]
+    assert len(names) == len(set(names))
+    assert set(stood_on) <= set(names)
 
 
 def test_two_replays_at_once_make_one_environment_in_the_home(
