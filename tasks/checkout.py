@@ -13,12 +13,13 @@ import tempfile
 import venv
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from models.catalog import SETTING
 from models.digests import json_digest
 from models.version import Verified
 from tasks import provenance, source
 from tasks.cluster import ADDRESS_SETTING
-from tasks.identity import normal_name
 from tasks.recorded import CannotReplayError
 from tasks.replay import Replay
 from tasks.store import MissingError
@@ -76,7 +77,7 @@ def recorded_lock(found: Verified) -> dict[str, str]:
     Earlier releases left setuptools out of the first, and compared it all the same.
     """
     installed = found.provenance.lock()
-    known = {normal_name(name) for name in installed}
+    known = {canonicalize_name(name) for name in installed}
     stages = found.recipe.stages.values()
     counted = {n: v for stage in stages for n, v in stage.identity.distributions.items()}
     return installed | {name: v for name, v in counted.items() if name not in known}

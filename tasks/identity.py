@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from models import catalog
@@ -153,16 +154,11 @@ def locked(imported: frozenset[str]) -> dict[str, str]:
     waiting = [name for module in imported for name in _providers(module)]
     found: dict[str, str] = {}
     while waiting:
-        name = normal_name(waiting.pop())
+        name = canonicalize_name(waiting.pop())
         if name not in found and (distribution := _distribution(name)) is not None:
             found[name] = distribution[0]
             waiting += distribution[1]
     return dict(sorted(found.items()))
-
-
-def normal_name(name: str) -> str:
-    """A distribution's name as packages are compared by it (PyPA, name normalization)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @cache
@@ -179,7 +175,7 @@ def _distribution(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _providers(module: str) -> list[str]:
     # The map of all modules takes half a second to build, and most distributions need none.
-    if _distribution(normal_name(module)) is not None:
+    if _distribution(canonicalize_name(module)) is not None:
         return [module]
     return list(_by_module().get(module, ()))
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from models import catalog, cnn, mlp
 from models.objectives import Regression
-from models.spec import Gate, Line, Schedule, Training
+from models.spec import Gate, Line, Optimizer, Schedule, Training
 
 SHIPPED = catalog.lines()
 
@@ -123,3 +123,6 @@ def test_fields_that_are_sound_alone_but_not_together_are_refused() -> None:
         cycling.changed(training=Training(schedule=Schedule(name="cosine")))
     with pytest.raises(ValidationError, match="batch_size 512 cannot be cut into 3"):
         line.changed(training=Training.model_construct(accumulate=3))
+    with pytest.raises(ValidationError, match="portable takes optimizer.implementation fused"):
+        Training(profile="portable", optimizer=Optimizer(implementation="foreach"))
+    assert Training(profile="fast", optimizer=Optimizer(implementation="foreach"))

@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import re
 import subprocess
 import tarfile
 import venv
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from models.digests import IntegrityError, json_digest
 from models.trust import PublicKey
@@ -86,7 +86,7 @@ def test_all_that_a_stage_stands_on_is_installed(tmp_path: Path) -> None:
     assert "setuptools" in stood_on
     assert "setuptools" not in found.provenance.lock()
     assert found.provenance.lock().items() <= lock.items()
-    names = [re.sub(r"[-_.]+", "-", name) for name in lock]
+    names = [canonicalize_name(name) for name in lock]
     assert len(names) == len(set(names))
     assert set(stood_on) <= set(names)
 
