@@ -155,8 +155,8 @@ def add_test_lines() -> None:
 
 @contextmanager
 def patience(minutes: float) -> Iterator[Callable[[], bool]]:
-    """Yields whether time is left; Ctrl-C, or SIGTERM where nothing reads a keyboard, ends the block,
-    and what was found until then counts."""
+    """Yields whether time is left; Ctrl-C or SIGTERM ends the block, and what was found until then
+    counts."""
     deadline = time.monotonic() + 60 * minutes
     with suppress(KeyboardInterrupt, SystemExit):
         yield lambda: time.monotonic() < deadline
