@@ -55,7 +55,7 @@ images: .venv/developer
 
 slow: .venv/developer
 	$(BIN)/python -m pytest -m slow tests/flows tests/tasks tests/test_golden.py \
-	  tests/deployments/local/test_prefect_worker.py
+	  tests/deployments/local/test_prefect_worker.py tests/deployments/local/test_drift.py
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/deployments/local/test_supervisor.py
 
 production: .venv/developer

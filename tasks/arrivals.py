@@ -62,17 +62,20 @@ class Tally:
         self._objects += 1
         self._size += size
 
+    def include(self, other: "Tally") -> None:
+        """Count all that another counted: objects that this one has not."""
+        self._sum = (self._sum + other._sum) % (1 << 256)
+        self._objects += other._objects
+        self._size += other._size
+
+    @property
+    def objects(self) -> int:
+        """How many were counted so far."""
+        return self._objects
+
     def seen(self) -> Seen:
         """What was counted so far."""
         return Seen(digest=f"{self._sum:064x}", objects=self._objects, size=self._size)
-
-
-def look(prefix: str) -> Seen:
-    """What is below the prefix now; raises StoreError."""
-    tally = Tally()
-    for item in store().list(prefix):
-        tally.add(item.key.removeprefix(prefix), item.size, item.etag)
-    return tally.seen()
 
 
 def take(line: str, listing: Listing) -> None:

@@ -71,10 +71,11 @@ class Store:
         except MissingError:
             self._call(lambda: self.client.create_bucket(Bucket=self.bucket), self.bucket)
 
-    def list(self, prefix: str) -> Iterator[Listed]:
-        """All objects below the prefix, in the order of their keys."""
+    def list(self, prefix: str, after: str = "") -> Iterator[Listed]:
+        """All objects below the prefix, or those the store lists after that name below it."""
+        begin: dict[str, Any] = {"StartAfter": prefix + after} if after else {}
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix
+            Bucket=self.bucket, Prefix=prefix, **begin
         )
         iterator = iter(pages)
         while (page := self._call(lambda: next(iterator, None), prefix)) is not None:

@@ -1,7 +1,7 @@
 """Hints that something changed: a store's webhook, and S3 notifications in an SQS queue.
 
-A hint only hastens the look at one prefix. It may be lost, doubled, late, out of order, or about
-what is long gone: the listing tells.
+A hint only hastens the look at one object's part of a listing. It may be lost, doubled, late, out
+of order, or about what is long gone: the listing tells.
 """
 
 import json
@@ -10,15 +10,16 @@ import threading
 from typing import Any
 from urllib.parse import unquote_plus
 
+from deployments.watcher.listing import EVERYTHING
+
 log = logging.getLogger("modelmint.watcher")
 RAW = "raw/"
-EVERYTHING = ""
 LONG_POLL = 20
-MOST = 1000
+MOST = 10_000
 
 
 class Hints:
-    """The prefixes below `raw/` to look at, collected from any thread."""
+    """The keys below `raw/` to look at, collected from any thread."""
 
     def __init__(self, bucket: str) -> None:
         self.bucket = bucket
@@ -28,18 +29,17 @@ class Hints:
 
     def tell(self, key: str) -> None:
         """An object of the bucket changed; what is not below `raw/` is of no interest."""
-        folder, slash, _ = key.removeprefix(RAW).partition("/")
-        if key.startswith(RAW) and slash:
-            self._add(f"{folder}/")
+        if key.startswith(RAW) and "/" in key.removeprefix(RAW):
+            self._add(key)
 
     def tell_all(self) -> None:
         """Something changed, and nobody knows where."""
         self._add(EVERYTHING)
 
-    def _add(self, prefix: str) -> None:
+    def _add(self, key: str) -> None:
         with self._lock:
-            # Ten thousand made-up prefixes are one look at everything.
-            self._heard.add(prefix if len(self._heard) < MOST else EVERYTHING)
+            # However many made-up keys: their names need so much memory and no more.
+            self._heard.add(key if len(self._heard) < MOST else EVERYTHING)
         self._news.set()
 
     def wake(self) -> None:
@@ -47,7 +47,7 @@ class Hints:
         self._news.set()
 
     def wait(self, seconds: float) -> set[str]:
-        """The prefixes heard of since the last call, at once, woken, or after at most `seconds`."""
+        """The keys heard of since the last call, at once, woken, or after at most `seconds`."""
         self._news.wait(max(0.0, seconds))
         with self._lock:
             self._news.clear()

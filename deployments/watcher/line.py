@@ -3,6 +3,7 @@
 import logging
 import time
 
+from deployments.watcher.listing import EVERYTHING, KnownListing
 from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
 from models.spec import Line
@@ -27,7 +28,10 @@ class LineWatch:
     def __init__(self, line: Line, settings: Settings, runs: Runs) -> None:
         self.line, self.settings, self.runs = line, settings, runs
         self.prefix = raw_prefix(line.data)
-        self.due = self._soonest = time.monotonic()
+        self.listing = KnownListing(self.prefix)
+        self.due = self._soonest = self._looked = time.monotonic()
+        # What a run, and another watcher, may have seen that this one has not.
+        self._others: tuple[Seen | None, Announcement | None] | None = None
         self._last: Seen | None = None
         self._changed = 0.0
         self._differs: float | None = None
@@ -36,7 +40,7 @@ class LineWatch:
         self._before: Seen | None = None
         self._patience = settings.again
 
-    def hint(self) -> None:
+    def hasten(self) -> None:
         """Something may have changed: look soon."""
         self.due = min(self.due, self._soonest)
 
@@ -45,7 +49,12 @@ class LineWatch:
         began = time.monotonic()
         # Whatever goes wrong below, the next try is not at once.
         self.due = began + HOLD
-        seen, before = arrivals.look(self.prefix), arrivals.taken(self.line.name)
+        before = arrivals.taken(self.line.name)
+        others = before, arrivals.announced(self.line.name)
+        if others != self._others:
+            self.listing.hint(EVERYTHING)
+        seen = self.listing.look(self.settings.share * (began - self._looked))
+        self._others, self._looked = others, began
         now = time.monotonic()
         cost = now - began
         self._soonest = now + max(self.settings.quiet, 2 * cost)
@@ -81,7 +90,7 @@ class LineWatch:
         if told is None:
             return
         self.runs.tell(arrivals.event(self.line, told))
-        self._told, self._before = now, before
+        self._told, self._before, self._others = now, before, (before, told)
         objects, size = seen.objects, seen.size
         log.info("%s: data arrived (%d): %d objects, %d bytes", name, told.number, objects, size)
 

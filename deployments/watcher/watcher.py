@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 
-from deployments.watcher.hints import EVERYTHING, RAW, Hints
+from deployments.watcher.hints import RAW, Hints
 from deployments.watcher.line import LineWatch
+from deployments.watcher.listing import EVERYTHING
 from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
@@ -72,8 +73,8 @@ class Watcher:
         waiting = [watch.due for name, watch in free.items() if name not in self._going]
         waiting += [] if WATCHDOG in self._going else [self._watched]
         due = min([self._swept, *waiting])
-        for prefix in self.hints.wait(due - time.monotonic()):
-            self._hint(f"{RAW}{prefix}")
+        for key in self.hints.wait(due - time.monotonic()):
+            self._hint(key)
 
     def close(self) -> None:
         """Wait for what goes on; nothing can be begun after it."""
@@ -88,20 +89,21 @@ class Watcher:
         for name in [name for name, begun in self._going.items() if begun.done()]:
             del self._going[name]
             if name in self._late and name in self.lines:
-                self.lines[name].hint()
+                self.lines[name].hasten()
             self._late.discard(name)
 
-    def _hint(self, prefix: str) -> None:
+    def _hint(self, key: str) -> None:
         meant = {
             name: watch
             for name, watch in self.lines.items()
-            if prefix in (watch.prefix, f"{RAW}{EVERYTHING}")
+            if key == EVERYTHING or key.startswith(watch.prefix)
         }
         for name, watch in meant.items():
+            watch.listing.hint(key)
             if name in self._going:
                 self._late.add(name)
             else:
-                watch.hint()
+                watch.hasten()
         if not meant:
             # The first object of a new bucket, or of a line whose file is new.
             self._swept = min(self._swept, self._refreshed + self.settings.quiet)

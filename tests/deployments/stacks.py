@@ -75,6 +75,11 @@ class Home:
         content: bytes = self._s3().get_object(Bucket="modelmint", Key=key)["Body"].read()
         return content
 
+    def keys(self, prefix: str) -> list[str]:
+        """The first thousand objects below a prefix."""
+        found = self._s3().list_objects_v2(Bucket="modelmint", Prefix=prefix)
+        return [one["Key"] for one in found.get("Contents", [])]
+
     def _s3(self) -> Any:
         running = store.store(self.folder).running()
         assert running is not None
@@ -116,6 +121,12 @@ class Home:
             for run in found.raise_for_status().json()
             if run["parameters"]["line"] == line and not run["auto_scheduled"]
         ]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of that name that Prefect knows."""
+        wanted = {"filter": {"event": {"name": [name]}}, "limit": 50}
+        found = httpx.post(f"{self.url('prefect')}/api/events/filter", json=wanted, timeout=60)
+        return list(found.raise_for_status().json()["events"])
 
     def ended(self, line: str) -> list[str]:
         """The states of the line's runs; none may have failed."""

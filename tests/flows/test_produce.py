@@ -21,7 +21,7 @@ from models.signature import MODEL_FILE, PROGRAM_FILE
 from models.spec import Budget, Gate, Optimizer, Training
 from models.waves import write_wave
 from tasks import progress, tracking, turn
-from tasks.arrivals import look, taken
+from tasks.arrivals import taken
 from tasks.clean import clean
 from tasks.dataset import manifest, rows
 from tasks.isolated import IsolatedError
@@ -36,6 +36,7 @@ from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.stage import StageRun
 from tasks.store import store
 from tasks.versions import versions
+from tests.tasks.samples import look
 
 LINE = "diabetes"
 

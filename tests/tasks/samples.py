@@ -23,13 +23,22 @@ from models.images import Images, ImageSize
 from models.objectives import Classification, Regression
 from models.splits import ByHash
 from models.tables import Category, Number, Tables
+from tasks.arrivals import Seen, Tally
 from tasks.isolated import Emit
 from tasks.jobs import TrainJob
 from tasks.refs import Ref, Weights
-from tasks.store import MissingError
+from tasks.store import MissingError, store
 
 ZONES = ("east", "north", "south")
 ZONES_FILE = b"zone,toll\neast,0\nnorth,1\nsouth,0\n"
+
+
+def look(prefix: str) -> Seen:
+    """What is below a prefix, by listing all of it."""
+    tally = Tally()
+    for item in store().list(prefix):
+        tally.add(item.key.removeprefix(prefix), item.size, item.etag)
+    return tally.seen()
 
 
 def clean(rows: pl.LazyFrame, references: Mapping[str, pl.DataFrame]) -> pl.LazyFrame:

@@ -3,10 +3,10 @@ import pytest
 from models import catalog
 from models.digests import bytes_digest
 from tasks import arrivals
-from tasks.arrivals import Seen, announce, announced, event, look, settle, take, taken
+from tasks.arrivals import Seen, announce, announced, event, settle, take, taken
 from tasks.snapshot import list_objects, raw_prefix
 from tasks.store import store
-from tests.tasks.samples import TRIPS
+from tests.tasks.samples import TRIPS, look
 
 PREFIX = raw_prefix(TRIPS)
 SEEN = Seen(digest=bytes_digest(b"1"), objects=1, size=1)

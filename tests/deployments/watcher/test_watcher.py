@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from deployments.watcher.hints import Hints, from_webhook
+from deployments.watcher.listing import KnownListing
 from deployments.watcher.runs import Runs
 from deployments.watcher.settings import Settings
 from deployments.watcher.watcher import Watcher
@@ -154,15 +155,15 @@ def test_a_hint_of_a_new_bucket_is_followed_at_once(
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A listing of flights whose answer comes when the event is set."""
-    ended, look = threading.Event(), arrivals.look
+    ended, look = threading.Event(), KnownListing.look
 
-    def endless(prefix: str) -> arrivals.Seen:
-        seen = look(prefix)
-        if prefix == "raw/flights/":
+    def endless(listing: KnownListing, seconds: float) -> arrivals.Seen:
+        seen = look(listing, seconds)
+        if listing.prefix == "raw/flights/":
             ended.wait()
         return seen
 
-    monkeypatch.setattr(arrivals, "look", endless)
+    monkeypatch.setattr(KnownListing, "look", endless)
     yield ended
     ended.set()
 

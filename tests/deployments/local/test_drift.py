@@ -1,0 +1,62 @@
+"""A stack in which callers begin to send something else: it is found, and the line is made anew."""
+
+from collections.abc import Iterator
+
+import httpx
+import polars as pl
+import pytest
+
+from tests.deployments.stacks import Home, until
+from tests.lines import diabetes
+
+pytestmark = pytest.mark.slow
+LINE = "diabetes"
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    home = Home(tmp_path_factory.mktemp("drift"), MODELMINT_CAPTURE=f"{LINE}=1")
+    home.up()
+    yield home
+    home.run("down")
+
+
+def patients(moved: float) -> bytes:
+    """Patients like the known ones, but for their body mass index."""
+    [content] = dict(diabetes.load("second")).values()
+    table = pl.read_csv(content).with_columns(pl.col("bmi") + moved)
+    return table.drop(diabetes.line.objective.target).write_csv().encode()
+
+
+def sent(home: Home, content: bytes) -> None:
+    bearer = {"authorization": f"Bearer {(home.folder / 'api-key').read_text()}"}
+    url = f"{home.url('model-server')}/v1/lines/{LINE}/predict"
+    headers = {"content-type": "text/csv", **bearer}
+    httpx.post(url, content=content, headers=headers, timeout=60).raise_for_status()
+
+
+def monitored(home: Home) -> None:
+    """Have the deployment `monitor` look, as its schedule or a click would."""
+    api = f"{home.url('prefect')}/api"
+    deployment = httpx.get(f"{api}/deployments/name/monitor/monitor").json()
+    body = {"parameters": {"line": LINE, "search": {"minimum_rows": 100}}}
+    created = httpx.post(f"{api}/deployments/{deployment['id']}/create_flow_run", json=body)
+    run = str(created.raise_for_status().json()["id"])
+    until(lambda: home.state(run) == "COMPLETED", seconds=300)
+
+
+def test_what_callers_send_drifts_and_the_line_is_produced_again(home: Home) -> None:
+    home.put(f"raw/{LINE}/", dict(diabetes.load("first")))
+    until(lambda: home.ended(LINE) == ["COMPLETED"], seconds=400)
+    sent(home, patients(0.0))
+    until(lambda: bool(home.keys(f"captured/{LINE}/")))
+    monitored(home)
+    # Nothing follows from inputs like those of the training, and what follows would be there soon:
+    # the same inputs moved are told of, and theirs is the only run.
+    sent(home, patients(0.2))
+    until(lambda: len(home.keys(f"captured/{LINE}/")) > 1)
+    monitored(home)
+    until(lambda: len(home.runs(LINE)) == 2)
+    until(lambda: home.ended(LINE) == ["COMPLETED"] * 2, seconds=400)
+    [event] = home.events("data.drifted")
+    assert event["payload"]["drifted"] == ["bmi"]
