@@ -25,14 +25,15 @@ def patients(moved: float) -> bytes:
     """Patients like the known ones, but for their body mass index."""
     [content] = dict(diabetes.load("second")).values()
     table = pl.read_csv(content).with_columns(pl.col("bmi") + moved)
-    return table.drop(diabetes.line.objective.target).write_csv().encode()
+    return table.drop("patient", diabetes.line.objective.target).write_csv().encode()
 
 
 def sent(home: Home, content: bytes) -> None:
     bearer = {"authorization": f"Bearer {(home.folder / 'api-key').read_text()}"}
     url = f"{home.url('model-server')}/v1/lines/{LINE}/predict"
     headers = {"content-type": "text/csv", **bearer}
-    httpx.post(url, content=content, headers=headers, timeout=60).raise_for_status()
+    answer = httpx.post(url, content=content, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
 
 
 def monitored(home: Home) -> None:

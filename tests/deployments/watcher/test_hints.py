@@ -187,7 +187,7 @@ def followed(hints: Hints, queue: str, client: Any, wanted: set[str]) -> None:
     client.send_message(QueueUrl=queue, MessageBody=notification("raw/end/x"))
     thread.join()
     # The message that wakes it may be another test's.
-    assert heard - {"end/"} == wanted
+    assert heard - {"raw/end/x"} == wanted
 
 
 def test_a_queue_is_followed_and_emptied(amazon: dict[str, Any], hints: Hints) -> None:
@@ -202,7 +202,7 @@ def test_a_queue_is_followed_and_emptied(amazon: dict[str, Any], hints: Hints) -
     sqs.send_message(QueueUrl=queue, MessageBody=json.dumps({"Event": "s3:TestEvent"}))
     sqs.send_message(QueueUrl=queue, MessageBody=notification("raw/twice/x"))
     sqs.send_message(QueueUrl=queue, MessageBody=notification("raw/twice/x"))
-    followed(hints, queue, sqs, {"digits/", "large/", "twice/"})
+    followed(hints, queue, sqs, {"raw/digits/sub folder/ü+%2F.csv", "raw/large/x", "raw/twice/x"})
     # What was not deleted would be there again.
     time.sleep(1.5)
     left = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
@@ -223,7 +223,7 @@ def test_a_queue_that_fails_is_asked_again(amazon: dict[str, Any], hints: Hints)
             return getattr(sqs, name)
 
     sqs.send_message(QueueUrl=queue, MessageBody=notification("raw/digits/x"))
-    followed(hints, queue, Failing(), {"digits/"})
+    followed(hints, queue, Failing(), {"raw/digits/x"})
 
 
 def test_a_watcher_follows_its_queue_and_a_line_that_is_edited(
