@@ -1,8 +1,10 @@
 """Compression: the chosen form of a line against every single form of ONNX Runtime's quantizers.
 
-    python -m benchmarks.compression [--json] [--lines digits,flights] [--forms int8-static,...]
+    python -m benchmarks.compression [--lines digits,reviews/lstm] [--forms int8-static,...]
 
-About ten minutes on two idle cores, most of it for training smaller networks. Each line is cleaned
+About five minutes on two idle cores, most of it for training smaller networks; half an hour of one
+core each for speech and verses, which are asked for by name. `reviews/lstm` is the line with the
+settings that benchmarks.quality has for it. Each line is cleaned
 and trained as it is, then every form is built and measured: size, quality lost on the validation
 rows, the least CPU time of a request of 1 and of 32 rows on one thread, all forms in turns, and the
 memory a session adds to a process. `smaller` and `faster` are ratios to the uncompressed model in
@@ -13,7 +15,9 @@ of RMSE; where it is missed the front is the answer.
 from typing import Any
 
 from benchmarks import measuring
+from benchmarks.quality import VARIANTS
 from models import catalog
+from models.changes import changed
 from models.forms import QUANTIZERS, UNCOMPRESSED
 from models.spec import Line
 from tasks.refs import Artifact
@@ -30,7 +34,9 @@ FORMS = (
 def main() -> None:
     """Measure, print, write the result."""
     parser = measuring.options(__doc__, turns=1)
-    parser.add_argument("--lines", default="digits,flights", help="names, separated by commas")
+    parser.add_argument(
+        "--lines", default="digits,flights,reviews,reviews/lstm", help="names, separated by commas"
+    )
     parser.add_argument("--forms", default=",".join(FORMS), help="names, separated by commas")
     options = parser.parse_args()
     measured = _measured(options.lines.split(","), tuple(options.forms.split(",")))
@@ -60,11 +66,14 @@ def _measured(lines: list[str], forms: tuple[str, ...]) -> dict[str, Any]:
 
     with measuring.temporary_home(), stack(STORE):
         try:
-            return {
-                name: _figures(_compressed(catalog.find(name).on("cpu"), forms)) for name in lines
-            }
+            return {name: _figures(_compressed(_line(name), forms)) for name in lines}
         finally:
             cluster.close()
+
+
+def _line(title: str) -> Line:
+    line = catalog.find(title.partition("/")[0])
+    return line.changed(**changed(line, VARIANTS.get(title, ()))).on("cpu")
 
 
 def _compressed(line: Line, forms: tuple[str, ...]) -> Artifact:
