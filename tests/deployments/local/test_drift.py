@@ -24,8 +24,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 def patients(moved: float) -> bytes:
     """Patients like the known ones, but for their body mass index."""
     [content] = dict(diabetes.load("second")).values()
-    table = pl.read_csv(content).with_columns(pl.col("bmi") + moved)
-    return table.drop("patient", diabetes.line.objective.target).write_csv().encode()
+    table = diabetes.clean(pl.read_csv(content).lazy(), {}).collect()
+    return table.select("age", "bp", "s5", "sex", pl.col("bmi") + moved).write_csv().encode()
 
 
 def sent(home: Home, content: bytes) -> None:
@@ -60,4 +60,4 @@ def test_what_callers_send_drifts_and_the_line_is_produced_again(home: Home) -> 
     until(lambda: len(home.runs(LINE)) == 2)
     until(lambda: home.ended(LINE) == ["COMPLETED"] * 2, seconds=400)
     [event] = home.events("data.drifted")
-    assert event["payload"]["drifted"] == ["bmi"]
+    assert "bmi" in event["payload"]["drifted"]
