@@ -2,7 +2,7 @@
 
     python -m benchmarks.score [--json] [--turns 3]
 
-About three minutes on two cores. The model is the digits CNN in int8-static, its line's choice.
+About five minutes on two cores. The model is the digits CNN in int8-static, its line's choice.
 *Limit* is ONNX Runtime in process, one thread, on tensors that are encoded already, at its
 best batch size. *idx* and *png* are one object scored from the bucket to the bucket: read, decoded,
 checked, encoded, answered, written as Parquet. All are rows per CPU second of the process, imports
