@@ -1,5 +1,6 @@
 """On a Dask worker: one raw object read, cleaned, answered and written, piece by piece."""
 
+import hashlib
 import tempfile
 from collections import Counter
 from functools import lru_cache
@@ -100,8 +101,7 @@ def score_object(text: str, source_text: str) -> str:
                 Refusal(field=field, reason=reason, rows=count)
                 for (field, reason), count in sorted(reasons.items())
             )
-            digest = blake3().update_mmap(table).hexdigest()
-            record = _record(source, output, digest, rows, refusals)
+            record = _record(source, output, _digest(table), rows, refusals)
     told = f"{place}.json"
     if store().put_new(told, record.model_dump_json().encode()):
         return record.model_dump_json()
@@ -140,10 +140,18 @@ def _write(
                     table, schema, compression="zstd", use_dictionary=repeated
                 )
             writer.write_table(arrow.cast(writer.schema))
+            # Or they would be in memory beside the next piece while that is read.
+            del piece, found, arrow
     finally:
         if writer is not None:
             writer.close()
     return rows, reasons
+
+
+def _digest(table: Path) -> Digest:
+    # Read, not mapped: mapped pages count as memory of this process, all of the file's at its end.
+    with table.open("rb") as file:
+        return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]
 
 
 def _counted(table: Path) -> tuple[int, Counter[tuple[str, str]]]:

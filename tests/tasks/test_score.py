@@ -6,8 +6,10 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -16,11 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from models.data import Piece
 from models.digests import IntegrityError, Manifest, bytes_digest
 from models.images import Images, ImageSize
 from models.objectives import Regression
+from models.pieces import csv_pieces
 from models.signature import MODEL_FILE, SIGNATURE_FILE
 from models.splits import ByHash
+from models.tables import Tables
 from tasks import score_object as worker
 from tasks.promotion import promote, version_folder
 from tasks.recorded import ChangedCodeError
@@ -227,6 +232,29 @@ def test_an_object_in_pieces_gives_the_same_rows(
     assert pq.read_metadata(io.BytesIO(content)).num_row_groups > 2
 
 
+def test_one_piece_at_a_time_is_in_memory(
+    how: Scoring, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+
+    class Payload(bytes):
+        def __del__(self) -> None:
+            alive.remove(len(self))
+
+    def pieces(self: Tables, name: str, path: Path, size: int) -> Iterator[Piece]:
+        for first, payload in csv_pieces(path, 500):
+            assert not alive
+            alive.append(len(payload))
+            yield Piece(first, Payload(payload))
+
+    store().put(f"{prefix}a.csv", unlabelled(range(200)))
+    monkeypatch.setattr(Tables, "pieces", pieces)
+    texts = how.model_dump_json(), source(f"{prefix}a.csv").model_dump_json()
+    found = ScoredObject.model_validate_json(worker.score_object(*texts))
+    content = store().get(str(found.output)).content
+    assert pq.read_metadata(io.BytesIO(content)).num_row_groups > 2
+
+
 def test_an_object_overwritten_since_it_was_listed_is_missed_and_scored_next_time(
     how: Scoring, prefix: str
 ) -> None:
@@ -375,6 +403,6 @@ def test_images_are_answered_from_archives_and_idx_files_alike(made: Made, prefi
     assert from_tar.filter(whole).equals(from_idx.filter(whole))
     [expected] = how.served.session().run(None, {"image": images[:, None]})
     probabilities = from_idx.get_column("probabilities").struct.unnest().to_numpy()
-    assert probabilities == pytest.approx(expected, abs=1e-6)
+    assert np.array_equal(probabilities, expected)
     assert from_idx.get_column("kind").to_list() == [LABELS[i] for i in expected.argmax(axis=1)]
     assert made.bucket
