@@ -205,6 +205,21 @@ def test_a_small_whole_number_does_not_wrap_round(value: int) -> None:
     assert "out of range" in refusal({"inputs": [given]}, spec)
 
 
+@pytest.mark.parametrize("datatype", sorted(set(NUMPY) - {"BYTES", "BOOL"}))
+def test_numbers_are_what_a_word_beside_them_makes_of_them(datatype: str) -> None:
+    spec = TensorSpec.model_validate({"name": "x", "datatype": datatype, "shape": (-1,)})
+    if datatype.startswith("FP"):
+        limits = np.finfo(NUMPY[datatype])
+        some = [float(limits.max), float(limits.tiny) / 3, -0.0, 0.1, 3]
+    else:
+        some = [int(np.iinfo(NUMPY[datatype]).min), int(np.iinfo(NUMPY[datatype]).max), 7]
+    given = {"name": "x", "datatype": datatype, "shape": [len(some)], "data": some}
+    packed = read({"inputs": [given]}, spec).tensors["x"]
+    converted = read({"inputs": [given], "pad": True}, spec).tensors["x"]
+    assert packed.dtype == converted.dtype == NUMPY[datatype]
+    assert packed.tobytes() == converted.tobytes() == np.array(some, NUMPY[datatype]).tobytes()
+
+
 def test_rows_must_agree() -> None:
     codes = {"name": "codes", "datatype": "INT64", "shape": [3, 1], "data": [1, 2, 3]}
     message = refusal({"inputs": [one(), codes]}, NUMBERS, CODES)
