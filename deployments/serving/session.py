@@ -81,6 +81,11 @@ class Served:
         return "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode()
 
     @cached_property
+    def names(self) -> list[str]:
+        """The outputs' names."""
+        return [spec.name for spec in self.outputs]
+
+    @cached_property
     def headers(self) -> dict[str, str]:
         """What tells the caller which version answered."""
         return {
@@ -91,7 +96,7 @@ class Served:
 
     def run(self, tensors: Tensors) -> Tensors:
         """Every output by name; raises ProtocolError 400 when the network refuses the values."""
-        names = [spec.name for spec in self.outputs]
+        names = self.names
         try:
             return dict(zip(names, self.session.run(names, tensors), strict=True))
         except (Fail, InvalidArgument, ProgramError) as error:
