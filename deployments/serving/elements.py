@@ -30,13 +30,10 @@ _PACKED = {
 
 def check_shape(given: Any, spec: TensorSpec) -> list[int]:
     """A caller's shape, once it fits the spec and no length is under 1; raises ValueError."""
-    if type(given) is not list or any(type(d) is not int for d in given):
+    if type(given) is not list or not set(map(type, given)) <= {int}:
         raise ValueError(f"input {spec.name!r}: shape must be a list of whole numbers")
-    fits = len(given) == len(spec.shape) and all(
-        length > 0 and wanted in (-1, length)
-        for wanted, length in zip(spec.shape, given, strict=True)
-    )
-    if not fits:
+    wanted = [n if m == -1 else m for m, n in zip(spec.shape, given, strict=False)]
+    if wanted != given or len(given) != len(spec.shape) or min(given, default=1) < 1:
         raise ValueError(f"input {spec.name!r} has shape {given[:9]}, expected {list(spec.shape)}")
     return given
 

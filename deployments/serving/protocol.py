@@ -84,7 +84,7 @@ def parse(
         raise ProtocolError(400, "id must be a string")
     try:
         # Looking for the words takes less than looking at the type of every value.
-        booleans = any(body.find(word, 0, json_end) >= 0 for word in (b"true", b"false"))
+        booleans = body.find(b"true", 0, json_end) >= 0 or body.find(b"false", 0, json_end) >= 0
         tensors = _inputs(request.get("inputs"), body, json_end, inputs, booleans)
         return InferRequest(identity, tensors, _outputs(request, outputs))
     except ValueError as error:
@@ -133,7 +133,8 @@ def declared(name: str, specs: Sequence[TensorSpec], found: Mapping[str, Any]) -
 
 def complete(found: Tensors, specs: Sequence[TensorSpec]) -> Tensors:
     """The inputs in declared order; raises ValueError for a missing one or other row counts."""
-    if missing := [spec.name for spec in specs if spec.name not in found]:
+    if len(found) < len(specs):
+        missing = [spec.name for spec in specs if spec.name not in found]
         raise ValueError(f"missing input {', '.join(missing)}")
     rows = {len(found[spec.name]) for spec in specs if spec.shape[0] == -1}
     if len(rows) > 1:
