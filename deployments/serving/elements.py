@@ -26,6 +26,8 @@ _PACKED = {
     for bits, letter in ((8, "B"), (16, "H"), (32, "I"), (64, "Q"))
 } | {"FP32": "f", "FP64": "d"}
 """How `struct` calls what NumPy's constructor takes three times as long for."""
+_SHORT = 6
+"""Bytes a value: longer ones are sooner looked at than the text they were read from."""
 
 
 def check_shape(given: Any, spec: TensorSpec) -> list[int]:
@@ -38,12 +40,13 @@ def check_shape(given: Any, spec: TensorSpec) -> list[int]:
     return given
 
 
-def from_json(data: Any, shape: list[int], spec: TensorSpec, booleans: bool = True) -> NDArray[Any]:
+def from_json(
+    data: Any, shape: list[int], spec: TensorSpec, text: bytes | None = None
+) -> NDArray[Any]:
     """An array of `shape` and the spec's dtype from flat or nested JSON values; may be read-only.
 
     Nothing is converted silently: raises ValueError for another type, a value out of range, another
-    count or nesting. `booleans`: whether there may be any among the values, which Python takes for
-    numbers.
+    count or nesting. `text` is what the values were read from.
     """
     wanted = f"input {spec.name!r}: data must hold {spec.datatype} values in shape {shape}"
     if type(data) is not list:
@@ -59,8 +62,8 @@ def from_json(data: Any, shape: list[int], spec: TensorSpec, booleans: bool = Tr
     count = math.prod(shape)
     if len(data) != count:
         raise ValueError(f"{wanted}: {len(data)} values, not {count}")
-    letter = None if booleans else _PACKED.get(spec.datatype)
-    if letter is not None:
+    letter = _PACKED.get(spec.datatype)
+    if letter is not None and not _booleans(data, text):
         try:
             packed = struct.pack(f"<{count}{letter}", *data)
             return np.frombuffer(packed, NUMPY[spec.datatype]).reshape(shape)
@@ -79,6 +82,13 @@ def from_json(data: Any, shape: list[int], spec: TensorSpec, booleans: bool = Tr
         return np.array(data, spec.dtype).reshape(shape)
     except (OverflowError, FloatingPointError):
         raise ValueError(f"{wanted}: some values are out of range") from None
+
+
+def _booleans(data: list[Any], text: bytes | None) -> bool:
+    """Whether there may be any among the values; `struct` takes them for numbers."""
+    if text is not None and len(text) < _SHORT * len(data):
+        return b"true" in text or b"false" in text
+    return bool in set(map(type, data))
 
 
 def from_binary(

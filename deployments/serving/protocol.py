@@ -83,9 +83,7 @@ def parse(
     if identity is not None and type(identity) is not str:
         raise ProtocolError(400, "id must be a string")
     try:
-        # Looking for the words takes less than looking at the type of every value.
-        booleans = body.find(b"true", 0, json_end) >= 0 or body.find(b"false", 0, json_end) >= 0
-        tensors = _inputs(request.get("inputs"), body, json_end, inputs, booleans)
+        tensors = _inputs(request.get("inputs"), body, json_end, inputs)
         return InferRequest(identity, tensors, _outputs(request, outputs))
     except ValueError as error:
         raise ProtocolError(400, str(error)) from None
@@ -142,9 +140,7 @@ def complete(found: Tensors, specs: Sequence[TensorSpec]) -> Tensors:
     return {spec.name: found[spec.name] for spec in specs}
 
 
-def _inputs(
-    given: Any, body: bytes, offset: int, specs: Sequence[TensorSpec], booleans: bool
-) -> Tensors:
+def _inputs(given: Any, body: bytes, offset: int, specs: Sequence[TensorSpec]) -> Tensors:
     if type(given) is not list:
         raise ValueError("inputs must be a list of tensors")
     found: Tensors = {}
@@ -153,7 +149,7 @@ def _inputs(
         if type(name) is not str:
             raise ValueError("every input must be a JSON object with a name")
         spec = declared(name, specs, found)
-        found[name], offset = _input(one, body, offset, spec, booleans)
+        found[name], offset = _input(one, body, offset, spec)
     whole = complete(found, specs)
     if offset != len(body):
         raise ValueError(f"{len(body) - offset} bytes follow the last tensor")
@@ -161,7 +157,7 @@ def _inputs(
 
 
 def _input(
-    one: dict[str, Any], body: bytes, offset: int, spec: TensorSpec, booleans: bool
+    one: dict[str, Any], body: bytes, offset: int, spec: TensorSpec
 ) -> tuple[NDArray[Any], int]:
     """The tensor, and where the next one's raw bytes begin."""
     what = f"input {spec.name!r}"
@@ -170,7 +166,7 @@ def _input(
     shape = check_shape(one.get("shape"), spec)
     size = _parameters(one, what).get("binary_data_size")
     if size is None:
-        return from_json(one.get("data"), shape, spec, booleans), offset
+        return from_json(one.get("data"), shape, spec, body), offset
     if "data" in one:
         raise ValueError(f"{what} has both data and binary_data_size")
     if type(size) is not int or size < 0:

@@ -206,18 +206,30 @@ def test_a_small_whole_number_does_not_wrap_round(value: int) -> None:
 
 
 @pytest.mark.parametrize("datatype", sorted(set(NUMPY) - {"BYTES", "BOOL"}))
-def test_numbers_are_what_a_word_beside_them_makes_of_them(datatype: str) -> None:
+def test_numbers_are_exact_and_no_truth_is_among_them(datatype: str) -> None:
     spec = TensorSpec.model_validate({"name": "x", "datatype": datatype, "shape": (-1,)})
-    if datatype.startswith("FP"):
+    floating = datatype.startswith("FP")
+    if floating:
         limits = np.finfo(NUMPY[datatype])
         some = [float(limits.max), float(limits.tiny) / 3, -0.0, 0.1, 3]
     else:
         some = [int(np.iinfo(NUMPY[datatype]).min), int(np.iinfo(NUMPY[datatype]).max), 7]
-    given = {"name": "x", "datatype": datatype, "shape": [len(some)], "data": some}
-    packed = read({"inputs": [given]}, spec).tensors["x"]
-    converted = read({"inputs": [given], "pad": True}, spec).tensors["x"]
-    assert packed.dtype == converted.dtype == NUMPY[datatype]
-    assert packed.tobytes() == converted.tobytes() == np.array(some, NUMPY[datatype]).tobytes()
+    # Among many short ones, of which the text tells whether there is a truth, and alone.
+    for given in (some, some + [1, 0] * 500):
+        one = {"name": "x", "datatype": datatype, "shape": [len(given)], "data": given}
+        expected = np.array(given, NUMPY[datatype])
+        for said in ({}, {"parameters": {"binary_data_output": True}}):
+            found = read({"inputs": [one], **said}, spec).tensors["x"]
+            assert found.dtype == expected.dtype
+            assert found.tobytes() == expected.tobytes()
+        for wrong in (True, False, "1", 0.5, None)[: 3 if floating else 5]:
+            changed = one | {"data": [*given[:-1], wrong]}
+            assert "of another type" in refusal({"inputs": [changed]}, spec)
+        if floating:
+            changed = one | {"data": [*given[:-1], None]}
+            found = read({"inputs": [changed]}, spec).tensors["x"]
+            assert np.isnan(found[-1])
+            assert found[:-1].tobytes() == expected[:-1].tobytes()
 
 
 def test_rows_must_agree() -> None:
