@@ -30,7 +30,7 @@ from deployments.serving.protocol import (
     render,
 )  # fmt: skip
 from deployments.serving.repository import Repository
-from deployments.serving.session import Served
+from deployments.serving.session import INLINE_SECONDS, Served
 from deployments.serving.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Direct:
             return False
         named = identity(_text(fields.get(b"x-request-id")))
         if not self._asked:
-            asyncio.get_running_loop().call_soon(self._answer_all)
+            asyncio.get_running_loop().call_soon(self._answer_some)
         store = NO_STORE not in fields.get(b"cache-control", b"").lower()
         size = len(body)
         self._asked.append(
@@ -145,18 +145,30 @@ class Direct:
             return None
         return self._repository.get(name, number)
 
-    def _answer_all(self) -> None:
-        asked, self._asked = self._asked, []
+    def _answer_some(self) -> None:
+        """Answer for as long as a network may hold the event loop, which writes only after that."""
+        asked, count, seconds = self._asked, 0, 0.0
+        answered: list[tuple[Asked, float]] = []
         try:
             for batch in _batches(asked):
-                self._answer(batch)
+                count += len(batch)
+                answered += self._answer(batch)
+                seconds += batch[0].served.row_seconds * sum(one.rows for one in batch)
+                if seconds >= INLINE_SECONDS:
+                    break
         finally:
-            for one in asked:
+            self._asked = asked[count:]
+            loop = asyncio.get_running_loop()
+            if self._asked:
+                loop.call_soon(self._answer_some)
+            for one in asked[:count]:
                 if not one.cycle.response_complete:
                     one.connection.give_up(one.cycle)
+            if answered:
+                loop.call_soon(self._note, answered)  # once the answers are on their way
 
-    def _answer(self, batch: list[Asked]) -> None:
-        """Compute, charge and write what can be."""
+    def _answer(self, batch: list[Asked]) -> Iterator[tuple[Asked, float]]:
+        """Compute, charge and write what can be; what was answered, and after how many seconds."""
         served = batch[0].served
         ready: list[tuple[Asked, bytes, int | None]] = []
         for one, found in zip(batch, compute(served, batch), strict=True):
@@ -170,15 +182,18 @@ class Direct:
         for (one, content, json_length), may in zip(ready, allowed, strict=True):
             if may:
                 self._write(one, content, json_length)
+                yield one, time.perf_counter() - one.start
+
+    def _note(self, answered: list[tuple[Asked, float]]) -> None:
+        for one, spent in answered:
+            served = one.served
+            state = {"headers": served.headers, "request_id": one.identity, "key": one.key}
+            self._traffic.note(state, 200, int(spent * 1e9))
+            metrics.answers(served.line, served.number, "infer").add(spent, one.rows)
+            if self._capture is not None and one.store:
+                self._capture.take(served, one.tensors)
 
     def _write(self, one: Asked, content: bytes, json_length: int | None) -> None:
-        served = one.served
-        spent = time.perf_counter() - one.start
-        state = {"headers": served.headers, "request_id": one.identity, "key": one.key}
-        self._traffic.note(state, 200, int(spent * 1e9))
-        metrics.answers(served.line, served.number, "infer").add(spent, one.rows)
-        if self._capture is not None and one.store:
-            self._capture.take(served, one.tensors)
         form = (
             f"content-length: {len(content)}\r\ncontent-type: {JSON}\r\n"
             if json_length is None
@@ -187,7 +202,7 @@ class Direct:
         )
         told = f"{form}x-request-id: {one.identity}\r\n\r\n".encode()
         head = self._first(one.connection.server_state.default_headers)
-        one.connection.answer(one.cycle, head, served.header_lines, told, content)
+        one.connection.answer(one.cycle, head, one.served.header_lines, told, content)
 
     def _first(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The status line and uvicorn's headers, of which it makes a new list every second."""

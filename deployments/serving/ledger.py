@@ -68,6 +68,8 @@ class Ledger:
         self._map: Any = None
         self._close: Callable[[], object] = lambda: None
         self._slots: dict[bytes, int] = {}
+        self._pairs: dict[tuple[str, str], tuple[int, int]] = {}
+        """The slots of a key's total and of its line."""
 
     def admit(self, key: ApiKey) -> None:
         """Take one request from the key's rate; raises ProtocolError 429 when none is left."""
@@ -79,7 +81,7 @@ class Ledger:
             allowed = left >= 1
             self._leave(key, left - allowed, now)
             if not allowed:
-                self._count(key.id, TOTAL, Counts(refused=1))
+                self._count(self._slot(key.id, TOTAL), Counts(refused=1))
         if not allowed:
             raise ProtocolError(
                 429,
@@ -182,11 +184,14 @@ class Ledger:
         TOKENS.pack_into(self._map, self._slot(key.id, TOTAL) + TOKENS_AT, tokens, now)
 
     def _add(self, key: str, line: str, change: Counts) -> None:
-        for name in (TOTAL, line):
-            self._count(key, name, change)
+        pair = self._pairs.get((key, line))
+        if pair is None:
+            pair = self._pairs[key, line] = self._slot(key, TOTAL), self._slot(key, line)
+        for slot in pair:
+            self._count(slot, change)
 
-    def _count(self, key: str, line: str, change: Counts) -> None:
-        offset = self._slot(key, line) + COUNTERS_AT
+    def _count(self, slot: int, change: Counts) -> None:
+        offset = slot + COUNTERS_AT
         counts = COUNTERS.unpack_from(self._map, offset)
         COUNTERS.pack_into(self._map, offset, *map(operator.add, counts, change))
 
@@ -216,7 +221,7 @@ class Ledger:
             os.ftruncate(handle, SLOTS * SLOT.size)
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._map = mmap.mmap(handle, 0)
-        self._slots, self._day = {}, day
+        self._slots, self._pairs, self._day = {}, {}, day
 
     def _slot(self, key: str, line: str) -> int:
         name = f"{key}/{line}".encode()

@@ -131,7 +131,8 @@ def declared(name: str, specs: Sequence[TensorSpec], found: Mapping[str, Any]) -
 
 def complete(found: Tensors, specs: Sequence[TensorSpec]) -> Tensors:
     """The inputs in declared order; raises ValueError for a missing one or other row counts."""
-    if missing := [spec.name for spec in specs if spec.name not in found]:
+    if len(found) < len(specs):
+        missing = [spec.name for spec in specs if spec.name not in found]
         raise ValueError(f"missing input {', '.join(missing)}")
     rows = {len(found[spec.name]) for spec in specs if spec.shape[0] == -1}
     if len(rows) > 1:
@@ -165,7 +166,7 @@ def _input(
     shape = check_shape(one.get("shape"), spec)
     size = _parameters(one, what).get("binary_data_size")
     if size is None:
-        return from_json(one.get("data"), shape, spec), offset
+        return from_json(one.get("data"), shape, spec, body), offset
     if "data" in one:
         raise ValueError(f"{what} has both data and binary_data_size")
     if type(size) is not int or size < 0:

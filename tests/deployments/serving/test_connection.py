@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import select
 import socket
 import threading
 import time
@@ -239,6 +240,42 @@ def test_what_comes_at_once_is_computed_together(server: Here) -> None:
         talk.close()
     assert [one["outputs"][0]["data"] for one in found] == [[at + 8.0] for at in range(8)]
     assert server.batches == [8]
+
+
+def test_the_first_are_answered_before_the_last_are_computed(
+    server: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = replace(server.repository.default("air-time"), gathered_rows=1)
+    monkeypatch.setattr(server.repository, "get", lambda *_: served)
+    monkeypatch.setattr(direct, "INLINE_SECONDS", 0.0)
+    compute, first, computed = direct.compute, threading.Event(), [0]
+
+    def last_waits(served: Any, batch: Any) -> Any:
+        computed[0] += len(batch)
+        if computed[0] == 3:
+            assert first.wait(30)
+        return compute(served, batch)
+
+    key, talks = server.key(), [server.talk() for _ in range(3)]
+    for talk in talks:
+        talk.connect()
+        ask(talk, INFER, orjson.dumps(GOOD), **key)
+    monkeypatch.setattr(direct, "compute", last_waits)
+    blocked, go = threading.Event(), threading.Event()
+    server.loop.call_soon_threadsafe(lambda: (blocked.set(), go.wait(30)))
+    assert blocked.wait(30)
+    server.taken.clear()
+    for talk in talks:
+        talk.request("POST", INFER, orjson.dumps(GOOD), key)
+    go.set()
+    # Which of them came first is the kernel's to say.
+    readable, _, _ = select.select([talk.sock for talk in talks], [], [], 10)
+    assert readable
+    first.set()
+    for talk in talks:
+        assert orjson.loads(talk.getresponse().read())["outputs"][0]["data"] == [11.0]
+        talk.close()
+    assert server.taken == [True] * 3
 
 
 def test_rows_that_may_not_be_joined_are_not(server: Here, monkeypatch: Any) -> None:

@@ -72,6 +72,39 @@ def test_rotation_keeps_the_id_and_the_old_secret_for_its_grace(tmp_path: Path) 
         assert code(keys.authenticate, f"Bearer {token}") == "unknown_key"
 
 
+def test_a_secret_that_was_let_in_ends_when_it_is_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("deployments.serving.keys.time.time", lambda: now[0])
+    keys = Keys(tmp_path)
+    key, old = keys.create("acme", EVERYTHING)
+    keys.rotate(key.id, 60, 1120.0)
+    _, new = keys.rotate(key.id, 60, None)
+    ending = keys.create("acme", EVERYTHING, expires=1010.0)[1]
+    assert code(keys.authenticate, f"Bearer {old}") == "unknown_key"
+    _, newest = keys.rotate(key.id, 60, None)
+    for token in (new, newest, ending) * 2:
+        assert keys.authenticate(f"Bearer {token}")
+    now[0] = 1061.0
+    assert code(keys.authenticate, f"Bearer {new}") == "unknown_key"
+    assert code(keys.authenticate, f"Bearer {ending}") == "expired_key"
+    assert keys.authenticate(f"Bearer {newest}").id == key.id
+    now[0] = 1121.0
+    assert code(keys.authenticate, f"Bearer {newest}") == "expired_key"
+
+
+def test_only_so_many_headers_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.serving.keys.MOST_SHOWN", 3)
+    keys = Keys(tmp_path)
+    key, token = keys.create("acme", EVERYTHING)
+    for spaces in range(10):
+        assert keys.authenticate(f"Bearer {' ' * spaces}{token}").id == key.id
+        assert len(keys._shown) <= 3
+
+
 def test_a_key_expires_and_is_revoked_for_every_worker(tmp_path: Path) -> None:
     keys, other = Keys(tmp_path), Keys(tmp_path)
     _, late = keys.create("acme", EVERYTHING, expires=1.0)

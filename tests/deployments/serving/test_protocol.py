@@ -205,6 +205,33 @@ def test_a_small_whole_number_does_not_wrap_round(value: int) -> None:
     assert "out of range" in refusal({"inputs": [given]}, spec)
 
 
+@pytest.mark.parametrize("datatype", sorted(set(NUMPY) - {"BYTES", "BOOL"}))
+def test_numbers_are_exact_and_no_truth_is_among_them(datatype: str) -> None:
+    spec = TensorSpec.model_validate({"name": "x", "datatype": datatype, "shape": (-1,)})
+    floating = datatype.startswith("FP")
+    if floating:
+        limits = np.finfo(NUMPY[datatype])
+        some = [float(limits.max), float(limits.tiny) / 3, -0.0, 0.1, 3]
+    else:
+        some = [int(np.iinfo(NUMPY[datatype]).min), int(np.iinfo(NUMPY[datatype]).max), 7]
+    # Among many short ones, of which the text tells whether there is a truth, and alone.
+    for given in (some, some + [1, 0] * 500):
+        one = {"name": "x", "datatype": datatype, "shape": [len(given)], "data": given}
+        expected = np.array(given, NUMPY[datatype])
+        for said in ({}, {"parameters": {"binary_data_output": True}}):
+            found = read({"inputs": [one], **said}, spec).tensors["x"]
+            assert found.dtype == expected.dtype
+            assert found.tobytes() == expected.tobytes()
+        for wrong in (True, False, "1", 0.5, None)[: 3 if floating else 5]:
+            changed = one | {"data": [*given[:-1], wrong]}
+            assert "of another type" in refusal({"inputs": [changed]}, spec)
+        if floating:
+            changed = one | {"data": [*given[:-1], None]}
+            found = read({"inputs": [changed]}, spec).tensors["x"]
+            assert np.isnan(found[-1])
+            assert found[:-1].tobytes() == expected[:-1].tobytes()
+
+
 def test_rows_must_agree() -> None:
     codes = {"name": "codes", "datatype": "INT64", "shape": [3, 1], "data": [1, 2, 3]}
     message = refusal({"inputs": [one(), codes]}, NUMBERS, CODES)

@@ -33,6 +33,15 @@ def test_a_network_that_gains_is_batched(table: Any, monkeypatch: pytest.MonkeyP
     assert served.row_seconds > 0
 
 
+@pytest.mark.parametrize(("together", "joined"), [(8e-5, 25), (1.05e-4, 19), (1.2e-4, 1)])
+def test_rows_are_joined_unless_they_take_clearly_longer(
+    table: Any, monkeypatch: pytest.MonkeyPatch, together: float, joined: int
+) -> None:
+    monkeypatch.setattr(session, "_together", lambda *_: session._Paces(1e-4, together))
+    served = opened(table())
+    assert (served.gathered_rows, served.batch_rows) == (joined, 1)
+
+
 @pytest.mark.parametrize("kind", ["centred", "quantized"])
 def test_rows_that_depend_on_each_other_are_never_batched(
     own: Any, monkeypatch: pytest.MonkeyPatch, kind: str
