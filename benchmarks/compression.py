@@ -18,7 +18,7 @@ from benchmarks import measuring
 from benchmarks.quality import VARIANTS
 from models import catalog
 from models.changes import changed
-from models.forms import QUANTIZERS, UNCOMPRESSED
+from models.forms import QUANTIZERS, UNCOMPRESSED, parts
 from models.spec import Line
 from tasks.refs import Artifact
 
@@ -66,17 +66,21 @@ def _measured(lines: list[str], forms: tuple[str, ...]) -> dict[str, Any]:
 
     with measuring.temporary_home(), stack(STORE):
         try:
-            return {name: _figures(_compressed(_line(name), forms)) for name in lines}
+            return {name: _figures(_compressed(_line(name, forms))) for name in lines}
         finally:
             cluster.close()
 
 
-def _line(title: str) -> Line:
+def _line(title: str, forms: tuple[str, ...]) -> Line:
     line = catalog.find(title.partition("/")[0])
-    return line.changed(**changed(line, VARIANTS.get(title, ()))).on("cpu")
+    if line.model.carried():
+        # Such a network is quantized and not retrained.
+        forms = tuple(form for form in forms if parts(form).network is None)
+    budget = line.budget.model_copy(update={"candidates": forms, "exhaustive": True})
+    return line.changed(**changed(line, VARIANTS.get(title, ())), budget=budget).on("cpu")
 
 
-def _compressed(line: Line, forms: tuple[str, ...]) -> Artifact:
+def _compressed(line: Line) -> Artifact:
     from tasks.clean import clean
     from tasks.compress import compress
     from tasks.land import land
@@ -88,8 +92,7 @@ def _compressed(line: Line, forms: tuple[str, ...]) -> Artifact:
     snapshot = take_snapshot.bare(prefix, list_objects(line.data))
     dataset = clean.bare(line.data, line.objective, prefix, snapshot)
     weights = train.bare(line.model, line.training, dataset)
-    budget = line.budget.model_copy(update={"candidates": forms, "exhaustive": True})
-    return compress.bare(line.model, line.training, budget, dataset, weights)
+    return compress.bare(line.model, line.training, line.budget, dataset, weights)
 
 
 def _figures(found: Artifact) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def shell(ports: dict[str, int], command: str) -> None:
     at = {n: f"127.0.0.1:{ports[n]}.{ports[n] + 10_000}" for n in ("master", "filer")}
     subprocess.run(
         [weed, "shell", *(f"-{name}={address}" for name, address in at.items())],
-        input=command, text=True, check=True, capture_output=True, timeout=300,
+        input=command, text=True, check=True, capture_output=True, timeout=60,
     )  # fmt: skip
 
 
