@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TOPIC = f"modelmint-progress-{uuid.uuid4().hex}"
 ADDRESS_SETTING = "DASK_SCHEDULER_ADDRESS"
 SECONDS_BETWEEN_LOOKS = 1
+# Dask looks at the stack of every worker each 10 ms and at every event loop each 20 ms, for pages
+# that nobody has open: more than a tenth of a core, whatever there is to do.
+AT_REST = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "500ms"}
 T = TypeVar("T")
 _starting = threading.Lock()
 _placing = threading.Lock()
@@ -52,7 +55,7 @@ def _client() -> "Client":
         # One thread a worker: Dask spreads the partitions, so Polars must not spread them again.
         single = {f"distributed.nanny.pre-spawn-environ.{n}": "1" for n in _THREADS}
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        with dask.config.set(single):
+        with dask.config.set(single | AT_REST):
             cluster = LocalCluster(
                 n_workers=len(os.sched_getaffinity(0)),
                 threads_per_worker=1,

@@ -103,6 +103,16 @@ def test_tasks_that_begin_together_share_one_cluster(tmp_path: Path) -> None:
     assert done.stdout.split() == ["1"]
 
 
+def test_workers_do_not_spend_a_tenth_of_a_core_on_watching_themselves(workers: object) -> None:
+    def settings() -> list[object]:
+        import dask
+
+        return [dask.config.get(name) for name in cluster.AT_REST]
+
+    for found in cluster.client().run(settings).values():
+        assert found == list(cluster.AT_REST.values())
+
+
 def process(meeting: str) -> str:
     """Where it runs; with others at a meeting it waits until all of them are there."""
     path = Path(meeting)
