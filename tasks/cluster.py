@@ -6,7 +6,9 @@ import logging
 import os
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +23,13 @@ if TYPE_CHECKING:
 TOPIC = f"modelmint-progress-{uuid.uuid4().hex}"
 ADDRESS_SETTING = "DASK_SCHEDULER_ADDRESS"
 SECONDS_BETWEEN_LOOKS = 1
+# Dask looks at the stack of every worker each 10 ms and at every event loop each 20 ms, for pages
+# that nobody has open: more than a tenth of a core, whatever there is to do.
+AT_REST = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "500ms"}
 T = TypeVar("T")
 _starting = threading.Lock()
+_placing = threading.Lock()
+_calls: Counter[str] = Counter()
 
 
 class LostWorkerError(RuntimeError):
@@ -48,7 +55,7 @@ def _client() -> "Client":
         # One thread a worker: Dask spreads the partitions, so Polars must not spread them again.
         single = {f"distributed.nanny.pre-spawn-environ.{n}": "1" for n in _THREADS}
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        with dask.config.set(single):
+        with dask.config.set(single | AT_REST):
             cluster = LocalCluster(
                 n_workers=len(os.sched_getaffinity(0)),
                 threads_per_worker=1,
@@ -90,11 +97,34 @@ def run(function: Callable[..., str], *args: Any, gpu: bool = False) -> str:
     """Run a function on a worker, on one with the resource GPU if asked, and wait."""
     # A cluster of this process has no resources to ask for: its one machine has the device.
     resources = {"GPU": 1} if gpu and os.environ.get(ADDRESS_SETTING) else None
-    future = client().submit(
-        _checked, _identity(), function, *args, pure=False, resources=resources
-    )
-    result: str = future.result()
+    with _place() as places:
+        future = client().submit(
+            _checked, _identity(), function, *args,
+            pure=False, resources=resources, workers=places, allow_other_workers=True,
+        )  # fmt: skip
+        result: str = future.result()
     return result
+
+
+@contextmanager
+def _place() -> Iterator[list[str] | None]:
+    """The worker for one call, in a list: of a cluster of this process the first that has none.
+
+    Dask would send one after the other round to all, and each starts a fork server of its own, for
+    which it imports torch. Elsewhere there may be others' calls, so None leaves it to Dask.
+    """
+    if os.environ.get(ADDRESS_SETTING):
+        yield None
+        return
+    there = workers()
+    with _placing:
+        place = min(there, key=lambda worker: _calls[worker])
+        _calls[place] += 1
+    try:
+        yield [place]
+    finally:
+        with _placing:
+            _calls[place] -= 1
 
 
 def spread(

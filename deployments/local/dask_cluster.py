@@ -12,7 +12,12 @@ from deployments.local.service import Service
 
 # Dask spreads the partitions, so nothing inside a worker must spread them again.
 THREADS = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-QUIET = {"DASK_LOGGING__DISTRIBUTED": "warning"}
+# As in `tasks.cluster`: what Dask would look at all the time, for pages that nobody has open.
+QUIET = {
+    "DASK_LOGGING__DISTRIBUTED": "warning",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+}
 
 
 def scheduler(home: Path) -> Service:

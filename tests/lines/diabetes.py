@@ -6,7 +6,6 @@ MODELMINT_LINES=tests/lines modelmint run diabetes
 from collections.abc import Iterator, Mapping
 
 import polars as pl
-from sklearn.datasets import load_diabetes
 
 from models import mlp
 from models.objectives import Regression
@@ -27,6 +26,9 @@ def clean(rows: pl.LazyFrame, references: Mapping[str, pl.DataFrame]) -> pl.Lazy
 
 def load(part: str) -> Iterator[tuple[str, bytes]]:
     """Half of the patients."""
+    # Here and not above: every process of a run reads this file, and only `land` needs the data.
+    from sklearn.datasets import load_diabetes
+
     data = load_diabetes(scaled=True)
     table = pl.DataFrame(data.data, schema=data.feature_names, orient="row").with_columns(
         pl.Series("progression", data.target), patient=pl.int_range(pl.len())

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import polars as pl
-from sklearn.datasets import load_wine
 
 from models.data import Features
 from models.objectives import Classification
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 CULTIVARS = ("0", "1", "2")
-FEATURES = tuple(load_wine().feature_names[:7])
+FEATURES = (
+    "alcohol", "malic_acid", "ash", "alcalinity_of_ash", "magnesium", "total_phenols", "flavanoids",
+)  # fmt: skip
 ORDER = 4
 
 
@@ -54,6 +55,8 @@ def clean(rows: pl.LazyFrame, references: Mapping[str, pl.DataFrame]) -> pl.Lazy
 
 def load(part: str) -> Iterator[tuple[str, bytes]]:
     """All wines."""
+    from sklearn.datasets import load_wine
+
     data = load_wine()
     table = pl.DataFrame(data.data, schema=data.feature_names, orient="row").select(
         *FEATURES, bottle=pl.int_range(pl.len()), cultivar=pl.Series(data.target).cast(pl.String)

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,32 @@ def test_tasks_that_begin_together_share_one_cluster(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["1"]
+
+
+def test_workers_do_not_spend_a_tenth_of_a_core_on_watching_themselves(workers: object) -> None:
+    def settings() -> list[object]:
+        import dask
+
+        return [dask.config.get(name) for name in cluster.AT_REST]
+
+    for found in cluster.client().run(settings).values():
+        assert found == list(cluster.AT_REST.values())
+
+
+def process(meeting: str) -> str:
+    """Where it runs; with others at a meeting it waits until all of them are there."""
+    path = Path(meeting)
+    if meeting:
+        (path / str(os.getpid())).touch()
+        while len(list(path.iterdir())) < 2:
+            time.sleep(0.01)
+    return str(os.getpid())
+
+
+def test_calls_one_after_another_are_one_workers_and_calls_at_once_are_not(
+    workers: object, tmp_path: Path
+) -> None:
+    """Each worker that is used starts a fork server, which imports torch."""
+    assert len({cluster.run(process, "") for _ in range(4)}) == 1
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(cluster.run, [process] * 2, [str(tmp_path)] * 2))) == 2

@@ -254,6 +254,7 @@ def test_a_log_that_has_grown_long_begins_anew(home: Home) -> None:
     assert log.with_suffix(".1").stat().st_size > LONGEST
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_stack_of_an_up_in_the_foreground(home: Home) -> None:
     foreground = home.start("up", "--json")
     assert foreground.stdout is not None
