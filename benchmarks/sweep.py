@@ -7,8 +7,8 @@
 The objects are real ones of a real SeaweedFS: ten thousand are put by S3, and their entries loaded
 again under other folders by `weed shell`, since a million puts take an hour. The looks
 (`deployments.watcher.listing`) are of a fresh process, whose memory is its largest, imports
-included: *first* lists all; *hinted* comes after one object is overwritten and hinted at; *sweep*
-is a look without news, which lists the last range of names and one of the others.
+included: *first* lists all; *hinted* comes after one object is overwritten and hinted at; *at rest*
+there is no news: the last range of names is listed, and a sweep of no seconds lists one other.
 """
 
 import argparse
@@ -75,9 +75,10 @@ def look(prefix: str) -> None:
     content = store().get(key).content
     told: dict[str, float] = {}
 
-    def measured(name: str) -> Seen:
+    def measured(name: str, *, sweeps: bool = False) -> Seen:
         begin, cpu = time.perf_counter(), time.process_time()
-        seen = listing.look(0)
+        seen = listing.look()
+        assert not sweeps or not listing.sweep(0.0)
         told[f"{name}, s"] = time.perf_counter() - begin
         told[f"{name}, CPU s"] = time.process_time() - cpu
         return seen
@@ -89,11 +90,11 @@ def look(prefix: str) -> None:
     store().put(key, content)
     listing.hint(key)
     # What changed is looked at once more.
-    listing.look(0)
-    listing.look(0)
-    sweep = measured("sweep")
+    listing.look()
+    listing.look()
+    rest = measured("at rest", sweeps=True)
     listing.hint(EVERYTHING)
-    assert listing.look(0) == first == sweep != hinted
+    assert listing.look() == first == rest != hinted
     print(json.dumps({"objects": first.objects, **told}))
 
 

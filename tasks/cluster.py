@@ -100,7 +100,8 @@ def run(function: Callable[..., str], *args: Any, gpu: bool = False) -> str:
     with _place() as places:
         future = client().submit(
             _checked, _identity(), function, *args,
-            pure=False, resources=resources, workers=places, allow_other_workers=True,
+            pure=False, resources=resources, workers=places,
+            allow_other_workers=places is not None,
         )  # fmt: skip
         result: str = future.result()
     return result
@@ -113,10 +114,10 @@ def _place() -> Iterator[list[str] | None]:
     Dask would send one after the other round to all, and each starts a fork server of its own, for
     which it imports torch. Elsewhere there may be others' calls, so None leaves it to Dask.
     """
-    if os.environ.get(ADDRESS_SETTING):
+    there = [] if os.environ.get(ADDRESS_SETTING) else workers()
+    if not there:  # or one is just being started again
         yield None
         return
-    there = workers()
     with _placing:
         place = min(there, key=lambda worker: _calls[worker])
         _calls[place] += 1

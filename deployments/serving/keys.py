@@ -37,7 +37,7 @@ Scope = Annotated[
 EVERYTHING: tuple[Scope, ...] = tuple(f"{verb}:*" for verb in VERBS)
 REFRESH_SECONDS = 0.25
 """Longest that a worker goes on with keys another one changed."""
-MOST_SHOWN = 1000
+MOST_SHOWN, LONGEST_SHOWN = 1000, 256
 """Headers whose key is remembered: hashing costs a small request a twentieth of its time."""
 
 
@@ -150,7 +150,8 @@ class Keys:
         if key.sha256 == found:  # what was replaced counts for a while only
             if len(shown) >= MOST_SHOWN:
                 shown.clear()
-            shown[header] = key
+            if len(header) <= LONGEST_SHOWN:
+                shown[header] = key
         return key
 
     def create(

@@ -29,8 +29,8 @@ class LineWatch:
         self.line, self.settings, self.runs = line, settings, runs
         self.prefix = raw_prefix(line.data)
         self.listing = KnownListing(self.prefix)
-        self.due = self._soonest = self._looked = time.monotonic()
-        # What a run, and another watcher, may have seen that this one has not.
+        self.due = self._soonest = time.monotonic()
+        # What a run and another watcher had seen when all was last listed here.
         self._others: tuple[Seen | None, Announcement | None] | None = None
         self._last: Seen | None = None
         self._changed = 0.0
@@ -51,16 +51,17 @@ class LineWatch:
         self.due = began + HOLD
         before = arrivals.taken(self.line.name)
         others = before, arrivals.announced(self.line.name)
-        if others != self._others:
+        if all_of_it := others != self._others:
+            # They may know of changes that no hint told of.
             self.listing.hint(EVERYTHING)
-        seen = self.listing.look(self.settings.share * (began - self._looked))
-        self._others, self._looked = others, began
+            self._others = others
+        seen = self.listing.look()
         now = time.monotonic()
         cost = now - began
         self._soonest = now + max(self.settings.quiet, 2 * cost)
         if seen == before or not seen.objects:
             self._differs, self._told = None, None
-            self._rest(now, cost)
+            self._rest(now, 0.0 if all_of_it else cost)
             return
         if seen != self._last:
             self._last, self._changed = seen, now
@@ -72,11 +73,19 @@ class LineWatch:
             self._tell(seen, before, now, cost)
 
     def _rest(self, now: float, cost: float) -> None:
-        self.due = now + max(self.settings.sweep, cost / self.settings.share)
+        """Nothing is to be told: look for what no hint told of. `cost` is what each look takes."""
+        settings = self.settings
+        changed = self.listing.sweep(settings.share * settings.sweep)
+        swept = time.monotonic()
+        pause = max(settings.sweep, (cost + swept - now) / settings.share)
+        self.due = max(self._soonest, swept) if changed else swept + pause
 
     def _tell(self, seen: Seen, before: Seen | None, now: float, cost: float) -> None:
         name = self.line.name
         last = arrivals.announced(name)
+        if (arrivals.taken(name), last) != self._others:
+            # A run or another watcher was quicker than this look.
+            return
         if last is not None and last.settled and last.seen == seen:
             self._rest(now, cost)
             return

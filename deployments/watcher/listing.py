@@ -2,14 +2,13 @@
 
 A store does not tell what changed since its last listing, and to list a million objects takes
 minutes. The digest of a listing is a sum (tasks.arrivals), so a prefix is kept as ranges of names
-with a sum each. A look lists those in which something may have changed: hinted at, changed at the
-last look, the last one, where names with a date in them land; and a part of the others in turn, so
-that each is listed again within a bounded time, whatever hints were lost.
+with a sum each. A look lists those in which something may have changed: hinted at, changed when
+they were last listed, and the last one, where names with a date in them land. A sweep lists some of
+the others in turn, so that each is listed again in a bounded time, whatever hints were lost.
 """
 
 import time
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +18,8 @@ from tasks.store import store
 RANGE = 10_000
 """Objects of a range when it is cut: ten requests."""
 EVERYTHING = ""
+MOST = 10_000
+"""Hints of one prefix that are kept; with more, all of it is looked at."""
 
 
 Order = Callable[[str], str]
@@ -28,6 +29,10 @@ ORDERS: tuple[Order, ...] = (str, lambda name: name.replace("/", "\0"))
 
 class _DisorderError(Exception):
     """The store does not list in the order that was presumed."""
+
+
+class _DoubtError(Exception):
+    """A range ended as it would in another order."""
 
 
 @dataclass
@@ -50,52 +55,68 @@ class KnownListing:
         self._orders = list(ORDERS)
         self._ranges = [_Range("")]
         # Added to by any thread.
-        self._hinted: deque[str] = deque()
+        self._hinted: set[str] = set()
         self._cursor = ""
         self._look = 0
 
     def hint(self, key: str) -> None:
         """The object with that key may have changed; with EVERYTHING, any may have."""
-        self._hinted.append(key.removeprefix(self.prefix))
+        # The marker of the prefix as a folder has no name below it, and comes before all names.
+        name = EVERYTHING if key == EVERYTHING else key.removeprefix(self.prefix) or "\0"
+        self._hinted.add(name if len(self._hinted) < MOST else EVERYTHING)
 
-    def look(self, seconds: float) -> Seen:
-        """What is there, by this and earlier looks: one range of those without news is listed, and
-        more until `seconds` have gone by. Raises StoreError; what is left to list is kept then.
+    def look(self) -> Seen:
+        """What is there, by this and earlier looks; raises StoreError, and what is left to list
+        then is listed by the next.
         """
         while True:
             try:
-                self._update(seconds)
+                self._update()
             except _DisorderError:
                 del self._orders[0]
                 self._ranges = [_Range("")]
-                continue
-            whole = Tally()
-            for one in self._ranges:
-                whole.include(one.tally)
-            return whole.seen()
+            except _DoubtError:
+                self._ranges = [_Range("")]
+            else:
+                whole = Tally()
+                for one in self._ranges:
+                    whole.include(one.tally)
+                return whole.seen()
 
-    def _update(self, seconds: float) -> None:
+    def sweep(self, seconds: float) -> bool:
+        """List a range that the last look left out, and more until so many seconds have gone by;
+        whether one had changed, which the next look tells. Raises StoreError.
+        """
+        end = time.monotonic() + seconds
+        try:
+            while self._next() and time.monotonic() < end:
+                pass
+        except (_DisorderError, _DoubtError):
+            # The next look finds out.
+            self.hint(EVERYTHING)
+        return bool(self._hinted) or any(one.stale for one in self._ranges)
+
+    def _update(self) -> None:
         self._look += 1
         while self._hinted:
-            self._doubt(self._hinted.popleft())
+            self._doubt(self._hinted.pop())
         news = [n for n, one in enumerate(self._ranges[:-1]) if one.stale]
         # From the end, since a range that is cut or empty moves those after it.
         for number in reversed([*news, len(self._ranges) - 1]):
             self._list(number)
-        end = time.monotonic() + seconds
-        while self._next() and time.monotonic() < end:
-            pass
 
     def _doubt(self, name: str) -> None:
         if name == EVERYTHING:
             for one in self._ranges:
                 one.stale = True
         else:
-            after = bisect_left(self._ranges, self._order(name), key=self._start)
-            self._ranges[max(0, after - 1)].stale = True
+            # By each order that the store may have.
+            for order in self._orders or ORDERS[:1]:
+                starts = [order(one.after) for one in self._ranges]
+                self._ranges[max(0, bisect_left(starts, order(name)) - 1)].stale = True
 
     def _next(self) -> bool:
-        """List the range whose turn it is; False when this look has listed all."""
+        """List the range whose turn it is; False when all are listed since the last look began."""
         here = bisect_right(self._ranges, self._order(self._cursor), key=self._start) - 1
         for number in (*range(here, len(self._ranges)), *range(here)):
             if self._ranges[number].look != self._look:
@@ -127,6 +148,9 @@ class KnownListing:
                 if last and self._order(name) <= self._order(last):
                     raise _DisorderError
                 if end is not None and self._order(name) > self._order(end):
+                    if last != end and any(o(name) <= o(end) for o in self._orders[1:]):
+                        # The end is gone, or that order is the store's: a listing of all tells.
+                        raise _DoubtError
                     break
                 if found[-1].tally.objects == self.size:
                     found.append(self._begun(last))

@@ -130,3 +130,10 @@ def test_calls_one_after_another_are_one_workers_and_calls_at_once_are_not(
     assert len({cluster.run(process, "") for _ in range(4)}) == 1
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(cluster.run, [process] * 2, [str(tmp_path)] * 2))) == 2
+
+
+def test_where_others_may_have_calls_dask_places_them(
+    workers: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cluster.ADDRESS_SETTING, cluster.client().scheduler.address)
+    assert cluster.run(process, "")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 import uvicorn
+import uvloop
 
 from deployments.serving import batching, connection, direct, session
 from deployments.serving.access import Access
@@ -88,7 +89,12 @@ def serving(table: Any, here: Any, root: Path) -> Iterator[Here]:
             loops.append(asyncio.get_running_loop())
             await running.serve([listening])
 
-        thread = threading.Thread(target=asyncio.run, args=(serve(),))
+        def run() -> None:
+            # As it is served: what is written leaves once a turn of the loop has ended.
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve())
+
+        thread = threading.Thread(target=run)
         thread.start()
         port = listening.getsockname()[1]
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as talk:

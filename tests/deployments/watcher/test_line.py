@@ -15,6 +15,7 @@ from tasks import arrivals
 from tasks.snapshot import list_objects
 from tasks.store import StoreError, store
 from tests.deployments.watcher.conftest import Clock
+from tests.tasks.samples import look
 
 LINE = catalog.find("digits")
 SETTINGS = Settings(quiet=2.0, longest=20.0, sweep=10.0, again=30.0, tries=2)
@@ -236,7 +237,7 @@ def test_a_store_that_is_away_is_asked_again(
 ) -> None:
     watched.land("1.tar")
 
-    def away(prefix: str) -> None:
+    def away() -> None:
         raise StoreError("away")
 
     with monkeypatch.context() as patch:
@@ -250,6 +251,8 @@ def test_a_store_that_is_away_is_asked_again(
 
 def test_what_a_run_listed_is_not_told_by_who_had_not_seen_all_of_it(watched: Watched) -> None:
     watched.watch.listing = KnownListing(watched.watch.prefix, size=2)
+    # A sweep lists one part.
+    watched.watch.settings = SETTINGS.model_copy(update={"share": 1e-9})
     for number in range(40):
         watched.land(f"{number:02d}.tar")
     watched.take()
@@ -260,6 +263,7 @@ def test_what_a_run_listed_is_not_told_by_who_had_not_seen_all_of_it(watched: Wa
     while not watched.noted.told:
         watched.run(1)
     assert watched.noted.told == [1]
+    assert watched.noted.events[0]["payload"]["digest"] != look(watched.watch.prefix).digest
     watched.take()
     watched.run(600)
     assert watched.noted.told == [1]
@@ -270,11 +274,14 @@ def test_a_long_listing_is_made_less_often(
 ) -> None:
     real = watched.watch.listing.look
 
-    def slow(seconds: float) -> arrivals.Seen:
+    def slow() -> arrivals.Seen:
         watched.clock.advance(60)
-        return real(seconds)
+        return real()
 
     monkeypatch.setattr(watched.watch.listing, "look", slow)
+    # The first lists all, and says nothing of the others.
+    watched.watch.step()
+    assert watched.watch.due == watched.clock.now + SETTINGS.sweep
     watched.watch.step()
     assert watched.watch.due == watched.clock.now + 60 / SETTINGS.share
     watched.watch.hasten()

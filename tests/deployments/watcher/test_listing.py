@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from deployments.watcher.listing import EVERYTHING, KnownListing
+from deployments.watcher.listing import EVERYTHING, MOST, KnownListing
 from tasks.store import Listed, Store, StoreError, store
 from tests.tasks.samples import look
 
@@ -49,7 +49,7 @@ def put(name: str, content: bytes = b"1") -> None:
 def begun(size: int = 4) -> KnownListing:
     """Forty objects in ranges of four, all listed."""
     listing = KnownListing(PREFIX, size)
-    assert listing.look(0).objects == 40
+    assert listing.look().objects == 40
     return listing
 
 
@@ -60,13 +60,13 @@ def test_a_hint_lists_the_part_that_it_names_and_the_last(listed: Counted) -> No
     put("17", b"another")
     put("39x")
     listing.hint(f"{PREFIX}17")
-    assert listing.look(0) == look(PREFIX)
-    # 16-19, then 36-, then the first whose turn it is; each lists one object more to see its end.
-    assert listed.afters[:3] == ["35", "15", ""]
-    assert listed.objects - 41 <= 5 + 5 + 5
+    assert listing.look() == look(PREFIX)
+    # 36 and on, 16 to 19 and one object more to see that end; then what it is compared with.
+    assert listed.afters == ["35", "15", ""]
+    assert listed.objects == 5 + 5 + 41
     # What changed may be changing still.
     put("17", b"once more")
-    assert listing.look(0) == look(PREFIX)
+    assert listing.look() == look(PREFIX)
 
 
 def test_a_hint_finds_whatever_became_of_its_object(listed: Counted) -> None:
@@ -78,22 +78,26 @@ def test_a_hint_finds_whatever_became_of_its_object(listed: Counted) -> None:
             else:
                 put(name, content)
             listing.hint(PREFIX + name)
-            assert listing.look(0) == look(PREFIX), (name, content)
+            assert listing.look() == look(PREFIX), (name, content)
 
 
 def test_without_hints_every_part_has_its_turn(listed: Counted) -> None:
     listing = begun()
     for name in ("00", "13", "27"):
         put(name, b"another")
-    found = [listing.look(0) == look(PREFIX) for _ in range(10)]
-    assert not found[0]
-    assert found[-1]
-    # With time for it, one look lists all, and no part twice.
+    assert listing.look() != look(PREFIX)
+    found = [listing.sweep(0.0) for _ in range(10)]
+    # Nine of ten were left out by the look; one is listed a sweep.
+    assert sum(found) >= 3
+    assert not listing.sweep(0.0) or listing.look() == look(PREFIX)
+    assert listing.look() == look(PREFIX)
+    # With time for it, one sweep lists all, and no part twice.
     put("31", b"another")
     listed.reset()
-    seen = listing.look(60)
-    assert sorted(listed.afters) == sorted(set(listed.afters))
-    assert seen == look(PREFIX)
+    assert listing.sweep(60.0)
+    assert len(listed.afters) == len(set(listed.afters)) == 9
+    assert listing.look() == look(PREFIX)
+    assert not listing.sweep(60.0)
 
 
 def test_whatever_comes_and_goes_looks_agree_with_a_listing_of_all(bucket: str) -> None:
@@ -112,17 +116,17 @@ def test_whatever_comes_and_goes_looks_agree_with_a_listing_of_all(bucket: str) 
             listing.hint(PREFIX + name)
         if turn % 10 == 9:
             listing.hint(EVERYTHING)
-            assert listing.look(0) == look(PREFIX)
-            assert listing.look(0).objects == len(there)
+            assert listing.look() == look(PREFIX)
+            assert listing.look().objects == len(there)
         else:
-            listing.look(0)
+            listing.look()
     for name in there:
         store().delete(PREFIX + name)
     listing.hint(EVERYTHING)
-    assert listing.look(0).objects == 0
+    assert listing.look().objects == 0
     # Ranges of what is gone are gone.
     put("1")
-    assert listing.look(0).objects == 1
+    assert listing.look().objects == 1
 
 
 def test_names_that_grow_make_no_small_parts(listed: Counted) -> None:
@@ -130,10 +134,10 @@ def test_names_that_grow_make_no_small_parts(listed: Counted) -> None:
     for number in range(12):
         put(f"17-{number:02d}")
         listing.hint(f"{PREFIX}17-{number:02d}")
-        listing.look(0)
+        listing.look()
     listed.reset()
     listing.hint(EVERYTHING)
-    assert listing.look(0) == look(PREFIX)
+    assert listing.look() == look(PREFIX)
     assert len(listed.afters) - 1 <= 40 / 4 + 12 / 4
 
 
@@ -149,9 +153,51 @@ def test_a_store_that_lists_in_no_order_is_listed_whole(
 
     monkeypatch.setattr(Store, "list", shuffled)
     listing = KnownListing(PREFIX, 4)
-    assert listing.look(0) == look(PREFIX)
+    assert listing.look() == look(PREFIX)
     names.append("10x")
-    assert listing.look(0) == look(PREFIX)
+    assert listing.look() == look(PREFIX)
+
+
+def test_a_folder_that_comes_before_names_as_a_filer_lists_it_is_found(bucket: str) -> None:
+    for number in range(20):
+        put(f"2026-{number:02d}")
+    listing = KnownListing(PREFIX, 4)
+    listing.look()
+    put("2026/12")
+    listing.hint(f"{PREFIX}2026/12")
+    assert listing.look() == look(PREFIX)
+    store().delete(PREFIX + "2026-07")
+    put("2026/13")
+    listing.hint(EVERYTHING)
+    assert listing.look() == look(PREFIX)
+
+
+def test_the_last_of_a_range_may_go(bucket: str) -> None:
+    for number in range(20):
+        put(f"a-{number:02d}")
+    listing = KnownListing(PREFIX, 4)
+    listing.look()
+    for number in range(3, 20, 4):
+        store().delete(f"{PREFIX}a-{number:02d}")
+        listing.hint(f"{PREFIX}a-{number:02d}")
+        assert listing.look() == look(PREFIX)
+
+
+def test_very_many_hints_are_one_of_everything(listed: Counted) -> None:
+    listing = begun()
+    put("00", b"another")
+    for number in range(MOST + 10):
+        listing.hint(f"{PREFIX}39{number}")
+    assert listing.look() == look(PREFIX)
+
+
+def test_the_marker_of_a_folder_is_one_object(listed: Counted) -> None:
+    listing = begun()
+    put("")
+    listed.reset()
+    listing.hint(PREFIX)
+    assert listing.look() == look(PREFIX)
+    assert len(listed.afters) == 3
 
 
 def test_what_could_not_be_listed_is_listed_at_the_next_look(
@@ -172,5 +218,5 @@ def test_what_could_not_be_listed_is_listed_at_the_next_look(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "list", failing)
         with pytest.raises(StoreError):
-            listing.look(0)
-    assert listing.look(0) == look(PREFIX)
+            listing.look()
+    assert listing.look() == look(PREFIX)

@@ -157,8 +157,8 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A listing of flights whose answer comes when the event is set."""
     ended, look = threading.Event(), KnownListing.look
 
-    def endless(listing: KnownListing, seconds: float) -> arrivals.Seen:
-        seen = look(listing, seconds)
+    def endless(listing: KnownListing) -> arrivals.Seen:
+        seen = look(listing)
         if listing.prefix == "raw/flights/":
             ended.wait()
         return seen
