@@ -33,7 +33,7 @@ check: .venv/developer
 
 benchmarks: .venv/developer
 	for name in startup orchestration cleaning training training_memory compression digests products \
-	  determinism score replays kills events stack sweep decoding soak writing; \
+	  determinism score replays kills resuming events stack sweep decoding soak writing; \
 	  do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 fuzz: .venv/developer
