@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-import httpx
 import psutil
 
 from benchmarks.measuring import ROOT, options, publish, temporary_home
@@ -69,14 +68,21 @@ class _Stack:
         running = prefect_server(home).running()
         assert running is not None
         self.home = home
-        self.api = httpx.Client(base_url=f"{running.url}/api", timeout=60)
+        os.environ["PREFECT_API_URL"] = f"{running.url}/api"
+        from prefect.client.orchestration import get_client
+
+        # It asks again where the server has too much to do.
+        self.client = get_client(sync_client=True)
+
+    def _asked(self, method: Literal["GET", "POST"], path: str, body: object = None) -> Any:
+        return self.client.request(method, path, json=body).raise_for_status().json()
 
     def killed(self, what: str, epochs: int) -> float:
         """Start a run and kill what is said while it trains: the seconds until it trains again."""
-        deployment = self.api.get("/deployments/name/produce/arrivals").json()
+        deployment = self._asked("GET", "/deployments/name/produce/arrivals")
         body = {"parameters": {"line": LINE, "training": {"epochs": epochs}}}
         path = f"/deployments/{deployment['id']}/create_flow_run"
-        run = str(self.api.post(path, json=body).raise_for_status().json()["id"])
+        run = str(self._asked("POST", path, body)["id"])
         self._until(lambda: self._training(run, 0.0))
         for process in self._processes(run, WHAT[what]):
             process.kill()
@@ -91,7 +97,7 @@ class _Stack:
         found: list[dict[str, Any]] = []
 
         def came() -> bool:
-            answer = self.api.post("/flow_runs/filter", json={"sort": "START_TIME_DESC"}).json()
+            answer = self._asked("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC"})
             found[:] = [run for run in answer if not run["auto_scheduled"] and run["start_time"]]
             return bool(found)
 
@@ -100,7 +106,7 @@ class _Stack:
 
     def finished(self, run: str) -> None:
         """Wait for the run's end; raises RuntimeError where it fails for good."""
-        self._until(lambda: self.api.get(f"/flow_runs/{run}").json()["state_type"] == "COMPLETED")
+        self._until(lambda: self._asked("GET", f"/flow_runs/{run}")["state_type"] == "COMPLETED")
 
     def _training(self, run: str, since: float) -> bool:
         return any(
@@ -111,7 +117,7 @@ class _Stack:
 
     def _tasks(self, run: str) -> list[dict[str, Any]]:
         body = {"flow_runs": {"id": {"any_": [run]}}}
-        found: list[dict[str, Any]] = self.api.post("/task_runs/filter", json=body).json()
+        found: list[dict[str, Any]] = self._asked("POST", "/task_runs/filter", body)
         return found
 
     def _processes(self, run: str, services: list[str]) -> list[psutil.Process]:
