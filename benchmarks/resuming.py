@@ -74,7 +74,7 @@ class _Stack:
         # It asks again where the server has too much to do.
         self.client = get_client(sync_client=True)
 
-    def _asked(self, method: Literal["GET", "POST"], path: str, body: object = None) -> Any:
+    def _asked(self, method: Literal["GET", "POST"], path: Any, body: object = None) -> Any:
         return self.client.request(method, path, json=body).raise_for_status().json()
 
     def killed(self, what: str, epochs: int) -> float:
