@@ -55,15 +55,16 @@ def _client() -> "Client":
         # One thread a worker: Dask spreads the partitions, so Polars must not spread them again.
         single = {f"distributed.nanny.pre-spawn-environ.{n}": "1" for n in _THREADS}
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        with dask.config.set(single | AT_REST):
-            cluster = LocalCluster(
-                n_workers=len(os.sched_getaffinity(0)),
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                # What a worker raises is raised here too; its log would only say it twice.
-                silence_logs=logging.CRITICAL,
-            )
+        # For good: a worker that is made anew later takes what is set then.
+        dask.config.set(single | AT_REST)
+        cluster = LocalCluster(
+            n_workers=len(os.sched_getaffinity(0)),
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            # What a worker raises is raised here too; its log would only say it twice.
+            silence_logs=logging.CRITICAL,
+        )
         found = Client(cluster)
         atexit.register(cluster.close)
     atexit.register(found.close)
