@@ -46,8 +46,16 @@ def clicked(home: Home, epochs: int) -> str:
     api = f"{home.url('prefect')}/api"
     deployment = httpx.get(f"{api}/deployments/name/produce/arrivals").json()
     body = {"parameters": {"line": LINE, "training": {"epochs": epochs}}}
-    created = httpx.post(f"{api}/deployments/{deployment['id']}/create_flow_run", json=body)
-    return str(created.raise_for_status().json()["id"])
+    created: list[httpx.Response] = []
+
+    def taken_on() -> bool:
+        # While SQLite is busy Prefect says 503, and its own clients ask again.
+        path = f"{api}/deployments/{deployment['id']}/create_flow_run"
+        created[:] = [httpx.post(path, json=body, timeout=60)]
+        return created[0].status_code != 503
+
+    until(taken_on)
+    return str(created[0].raise_for_status().json()["id"])
 
 
 def training(home: Home, run: str) -> bool:
