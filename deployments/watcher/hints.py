@@ -10,12 +10,11 @@ import threading
 from typing import Any
 from urllib.parse import unquote_plus
 
-from deployments.watcher.listing import EVERYTHING
+from deployments.watcher.listing import EVERYTHING, MOST
 
 log = logging.getLogger("modelmint.watcher")
 RAW = "raw/"
 LONG_POLL = 20
-MOST = 10_000
 
 
 class Hints:

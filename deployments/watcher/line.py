@@ -99,7 +99,9 @@ class LineWatch:
         if told is None:
             return
         self.runs.tell(arrivals.event(self.line, told))
-        self._told, self._before, self._others = now, before, (before, told)
+        # Not when it was looked: to tell it may have taken as long as Prefect needs to come back.
+        self._told = time.monotonic()
+        self._before, self._others = before, (before, told)
         objects, size = seen.objects, seen.size
         log.info("%s: data arrived (%d): %d objects, %d bytes", name, told.number, objects, size)
 

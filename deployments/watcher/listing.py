@@ -19,9 +19,7 @@ RANGE = 10_000
 """Objects of a range when it is cut: ten requests."""
 EVERYTHING = ""
 MOST = 10_000
-"""Hints of one prefix that are kept; with more, all of it is looked at."""
-
-
+"""Hints that are kept; with more, everything is looked at."""
 Order = Callable[[str], str]
 # Of the names, as S3 lists them, and of the folders in them, as a filer like SeaweedFS does.
 ORDERS: tuple[Order, ...] = (str, lambda name: name.replace("/", "\0"))

@@ -18,7 +18,8 @@ from starlette.applications import Starlette
 
 from deployments.local import store as own_store
 from deployments.local.ports import free_ports, unanswered
-from deployments.watcher.hints import MOST, Hints, follow_queue, from_message, from_webhook
+from deployments.watcher.hints import Hints, follow_queue, from_message, from_webhook
+from deployments.watcher.listing import MOST
 from deployments.watcher.webhook import Pulse, application, listen
 from tasks import arrivals
 from tasks.store import store

@@ -181,6 +181,25 @@ def test_what_was_written_down_and_not_told_is_told(
     assert watched.noted.told == [1]
 
 
+def test_an_event_that_takes_long_to_tell_is_not_told_again_at_once(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = watched.noted.tell
+
+    def slow(event: dict[str, Any]) -> None:
+        watched.clock.advance(SETTINGS.again)
+        real(event)
+
+    monkeypatch.setattr(watched.noted, "tell", slow)
+    watched.land("1.tar")
+    while not watched.noted.told:
+        watched.clock.now = max(watched.clock.now, watched.watch.due)
+        watched.watch.step()
+    watched.watch.due = watched.clock.now + 1
+    watched.run(SETTINGS.again - 5)
+    assert watched.noted.told == [1]
+
+
 def test_runs_that_end_before_they_list_are_given_up_until_the_data_changes(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
