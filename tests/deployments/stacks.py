@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,25 @@ class Home:
         url = f"http://modelmint:{secret}@127.0.0.1:{ports['http']}/RPC2"
         with ServerProxy(url) as proxy:
             getattr(proxy.supervisor, call)(service)
+
+    def click(self, deployment: str, **parameters: Any) -> str:
+        """Start a run of a deployment, `flow/name`, as the UI does; the run's id."""
+        api = f"{self.url('prefect')}/api"
+        found = httpx.get(f"{api}/deployments/name/{deployment}", timeout=60).json()
+        asked = {"parameters": parameters, "idempotency_key": str(uuid.uuid4())}
+        made: list[str] = []
+
+        def taken() -> bool:
+            path = f"{api}/deployments/{found['id']}/create_flow_run"
+            created = httpx.post(path, json=asked, timeout=60)
+            if created.status_code == 503:
+                # SQLite is busy: Prefect's own client asks again too.
+                return False
+            made.append(created.raise_for_status().json()["id"])
+            return True
+
+        until(taken)
+        return made[0]
 
     def runs(self, line: str) -> list[dict[str, Any]]:
         """The productions of a line that Prefect knows and that are not for later."""

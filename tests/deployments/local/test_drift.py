@@ -38,11 +38,7 @@ def sent(home: Home, content: bytes) -> None:
 
 def monitored(home: Home) -> None:
     """Have the deployment `monitor` look, as its schedule or a click would."""
-    api = f"{home.url('prefect')}/api"
-    deployment = httpx.get(f"{api}/deployments/name/monitor/monitor").json()
-    body = {"parameters": {"line": LINE, "search": {"minimum_rows": 100}}}
-    created = httpx.post(f"{api}/deployments/{deployment['id']}/create_flow_run", json=body)
-    run = str(created.raise_for_status().json()["id"])
+    run = home.click("monitor/monitor", line=LINE, search={"minimum_rows": 100})
     until(lambda: home.state(run) == "COMPLETED", seconds=300)
 
 

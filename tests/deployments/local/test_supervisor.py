@@ -133,12 +133,9 @@ def test_a_run_shows_what_came_of_it_and_its_links_open(home: Home) -> None:
 
 @pytest.mark.slow
 def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
-    api = home.up()["prefect"]["url"] + "/api"
-    deployment = httpx.get(f"{api}/deployments/name/produce/arrivals").json()
-    changes = {"line": "diabetes", "training": {"epochs": 20}}
-    create = f"{api}/deployments/{deployment['id']}/create_flow_run"
-    run = httpx.post(create, json={"parameters": changes}).json()
-    until(lambda: home.state(run["id"]) == "COMPLETED")
+    home.up()
+    run = home.click("produce/arrivals", line="diabetes", training={"epochs": 20})
+    until(lambda: home.state(run) == "COMPLETED")
     again = json.loads(home.run("run", "diabetes", "--set", "training.epochs=20", "--json"))
     assert again["digest"] == home.versions("diabetes")[-1]["digest"]
     assert all(stage["cached"] for stage in again["stages"])
@@ -147,25 +144,6 @@ def test_a_click_is_a_run_with_changed_settings(home: Home) -> None:
 @pytest.mark.slow
 def test_click_event_and_the_lines_own_deployment_at_once_go_one_at_a_time(home: Home) -> None:
     api = home.up()["prefect"]["url"] + "/api"
-
-    def create(name: str, epochs: int) -> str:
-        found = httpx.get(f"{api}/deployments/name/produce/{name}").json()
-        asked = {
-            "parameters": {"line": "diabetes", "training": {"epochs": epochs}},
-            "idempotency_key": str(uuid.uuid4()),
-        }
-        made: list[str] = []
-
-        def taken() -> bool:
-            created = httpx.post(f"{api}/deployments/{found['id']}/create_flow_run", json=asked)
-            if created.status_code == 503:
-                # SQLite is busy: Prefect's own client asks again too.
-                return False
-            made.append(created.raise_for_status().json()["id"])
-            return True
-
-        until(taken)
-        return made[0]
 
     before = {run["id"] for run in home.runs("diabetes")}
     told = {
@@ -176,9 +154,9 @@ def test_click_event_and_the_lines_own_deployment_at_once_go_one_at_a_time(home:
         "payload": {"line": "diabetes"},
     }
     # The first goes on for long enough that the others come meanwhile.
-    clicked = create("arrivals", 300)
+    clicked = home.click("produce/arrivals", line="diabetes", training={"epochs": 300})
     httpx.post(f"{api}/events", json=[told]).raise_for_status()
-    scheduled = create("diabetes", 21)
+    scheduled = home.click("produce/diabetes", line="diabetes", training={"epochs": 21})
     until(lambda: home.ended("diabetes") == ["COMPLETED"] * (len(before) + 3))
     ours = {run["id"] for run in home.runs("diabetes")} - before
     assert ours > {clicked, scheduled}

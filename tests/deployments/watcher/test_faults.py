@@ -43,19 +43,7 @@ def taken(home: Home) -> bool:
 
 def clicked(home: Home, epochs: int) -> str:
     """Start a run with so many epochs; the run's id."""
-    api = f"{home.url('prefect')}/api"
-    deployment = httpx.get(f"{api}/deployments/name/produce/arrivals").json()
-    body = {"parameters": {"line": LINE, "training": {"epochs": epochs}}}
-    created: list[httpx.Response] = []
-
-    def taken_on() -> bool:
-        # While SQLite is busy Prefect says 503, and its own clients ask again.
-        path = f"{api}/deployments/{deployment['id']}/create_flow_run"
-        created[:] = [httpx.post(path, json=body, timeout=60)]
-        return created[0].status_code != 503
-
-    until(taken_on)
-    return str(created[0].raise_for_status().json()["id"])
+    return home.click("produce/arrivals", line=LINE, training={"epochs": epochs})
 
 
 def training(home: Home, run: str) -> bool:
