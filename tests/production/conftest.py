@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -63,37 +64,40 @@ def postgres_programs() -> Path:
 @contextmanager
 def postgres(folder: Path, port: int) -> Iterator[str]:
     """PostgreSQL with the databases prefect and mlflow; its address without scheme and name."""
-    programs, data = postgres_programs(), folder / "postgres"
-    data.mkdir()
-    become: list[str] = []
-    if os.getuid() == 0:
-        user = pwd.getpwnam(DATABASE_USER)
-        os.chown(data, user.pw_uid, user.pw_gid)
-        become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-    password = folder / "password"
-    password.write_text("of-this-test\n")
-    # Read by initdb, which is another user.
-    password.chmod(0o644)
-    made = [
-        *become, str(programs / "initdb"), "-D", str(data), "-U", "modelmint", "-A",
-        "scram-sha-256", "--pwfile", str(password), "--no-sync", "-E", "UTF8", "--locale", "C",
-    ]  # fmt: skip
-    subprocess.run(made, check=True, capture_output=True, cwd="/")
-    serve = [
-        *become, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", HOST,
-        "-k", "", "-c", "fsync=off",
-    ]  # fmt: skip
-    probe = [str(programs / "pg_isready"), "-q", "-h", HOST, "-p", str(port)]
+    programs = postgres_programs()
+    # Not below pytest's own folder, which no other user may enter.
+    with TemporaryDirectory(prefix="modelmint-postgres-") as place:
+        data, password = Path(place, "data"), Path(place, "password")
+        data.mkdir()
+        password.write_text("of-this-test\n")
+        become: list[str] = []
+        if os.getuid() == 0:
+            user = pwd.getpwnam(DATABASE_USER)
+            for path in (place, data, password):
+                os.chown(path, user.pw_uid, user.pw_gid)
+            become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"]
+            become += ["--clear-groups"]
+        made = [
+            *become, str(programs / "initdb"), "-D", str(data), "-U", "modelmint", "-A",
+            "scram-sha-256", "--pwfile", str(password), "--no-sync", "-E", "UTF8", "--locale", "C",
+        ]  # fmt: skip
+        subprocess.run(made, check=True, cwd="/")
+        serve = [
+            *become, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", HOST,
+            "-k", "", "-c", "fsync=off",
+        ]  # fmt: skip
+        probe = [str(programs / "pg_isready"), "-q", "-h", HOST, "-p", str(port)]
 
-    def accepts() -> bool:
-        return subprocess.run(probe, check=False).returncode == 0
+        def accepts() -> bool:
+            return subprocess.run(probe, check=False).returncode == 0
 
-    with running(folder / "postgres.log", serve, accepts):
-        for name in ("prefect", "mlflow"):
-            create = [str(programs / "createdb"), "-h", HOST, "-p", str(port), "-U", "modelmint"]
-            environment = os.environ | {"PGPASSWORD": "of-this-test"}
-            subprocess.run([*create, name], check=True, env=environment)
-        yield f"modelmint:of-this-test@{HOST}:{port}"
+        with running(folder / "postgres.log", serve, accepts):
+            for name in ("prefect", "mlflow"):
+                create = [str(programs / "createdb"), "-h", HOST, "-p", str(port)]
+                create += ["-U", "modelmint", name]
+                environment = os.environ | {"PGPASSWORD": "of-this-test"}
+                subprocess.run(create, check=True, env=environment)
+            yield f"modelmint:of-this-test@{HOST}:{port}"
 
 
 @contextmanager
@@ -183,9 +187,6 @@ def production(
     """Variables that name every service of production; the store is SeaweedFS."""
     del store_service
     folder = tmp_path_factory.mktemp("production")
-    # PostgreSQL's user must reach its data.
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
     names = ("postgres", "redis", "prefect", "mlflow", "dask")
     ports = free_ports(names, paired=False)
     bucket = {"MODELMINT_LINES": str(ROOT / "tests" / "lines"), "MODELMINT_BUCKET": "production"}
