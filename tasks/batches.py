@@ -67,11 +67,11 @@ class Stored:
         found = manifest(dataset)
         self.signature = dataset.signature
         self.labels = [label for label, split in found.splits.items() if split == subset]
-        self.excluded = found.excluded
-        self.partitions = [p for p in found.partitions if set(self.labels) & set(p.labels)]
-        self.counts = tuple(
-            sum(p.labels.get(label, 0) for label in self.labels) for p in self.partitions
-        )
+        # Not the partitions' statistics: of many partitions they outweigh a window of rows.
+        parts = [p for p in found.partitions if set(self.labels) & set(p.labels)]
+        self.counts = tuple(sum(p.labels.get(label, 0) for label in self.labels) for p in parts)
+        # Not the partitions' statistics: of many partitions they outweigh a window of rows.
+        self.parts = [(p.rows, found.excluded.get(p.name, ())) for p in parts]
 
     @cached_property
     def row_bytes(self) -> float:
@@ -80,9 +80,8 @@ class Stored:
 
     def read(self, block: int) -> Encoded:
         """The partition's rows of the split, encoded."""
-        partition = self.partitions[block]
-        table = store().get_table(partition.rows)
-        table = without(table, self.excluded.get(partition.name, ()))
+        rows, excluded = self.parts[block]
+        table = without(store().get_table(rows), excluded)
         table = table.filter(pl.col("split").is_in(self.labels))
         return self.signature.features.encode(table), self.signature.objective.encode(table)
 

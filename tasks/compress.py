@@ -64,18 +64,21 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
     from tasks import plots
     from tasks.determinism import deterministic
     from tasks.forms import Forms
-    from tasks.inference import cpu_microseconds, predict, session, session_bytes
+    from tasks.inference import cpu_microseconds, predict, session
+    from tasks.trials import Trials
 
     deterministic(job.training.threads)
     # As it is served, a network may take a state that training does without.
     signature = job.dataset.signature.served(job.model)
     dataset = job.dataset.model_copy(update={"signature": signature})
     job = job.model_copy(update={"dataset": dataset})
-    forms = Forms(job, emit)
-    failed, skipped = _make(forms, job.budget, emit)
-    listed = [name for name in (UNCOMPRESSED, *job.budget.candidates) if name in forms.made]
+    with Trials() as trials:
+        forms = Forms(job, trials, emit)
+        failed, skipped = _make(forms, job.budget, emit)
+        listed = [name for name in (UNCOMPRESSED, *job.budget.candidates) if name in forms.made]
+        models = {name: forms.made[name][1] for name in listed}
+        memory = {name: forms.peak(name) for name in listed}
     measured = {name: forms.made[name][0] for name in listed}
-    models = {name: forms.made[name][1] for name in listed}
     # As the model server runs it, whatever that does to the last bits.
     fast = {name: session(model, portable=False) for name, model in models.items()}
     cost = cpu_microseconds(fast, forms.first)
@@ -101,7 +104,7 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
         fingerprint=fingerprint(job.model, signature, device),
         observed={
             "cpu_microseconds": cost,
-            "memory_bytes": session_bytes(models, forms.first),
+            "memory_bytes": {n: most for n, most in memory.items() if most is not None},
             "plots": {"compression": store().put_content(drawn)},
         },
         manifest=manifest,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.forms import FormError
 from models.layers import Loss
 from models.objectives import Classification, Objective, Regression
 from models.spec import Retraining
@@ -12,12 +13,16 @@ from tasks.batches import Rows
 from tasks.loop import LossFunction
 
 
+class DistillationError(FormError):
+    """An objective whose answers have no distance that a student could learn from."""
+
+
 def distilling(
     hard: Loss, objective: Objective, teacher: nn.Module, retraining: Retraining
 ) -> LossFunction:
     """The mean of the loss `hard` to the target and of that to the teacher's output.
 
-    Raises TypeError for an objective whose outputs have no distance.
+    Raises DistillationError for an objective whose outputs have no distance.
     """
     share = retraining.soft
     if not share:
@@ -50,7 +55,7 @@ def _distance(objective: Objective, temperature: float) -> Loss:
             return found * temperature**2
 
         return divergence
-    raise TypeError(
+    raise DistillationError(
         f"a {type(objective).__name__} cannot be distilled: with budget.retraining.soft=0 a student"
         " learns from the targets alone"
     )

@@ -5,6 +5,7 @@ as a form of its own, from which its quantized forms are made. A network that ON
 run is a program of torch instead, which no quantizer takes.
 """
 
+from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from tasks.refs import Candidate
 from tasks.store import MissingError, store
 from tasks.students import Students
 from tasks.trainer import measure, restore
+from tasks.trials import Trials
 
 CALIBRATION_ROWS = 512
 # A form that loses half of the metric on the first rows is measured no further.
@@ -44,9 +46,12 @@ class Measuring(NamedTuple):
     rows: Source
     plain: dict[str, dict[str, float]]
     """By stage of the measurement, `probe` or `whole`."""
+    peak: Callable[[str, bytes], object]
+    """Tries a form of that name where it may crash."""
 
     def of(self, content: bytes, name: str) -> Candidate:
         """Size and quality of a network's bytes; raises FormError where they do not run."""
+        self.peak(name, content)
         try:
             return self._of(content, name)
         except REFUSALS as error:
@@ -95,14 +100,17 @@ class Measuring(NamedTuple):
 class Forms:
     """Makes and measures the forms of one network, each once; `made` has them by name."""
 
-    def __init__(self, job: CompressJob, emit: Emit) -> None:
+    def __init__(self, job: CompressJob, trials: Trials, emit: Emit) -> None:
         signature = job.dataset.signature
         rows = settled(Stored(job.dataset, "validation"), job.training.window_mb)
         if not sum(rows.counts):
             raise ValueError("no validation row is there to measure forms on")
         self.job, self.emit = job, emit
-        self.measuring = Measuring(signature, rows, {})
         self.first = first_rows(rows, CALIBRATION_ROWS)
+        trials.begin(self.first)
+        self.trials = trials
+        self._peaks: dict[str, int | None] = {}
+        self.measuring = Measuring(signature, rows, {}, self._tried)
         self.calibration = first_rows(Stored(job.dataset, "train"), CALIBRATION_ROWS)
         served = restore(job.model, job.dataset, job.weights)
         self.without_onnx = ""
@@ -126,6 +134,15 @@ class Forms:
                 self.failed[name] = error
                 raise
         return self.made[name]
+
+    def peak(self, name: str) -> int | None:
+        """What `Trials.peak` tells of a form that was made."""
+        if name not in self._peaks:
+            self._tried(name, self.made[name][1])
+        return self._peaks[name]
+
+    def _tried(self, name: str, content: bytes) -> None:
+        self._peaks[name] = self.trials.peak(name, content)
 
     def _new(self, name: str) -> tuple[Candidate, bytes]:
         found, content = self._made(name)

@@ -1,13 +1,8 @@
 """A served network in process: what it answers, and what an answer costs."""
 
-import os
 import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -90,49 +85,3 @@ def cpu_microseconds(
                 key, total = str(batch), total + spent
                 best[name][key] = min(spent, best[name].get(key, spent))
     return best
-
-
-def session_bytes(models: Mapping[str, bytes], inputs: Tensors, batch: int = 32) -> dict[str, int]:
-    """Most memory that a session and a request of `batch` rows add to a process, by model.
-
-    Measured in a process of its own for each: what an earlier one had freed would hide it. Nothing
-    where the system tells no peak.
-    """
-    if not Path(_STATUS).exists():
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {name: np.resize(t, (batch, *t.shape[1:])) for name, t in inputs.items()}
-        np.savez(Path(folder) / "rows.npz", allow_pickle=False, **rows)
-        for index, model in enumerate(models.values()):
-            (Path(folder) / f"{index}.onnx").write_bytes(model)
-        command = [sys.executable, "-m", "tasks.inference", folder]
-        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return dict(zip(models, map(int, answer.split()), strict=True))
-
-
-_STATUS = "/proc/self/status"
-
-
-def _print_session_bytes(folder: Path) -> None:
-    rows = dict(np.load(folder / "rows.npz"))
-    for index in range(len(list(folder.glob("*.onnx")))):
-        child = os.fork()
-        if child:
-            os.waitpid(child, 0)
-            continue
-        model = (folder / f"{index}.onnx").read_bytes()
-        before = _peak()
-        session(model, portable=False).run(None, rows)
-        print(_peak() - before, flush=True)
-        os._exit(0)
-
-
-def _peak() -> int:
-    """Most resident memory of this process so far, in bytes."""
-    lines = Path(_STATUS).read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
-if __name__ == "__main__":
-    _print_session_bytes(Path(sys.argv[1]))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from models.objectives import Classification, Objective, Regression
 from models.spec import Retraining
 from models.transcription import Transcription
-from tasks.distillation import distilling
+from tasks.distillation import DistillationError, distilling
 
 CLASSES = Classification(target="label", labels=("a", "b", "c"))
 NUMBER = Regression(target="y", unit="1")
@@ -67,5 +67,5 @@ def test_an_objective_whose_outputs_have_no_distance_is_refused() -> None:
         pass
 
     assert loss(Ranking(target="y", unit="1"), nn.Identity(), torch.ones(2, 3)) >= 0
-    with pytest.raises(TypeError, match="cannot be distilled"):
+    with pytest.raises(DistillationError, match="cannot be distilled"):
         distilling(mean, object(), nn.Identity(), Retraining())  # type: ignore[arg-type]

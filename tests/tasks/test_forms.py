@@ -93,7 +93,7 @@ def no_words(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ({"dynamic": unknown_operator}, "FormError: int8-dynamic does not run"),
+        ({"dynamic": unknown_operator}, "CrashError: int8-dynamic does not run"),
         ({"quantization.quantize_dynamic": no_words}, "QuantizerError: ONNX Runtime cannot"),
     ],
 )
