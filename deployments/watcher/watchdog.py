@@ -39,6 +39,11 @@ SHORT = re.compile(r"\b(KilledWorker|LostWorkerError|ended without an answer)\b"
 PAUSE, LONGER, LONGEST = 15.0, 4, 3600.0
 """Seconds before what failed so is tried again, how many times that the next time, and at most."""
 ALWAYS = 1 << 30
+WORKERS_WORD = "Flow run infrastructure exited"
+"""What Prefect's worker says last of a process that died, seconds after the first report of it."""
+SETTLED = 15.0
+"""Seconds after which a run counts as crashed without that: what the worker says later would undo
+that it is started again."""
 
 
 class _Death(NamedTuple):
@@ -144,7 +149,9 @@ class Watchdog:
     def _silent(self, run: FlowRun, age: float, now: float) -> str:
         if run.state_type == StateType.CRASHED:
             # Only a worker can start it again; a command was told by whoever typed it.
-            return "its process died" if run.deployment_id else ""
+            said = (run.state.message if run.state else "") or ""
+            settled = WORKERS_WORD in said or age >= SETTLED
+            return "its process died" if run.deployment_id and settled else ""
         if run.state_type == StateType.PENDING:
             late = age > self.settings.pending
             return f"submitted {age:.0f} s ago and does not run" if late else ""

@@ -259,18 +259,40 @@ def test_a_crashed_run_is_started_again_and_given_up_at_last(
     watchdog: Watchdog,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run = started(Pending(), Running(), Crashed())
+    died = Crashed(message="Flow run infrastructure exited with non-zero status code -9.")
+    run = started(Pending(), Running(), died)
     for number in range(SETTINGS.tries):
         watchdog.look()
         assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
         assert runs.resumed(run.id) == number + 1
-        runs.client.set_flow_run_state(run.id, Crashed(), force=True)
+        runs.client.set_flow_run_state(run.id, died, force=True)
     watchdog.look()
     assert state(runs, run)[0] == StateType.CRASHED
     assert "started again 2 times: given up" in caplog.text
     # Also for a watchdog that has only now begun.
     Watchdog(SETTINGS, runs).look()
     assert state(runs, run)[0] == StateType.CRASHED
+
+
+def test_a_crash_is_mended_once_the_worker_had_its_say(
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
+) -> None:
+    first = Crashed(message="Process exited with status code: -9.")
+    run, silent = (started(Pending(), Running(), first) for _ in range(2))
+    watchdog.look()
+    assert state(runs, run)[0] == state(runs, silent)[0] == StateType.CRASHED
+    last = Crashed(message="Flow run infrastructure exited with non-zero status code -9.")
+    runs.client.set_flow_run_state(run.id, last, force=True)
+    watchdog.look()
+    assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+    # Its worker died too.
+    clock.advance(14)
+    watchdog.look()
+    assert state(runs, silent)[0] == StateType.CRASHED
+    clock.advance(2)
+    watchdog.look()
+    assert state(runs, silent) == (StateType.SCHEDULED, RESUMED)
+    assert runs.resumed(run.id) == runs.resumed(silent.id) == 1
 
 
 def test_what_failed_for_want_of_a_service_is_started_again_and_other_failures_are_not(
