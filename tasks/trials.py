@@ -20,7 +20,8 @@ import numpy as np
 from models.data import Tensors
 from models.forms import FormError
 from models.padding import trimmed
-from tasks.inference import REFUSALS, scarce, session
+from tasks.forkserver import ending
+from tasks.inference import scarce, session
 
 BATCHES = (1, 32)
 _STATUS = "/proc/self/status"
@@ -55,11 +56,10 @@ class Trials(ExitStack):
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        if answer.get("signal") == signal.SIGKILL or answer.get("lack"):
+        if answer.get("status") == -signal.SIGKILL or answer.get("lack"):
             raise MemoryError(f"{name} was not tried: {answer.get('refused', 'it was killed')}")
-        if "signal" in answer:
-            ended = signal.Signals(answer["signal"]).name
-            raise CrashError(f"{name} ends the process that runs it ({ended})")
+        if "status" in answer:
+            raise CrashError(f"{name} ends the process that runs it ({ending(answer['status'])})")
         if "refused" in answer:
             raise CrashError(f"{name} does not run: {answer['refused']}")
         return answer["bytes"]  # type: ignore[no-any-return]
@@ -71,11 +71,14 @@ def main(folder: Path) -> None:
     for _ in sys.stdin:
         child = os.fork()
         if not child:
-            _answer(_tried((folder / "model").read_bytes(), rows))
-            os._exit(0)
+            try:
+                _answer(_tried((folder / "model").read_bytes(), rows))
+                os._exit(0)
+            finally:
+                os._exit(os.EX_SOFTWARE)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status < 0:
-            _answer({"signal": -status})
+        if status != 0:
+            _answer({"status": status})
 
 
 def _tried(model: bytes, batches: list[Tensors]) -> Mapping[str, Any]:
@@ -86,8 +89,8 @@ def _tried(model: bytes, batches: list[Tensors]) -> Mapping[str, Any]:
             served.run(None, rows)
         after = _peak()
         session(model).run(None, batches[0])
-    except REFUSALS as error:
-        return {"refused": str(error), "lack": scarce(error)}
+    except Exception as error:  # ONNX Runtime's share no class, and not all are in REFUSALS
+        return {"refused": f"{type(error).__name__}: {error}", "lack": scarce(error)}
     return {"bytes": None if before is None or after is None else after - before}
 
 

@@ -32,7 +32,7 @@ def main() -> None:
         sys.exit("PREFECT_API_URL names no Prefect server: set it to one, http://.../api")
     settings = Settings()
     hints = Hints(os.environ.get(BUCKET_SETTING, "modelmint"))
-    watcher = Watcher(settings, hints, Runs())
+    watcher = Watcher(settings, hints, Runs(settings.pool))
     webhook.listen(hints, watcher.pulse, settings.host, settings.port, settings.token)
     if settings.queue:
         queue_thread(hints, settings.queue)

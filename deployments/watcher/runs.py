@@ -10,13 +10,17 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
+
+from models import catalog
 
 FLOW = "produce"
 REPEATABLE = (FLOW, "search", "score", "monitor", "monitor-lines", "replay", "replay-sample")
@@ -30,14 +34,16 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 HEARTBEAT_SETTING = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 SOON = timedelta(seconds=60)
 """A run that is due so soon will list what is there now."""
+DAY = timedelta(days=1)
 MOST = 200
 """The most the API gives at once."""
 
 
 class Runs:
-    """The runs at PREFECT_API_URL; every method raises httpx.HTTPError."""
+    """The runs at PREFECT_API_URL of a work pool; every method raises httpx.HTTPError."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
         self.client: SyncPrefectClient = get_client(sync_client=True)
         self._paces: dict[UUID, float | None] = {}
 
@@ -61,15 +67,26 @@ class Runs:
         return [run for run in self._find(ENDED, after) if line_of(run) == line]
 
     def unfinished(self) -> list[FlowRun]:
-        """Runs of this project's flows: pending, running, or of the last day and crashed or failed.
+        """Runs of this project's flows: pending, running, or that crashed or failed since a day.
 
-        A Prefect server may be shared, and others' runs are not ours to judge.
+        A Prefect server may be shared, and others' runs are not ours to judge: ours have the work
+        pool of the settings, or, started by a command, a line that is known here.
         """
-        day = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - timedelta(days=1))
-        return [
+        day = FlowRunFilterEndTime(after_=datetime.now(UTC) - DAY)
+        found = [
             *self._find(GOING, flows=(*REPEATABLE, *CONTROL)),
-            *self._find((StateType.CRASHED, StateType.FAILED), day, flows=REPEATABLE),
+            *self._find((StateType.CRASHED, StateType.FAILED), ended=day, flows=REPEATABLE),
         ]
+        return [run for run in found if self._ours(run)]
+
+    def _ours(self, run: FlowRun) -> bool:
+        if run.deployment_id is not None:
+            return run.work_pool_name == self.pool
+        return line_of(run) in catalog.sound()[0]
+
+    def is_still(self, run: FlowRun) -> bool:
+        """Whether the run's state is the one that was read."""
+        return self.client.read_flow_run(run.id).state_id == run.state_id
 
     def heartbeat(self, run: UUID) -> str:
         """The id of the last heartbeat Prefect's engine sent for the run; empty before the first.
@@ -86,15 +103,20 @@ class Runs:
         if run.deployment_id is None:
             return None
         if run.deployment_id not in self._paces:
-            variables = self.client.read_deployment(run.deployment_id).job_variables or {}
+            try:
+                variables = self.client.read_deployment(run.deployment_id).job_variables or {}
+            except ObjectNotFound:
+                # It was deleted since, and the run goes on.
+                variables = {}
             seconds = variables.get("env", {}).get(HEARTBEAT_SETTING)
             self._paces[run.deployment_id] = None if seconds is None else float(seconds)
         return self._paces[run.deployment_id]
 
-    def resumed(self, run: UUID) -> int:
-        """How often the run was started again."""
+    def resumed(self, run: UUID) -> list[str]:
+        """Why the run was started again, each time of the last day."""
+        day = datetime.now(UTC) - DAY
         states = self.client.read_flow_run_states(run)
-        return sum(state.name == RESUMED for state in states)
+        return [s.message or "" for s in states if s.name == RESUMED and s.timestamp > day]
 
     def resume(self, run: FlowRun, reason: str, number: int) -> None:
         """Have a worker start the run again; what it had finished is in the cache."""
@@ -111,12 +133,15 @@ class Runs:
         self,
         states: Sequence[StateType],
         expected: FlowRunFilterExpectedStartTime | None = None,
+        ended: FlowRunFilterEndTime | None = None,
         flows: Sequence[str] = (FLOW,),
     ) -> list[FlowRun]:
         kinds = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))
         return self.client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
-            flow_run_filter=FlowRunFilter(state=kinds, expected_start_time=expected),
+            flow_run_filter=FlowRunFilter(
+                state=kinds, expected_start_time=expected, end_time=ended
+            ),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=MOST,
         )

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """How long a submitted run may take until it runs: where images are pulled, make it longer."""
     tries: int = Field(default=3, ge=0)
     """How often a run that died is started again."""
+    pool: str = "modelmint"
+    """Prefect's work pool of the deployments whose runs are started again: that of prefect.yaml."""
     queue: str = ""
     """URL of an SQS queue that gets the bucket's notifications; none unless set. boto3 finds it by
     AWS_ENDPOINT_URL_SQS."""

@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 
 from deployments.watcher.runs import CONTROL, FLOW, Runs, line_of
 from deployments.watcher.settings import Settings
+from tasks.lease import lease
 from tasks.store import StoreError
 from tasks.turn import end, whose
 
@@ -33,12 +34,16 @@ RARELY = 180.0
 # want of memory; a failed run's message has it.
 AWAY = re.compile(
     r"\b(StoreError|ConnectError|ConnectTimeout|ReadError|ReadTimeout|RemoteProtocolError"
-    r"|CommClosedError|ServerAwayError|ResourceError|MlflowException: API request to)\b"
+    r"|CommClosedError|FutureCancelledError|Timed out trying to connect|ServerAwayError"
+    r"|ResourceError|MlflowException: API request to)\b"
 )
-SHORT = re.compile(r"\b(KilledWorker|LostWorkerError|ended without an answer)\b")
+# Also an object that was gone when it was to be read: what is listed anew is there.
+SHORT = re.compile(r"\b(KilledWorker|LostWorkerError|MissingError|ended without an answer)\b")
+WAS_AWAY = "something was away"
+LEASE = "watchdog.lease"
+"""Held while a run is started again: of several watchers one does it."""
 PAUSE, LONGER, LONGEST = 15.0, 4, 3600.0
 """Seconds before what failed so is tried again, how many times that the next time, and at most."""
-ALWAYS = 1 << 30
 WORKERS_WORD = "Flow run infrastructure exited"
 """What Prefect's worker says last of a process that died, seconds after the first report of it."""
 SETTLED = 15.0
@@ -47,10 +52,10 @@ that it is started again."""
 
 
 class _Death(NamedTuple):
-    """Why a run counts as dead, and how often it may be started again."""
+    """Why a run counts as dead, and whether that may be mended only so often."""
 
     reason: str
-    tries: int
+    counted: bool = True
 
 
 class _Heard(NamedTuple):
@@ -75,10 +80,13 @@ class Watchdog:
 
     def look(self) -> None:
         """Look at every unfinished run and start the dead again; raises httpx.HTTPError."""
-        now = time.monotonic()
+        # All ages count from when an answer had come to when the next was asked for: an answer that
+        # takes a minute, as while Prefect comes back, makes nobody look silent for a minute.
+        asked = time.monotonic()
         # Whatever raises below, what was heard before it counts no more.
         heard, self._heard = self._heard, {}
         found = self.runs.unfinished()
+        now = time.monotonic()
         self._states = {
             run.id: self._states[run.id]
             if run.id in self._states and self._states[run.id][0] == run.state_id
@@ -86,12 +94,13 @@ class Watchdog:
             for run in found
         }
         running = [run for run in found if run.state_type == StateType.RUNNING]
-        self._listen({line_of(run) for run in running if self._produces(run)}, now)
+        self._listen({line_of(run) for run in running if self._produces(run)})
         others = [run for run in running if not self._produces(run)]
         last = [(run, self.runs.heartbeat(run.id)) for run in others]
+        now = time.monotonic()
         self._heard = {run.id: self._noted(run, heard.get(run.id), beat, now) for run, beat in last}
         for run in found:
-            death = self._dead(run, now)
+            death = self._dead(run, asked)
             if death is not None:
                 self._mend(run, death)
 
@@ -115,7 +124,7 @@ class Watchdog:
     def _produces(self, run: FlowRun) -> bool:
         return self._flow(run) == FLOW
 
-    def _listen(self, lines: set[str], now: float) -> None:
+    def _listen(self, lines: set[str]) -> None:
         """Note whose beat changed; a line whose beat cannot be read begins anew."""
         heard: dict[str, tuple[str, float]] = {}
         for line in lines:
@@ -124,7 +133,8 @@ class Watchdog:
             except StoreError:
                 continue
             known = self._beats.get(line)
-            heard[line] = known if known is not None and known[0] == change else (change, now)
+            same = known is not None and known[0] == change
+            heard[line] = known if known and same else (change, time.monotonic())
         self._beats = heard
 
     def _dead(self, run: FlowRun, now: float) -> _Death | None:
@@ -133,18 +143,19 @@ class Watchdog:
         if run.state_type == StateType.FAILED:
             return self._failed(run, age)
         reason = self._silent(run, age, now)
-        return _Death(reason, self.settings.tries) if reason else None
+        return _Death(reason) if reason else None
 
     def _failed(self, run: FlowRun, age: float) -> _Death | None:
-        """Whatever was away comes back; what was killed may be killed each time."""
+        """Whether what it lacked may be there by now."""
         said = (run.state.message if run.state else "") or ""
         found = SHORT.search(said) or AWAY.search(said)
         if not found or not run.deployment_id or age < PAUSE:
             return None
-        if age < min(LONGEST, PAUSE * LONGER ** self.runs.resumed(run.id)):
+        counted = SHORT.search(said) is not None
+        before = sum(_counted(reason) == counted for reason in self.runs.resumed(run.id))
+        if age < min(LONGEST, PAUSE * LONGER**before):
             return None
-        tries = self.settings.tries if SHORT.search(said) else ALWAYS
-        return _Death(f"something was away or short ({found[0]})", tries)
+        return _Death(f"{'it fell short' if counted else WAS_AWAY} ({found[0]})", counted)
 
     def _silent(self, run: FlowRun, age: float, now: float) -> str:
         if run.state_type == StateType.CRASHED:
@@ -180,15 +191,26 @@ class Watchdog:
             log.error("run %s: %s; look what it did, and run it again", run.name, reason)
             self.runs.crash(run, f"{reason}; what changes production is not begun again by itself")
             return
-        tried = self.runs.resumed(run.id)
-        if tried >= death.tries:
+        before = self.runs.resumed(run.id)
+        tried = sum(map(_counted, before))
+        if death.counted and tried >= self.settings.tries:
             log.error(
                 "run %s: %s, and was started again %d times: given up", run.name, reason, tried
             )
             self.runs.crash(run, f"{reason}; started again {tried} times, given up")
             self._given_up.add(run.id)
             return
-        log.warning("run %s: %s; it is started again (%d)", run.name, reason, tried + 1)
-        with suppress(StoreError):
-            end(line_of(run), str(run.id))
-        self.runs.resume(run, reason, tried + 1)
+        with lease(LEASE, str(run.id)):
+            if not self.runs.is_still(run):
+                # Another watcher was quicker, or the run lives.
+                return
+            log.warning("run %s: %s; it is started again (%d)", run.name, reason, len(before) + 1)
+            with suppress(StoreError):
+                end(line_of(run), str(run.id))
+            self.runs.resume(run, reason, len(before) + 1)
+
+
+def _counted(reason: str) -> bool:
+    """Whether what a run was started again for may come only so often; whatever was away comes
+    back, and what was killed may be killed each time."""
+    return not reason.startswith(WAS_AWAY)

@@ -66,6 +66,14 @@ def test_a_network_that_the_runtime_refuses_is_told_with_its_reason(
         trials.peak("int8", model.SerializeToString())
 
 
+def test_bytes_that_are_no_network_are_told_and_the_next_is_tried(
+    trials: Trials, plain: bytes
+) -> None:
+    with pytest.raises(CrashError, match="int8 does not run: .*Protobuf"):
+        trials.peak("int8", b"no network")
+    assert trials.peak("fp32", plain)
+
+
 def test_what_the_machine_lacks_is_no_property_of_a_network(
     trials: Trials, plain: bytes, rows: Tensors
 ) -> None:

@@ -51,7 +51,8 @@ def training(home: Home, run: str) -> bool:
     wanted = {"flow_runs": {"id": {"any_": [run]}}}
     url = f"{home.url('prefect')}/api/task_runs/filter"
     tasks = httpx.post(url, json=wanted, timeout=60).json()
-    states = {task["name"].partition("-")[0]: task["state"]["type"] for task in tasks}
+    # One that is just being made has no state yet.
+    states = {t["name"].partition("-")[0]: t["state"]["type"] for t in tasks if t["state"]}
     return states.get("train") == "RUNNING"
 
 

@@ -3,18 +3,22 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import (
     ConcurrencyLimitStrategy,
     ConcurrencyOptions,
     FlowRun,
     StateType,
 )
-from prefect.states import Completed, Crashed, Failed, Pending, Running, State
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled, State
 
 from deployments.watcher.runs import HEARTBEAT, HEARTBEAT_SETTING, RESUMED, Runs
 from deployments.watcher.settings import Settings
@@ -25,13 +29,17 @@ from tasks.store import store
 from tasks.turn import key
 from tests.deployments.watcher.conftest import Clock
 
+POOL, OTHERS = "modelmint", "of-another-team"
 SETTINGS = Settings(silent=30.0, pending=90.0, tries=2)
 
 
 @pytest.fixture(scope="module")
 def runs(prefect_service: str) -> Iterator[Runs]:
     del prefect_service
-    runs = Runs()
+    runs = Runs(POOL)
+    for pool in (POOL, OTHERS):
+        with suppress(ObjectAlreadyExists):
+            runs.client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
     yield runs
     runs.client._client.close()
 
@@ -50,6 +58,7 @@ def started(runs: Runs, line: str) -> Iterator[Callable[..., FlowRun]]:
         flow_id=client.create_flow_from_name("produce"),
         name=line,
         enforce_parameter_schema=False,
+        work_pool_name=POOL,
         concurrency_limit=1,
         concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
     )
@@ -89,7 +98,7 @@ def test_a_silent_run_is_started_again_and_has_its_slot_back(
         clock.advance(9)
     watchdog.look()
     assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
-    assert runs.resumed(run.id) == 1
+    assert len(runs.resumed(run.id)) == 1
     # Nobody waits for the turn the dead run had.
     assert leases.holder(key(line)).owner == ""
     # Its deployment runs one at a time, and the dead run has left the place.
@@ -104,11 +113,12 @@ def running(runs: Runs, line: str) -> Iterator[Callable[..., FlowRun]]:
     client = runs.client
     made: list[UUID] = []
 
-    def start(flow: str, seconds: int | None = None) -> FlowRun:
+    def start(flow: str, seconds: int | None = None, pool: str = POOL) -> FlowRun:
         deployment = client.create_deployment(
             flow_id=client.create_flow_from_name(flow),
             name=line,
             enforce_parameter_schema=False,
+            work_pool_name=pool,
             job_variables={"env": {HEARTBEAT_SETTING: str(seconds)}} if seconds else None,
         )
         run = client.create_flow_run_from_deployment(deployment, parameters={"line": line})
@@ -182,6 +192,57 @@ def test_a_run_that_died_before_its_first_heartbeat_is_started_again(
         clock.advance(25)
     watchdog.look()
     assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+
+
+def test_an_answer_that_takes_long_makes_nobody_look_silent(
+    runs: Runs,
+    started: Callable[..., FlowRun],
+    watchdog: Watchdog,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = started(Pending(), Running())
+    real = runs.unfinished
+
+    def slowly() -> list[FlowRun]:
+        found = real()
+        clock.advance(300)
+        return found
+
+    with monkeypatch.context() as away:
+        away.setattr(runs, "unfinished", slowly)
+        watchdog.look()
+    watchdog.look()
+    assert state(runs, run) == (StateType.RUNNING, "Running")
+
+
+def test_runs_of_another_work_pool_are_not_judged(
+    runs: Runs, running: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
+) -> None:
+    silent = running("score", 30, OTHERS)
+    died = running("monitor", 30, OTHERS)
+    runs.client.set_flow_run_state(died.id, Crashed())
+    for _ in range(3):
+        watchdog.look()
+        clock.advance(500)
+    assert state(runs, silent)[0] == StateType.RUNNING
+    assert state(runs, died)[0] == StateType.CRASHED
+
+
+def test_a_run_whose_deployment_is_gone_hinders_no_other(
+    runs: Runs,
+    running: Callable[..., FlowRun],
+    started: Callable[..., FlowRun],
+    watchdog: Watchdog,
+    clock: Clock,
+) -> None:
+    orphan, silent = running("replay", 30), started(Pending(), Running())
+    runs.client._client.delete(f"/deployments/{orphan.deployment_id}").raise_for_status()
+    watchdog.look()
+    clock.advance(31)
+    watchdog.look()
+    assert state(runs, silent) == (StateType.SCHEDULED, RESUMED)
+    assert state(runs, orphan)[0] == StateType.RUNNING
 
 
 def test_a_run_of_which_nothing_says_when_it_beats_is_left_alone(
@@ -264,7 +325,7 @@ def test_a_crashed_run_is_started_again_and_given_up_at_last(
     for number in range(SETTINGS.tries):
         watchdog.look()
         assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
-        assert runs.resumed(run.id) == number + 1
+        assert len(runs.resumed(run.id)) == number + 1
         runs.client.set_flow_run_state(run.id, died, force=True)
     watchdog.look()
     assert state(runs, run)[0] == StateType.CRASHED
@@ -292,7 +353,7 @@ def test_a_crash_is_mended_once_the_worker_had_its_say(
     clock.advance(2)
     watchdog.look()
     assert state(runs, silent) == (StateType.SCHEDULED, RESUMED)
-    assert runs.resumed(run.id) == runs.resumed(silent.id) == 1
+    assert len(runs.resumed(run.id)) == len(runs.resumed(silent.id)) == 1
 
 
 def test_what_failed_for_want_of_a_service_is_started_again_and_other_failures_are_not(
@@ -324,6 +385,62 @@ def test_what_failed_for_want_of_a_service_is_started_again_and_other_failures_a
     assert state(runs, wrong)[0] == state(runs, killed)[0] == StateType.FAILED
 
 
+def test_outages_do_not_use_up_the_tries_of_a_run_that_is_killed(
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
+) -> None:
+    away = Failed(message="Flow run encountered an exception: FutureCancelledError: lost")
+    run = started(Pending(), Running(), away)
+    for number in range(1, 5):
+        watchdog.look()
+        clock.advance(4000)
+        watchdog.look()
+        assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+        assert len(runs.resumed(run.id)) == number
+        runs.client.set_flow_run_state(run.id, away, force=True)
+    gone = Failed(message="Flow run encountered an exception: MissingError: raw/x was removed")
+    for number in range(5, 5 + SETTINGS.tries):
+        runs.client.set_flow_run_state(run.id, gone, force=True)
+        watchdog.look()
+        clock.advance(4000)
+        watchdog.look()
+        assert len(runs.resumed(run.id)) == number
+    runs.client.set_flow_run_state(run.id, gone, force=True)
+    watchdog.look()
+    clock.advance(4000)
+    watchdog.look()
+    assert state(runs, run)[0] == StateType.FAILED
+
+
+def test_a_crash_counts_from_when_the_run_ended(
+    runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog
+) -> None:
+    """A training of days that runs out of memory goes on too."""
+    first = started()
+    run = runs.client.create_flow_run_from_deployment(
+        first.deployment_id,
+        state=Scheduled(scheduled_time=datetime.now(UTC) - timedelta(days=3)),
+    )
+    for now in (Pending(), Running(), Crashed(message="Flow run infrastructure exited")):
+        runs.client.set_flow_run_state(run.id, now, force=True)
+    watchdog.look()
+    assert state(runs, run) == (StateType.SCHEDULED, RESUMED)
+    runs.client.set_flow_run_state(run.id, Completed(), force=True)
+
+
+def test_of_two_watchers_one_starts_a_run_again(
+    runs: Runs,
+    started: Callable[..., FlowRun],
+    watchdog: Watchdog,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = started(Pending(), Running(), Crashed(message="Flow run infrastructure exited"))
+    both_read = runs.unfinished()
+    monkeypatch.setattr(runs, "unfinished", lambda: both_read)
+    watchdog.look()
+    Watchdog(SETTINGS, runs).look()
+    assert len(runs.resumed(run.id)) == 1
+
+
 def test_what_was_submitted_and_never_runs_is_submitted_again(
     runs: Runs, started: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
 ) -> None:
@@ -345,14 +462,20 @@ def test_a_command_that_died_is_written_down_and_not_started_again(
     def produce(line: str) -> None:
         del line
 
-    run = runs.client.create_flow_run(flow(produce), parameters={"line": line})
-    runs.client.set_flow_run_state(run.id, Running())
+    mine, others = (
+        runs.client.create_flow_run(flow(produce), parameters={"line": name})
+        for name in ("digits", line)
+    )
+    for run in (mine, others):
+        runs.client.set_flow_run_state(run.id, Running())
     watchdog.look()
     clock.advance(31)
-    watchdog.look()
-    assert state(runs, run)[0] == StateType.CRASHED
-    watchdog.look()
-    assert state(runs, run)[0] == StateType.CRASHED
+    for _ in range(2):
+        watchdog.look()
+        assert state(runs, mine)[0] == StateType.CRASHED
+        # No line of ours: it may live, and beat somewhere else.
+        assert state(runs, others)[0] == StateType.RUNNING
+    runs.client.set_flow_run_state(others.id, Completed())
 
 
 def test_alive_is_what_is_due_or_going(
