@@ -48,11 +48,16 @@ class Follower:
         root.mkdir(parents=True, exist_ok=True)
         self.workers = Workers(root / ".workers")
         self._changes, self._loads = threading.Lock(), threading.Lock()
+        self._closed = threading.Event()
         self._lines: Mapping[str, Line] = MappingProxyType({})
         self._state, self._stamp = State(), (0, 0, 0)
+        self._opening: dict[tuple[str, str], str] = {}
+        """Digests of versions that another worker has opened and this one is to, by line and
+        number. Until then they are out of memory, so that no other change waits for that."""
 
     def close(self) -> None:
         """No longer be one of the workers that follow the state."""
+        self._closed.set()
         self.workers.leave()
 
     def restore(self) -> None:
@@ -60,7 +65,8 @@ class Follower:
 
         Raises ValueError when the file cannot be read: starting empty would forget what to serve.
         """
-        self.refresh()
+        with self._changes:
+            self._catch_up(whole=True)
         # Once more while nobody changes anything: from here on a change waits for this worker too.
         with self._changing():
             self._acknowledge()
@@ -69,8 +75,7 @@ class Follower:
         """From now on serve what other workers write into `state.json`, in a thread."""
 
         def look() -> None:
-            while True:
-                time.sleep(FOLLOW_SECONDS)
+            while not self._closed.wait(FOLLOW_SECONDS):
                 try:
                     self.refresh()
                 except (OSError, ValueError):
@@ -109,17 +114,23 @@ class Follower:
             self._catch_up()
             yield
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, *, whole: bool = False) -> None:
+        """Serve what the file says; what need not answer at once is opened by `whole` alone."""
         path = self.root / STATE_FILE
         found = stamp(path)
         if found == self._stamp:
             return
         state = read_state(self.root)
-        self._lines = self._fitted(self._opened(state))
+        self._lines = self._fitted(self._opened(state, whole))
+        self._opening = {
+            (name, number): digest
+            for (name, number), digest in self._opening.items()
+            if name in self._lines and self._lines[name].idle.get(number) == digest
+        }
         self._state, self._stamp = state, found
         self._acknowledge()
 
-    def _opened(self, state: State) -> dict[str, Line]:
+    def _opened(self, state: State, whole: bool) -> dict[str, Line]:
         """The lines as they are to be; what is in memory already is not opened again."""
         lines = {
             name: Line(one.default, {}, {}, {}, one.previous, one.canary, one.shadow)
@@ -134,8 +145,11 @@ class Follower:
                 continue
             filled = {one: list(found.versions) for one, found in lines.items()}
             rests = before.idle.get(number) == digest
-            if not must and (rests or not self._memory.room(filled, name, number)):
+            fits = not rests and self._memory.room(filled, name, number)
+            if not must and not (fits and whole):
                 lines[name] = replace(line, idle={**line.idle, number: digest})
+                if fits:
+                    self._opening[name, number] = digest
                 continue
             try:
                 lines[name] = line.holding(
@@ -190,7 +204,8 @@ class Follower:
             for name, line in self._lines.items()
             for number, one in line.failed.items()
         }
-        self.workers.acknowledge(self._state.generation, failed)
+        opening = [f"{name}/{number}" for name, number in self._opening]
+        self.workers.acknowledge(self._state.generation, failed, opening)
 
     def _everywhere(self, name: str, number: str) -> None:
         """Wait until every worker serves the state; raises ProtocolError 503 naming the others."""

@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
-import numpy as np
 
 from deployments.serving import metrics
 from deployments.serving.batching import Batching
@@ -23,7 +22,7 @@ from deployments.serving.decoding import Decoders
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Counts, Ledger
 from deployments.serving.protocol import ProtocolError, Tensors
-from deployments.serving.session import Served
+from deployments.serving.session import Served, stacked
 
 LOOKUP_SECONDS = 0.0002
 """Computing that takes less is not looked up in the cache, which costs nearly as much."""
@@ -111,7 +110,7 @@ class Inference:
             if rows <= served.inline_rows:
                 outputs = served.run(tensors)
             else:
-                outputs = await self._batching.run(served, tensors, rows, key.id, call.deadline)
+                outputs = await self._in_turns(call, tensors, rows)
             if name is None:
                 return Found(outputs, None)
             metrics.lookups(served.line, "miss").inc()
@@ -120,6 +119,17 @@ class Inference:
         except BaseException:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
+
+    async def _in_turns(self, call: Call, tensors: Tensors, rows: int) -> Tensors:
+        """The outputs; of many rows so many at a time that others have their turn in between."""
+        served = call.served
+        most = served.turn_rows or rows
+        found: list[Tensors] = []
+        for start in range(0, rows, most):
+            part = {name: tensor[start : start + most] for name, tensor in tensors.items()}
+            count = min(most, rows - start)
+            found.append(await self._batching.run(served, part, count, call.key.id, call.deadline))
+        return found[0] if len(found) == 1 else stacked(found)
 
     async def run_chunks(self, call: Call, chunks: Iterator[Tensors], rows: int) -> Tensors:
         """Charge for so many rows and compute them chunk by chunk, others in between.
@@ -136,7 +146,7 @@ class Inference:
         except BaseException:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
-        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        return stacked(found)
 
     async def turn(self, call: Call, work: Callable[[], T]) -> T:
         """A stretch of something longer, computed alone when its turn has come; charges nothing.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from deployments.serving.folder import DIGEST, LINE, NUMBER, exclusive, matches, stored
-from deployments.serving.following import Follower
+from deployments.serving.following import FOLLOW_SECONDS, Follower
 from deployments.serving.line import Failed, Line
 from deployments.serving.opening import open_proven
 from deployments.serving.placed import meant
@@ -38,6 +38,29 @@ class Repository(Follower):
     def __init__(self, root: Path, trust: Trust, memory: int | None = None) -> None:
         super().__init__(root, trust, memory)
         self._waking = threading.Lock()
+
+    def follow(self) -> None:
+        """From now on serve what other workers write, opening what they opened beside that."""
+        super().follow()
+
+        def look() -> None:
+            while not self._closed.wait(FOLLOW_SECONDS):
+                for (name, number), digest in list(self._opening.items()):
+                    self._open(name, number, digest)
+
+        threading.Thread(target=look, name="open", daemon=True).start()
+
+    def _open(self, name: str, number: str, digest: str) -> None:
+        try:
+            self.wake(name, number)
+        except ProtocolError:  # it failed, which is told, or it is no longer to be served
+            pass
+        except Exception:  # one version must never stop the others
+            _log.exception("%s version %s is not opened", name, number)
+        with self._changes:
+            if self._opening.get((name, number)) == digest:
+                del self._opening[name, number]
+            self._acknowledge()
 
     def default(self, name: str) -> Served:
         """The version that answers when none is named; raises ProtocolError 404 or 503."""
@@ -61,10 +84,11 @@ class Repository(Follower):
         Raises ProtocolError 404 or 503; takes as long as opening does, and keeps only those
         waiting who ask for a version that is out of memory too.
         """
+        if number is None or number not in self.line(name).idle:
+            return self.get(name, number)
         with self._waking:
-            line = self.line(name)
-            digest = line.idle.get(number or "")
-            if number is None or digest is None:
+            digest = self.line(name).idle.get(number)
+            if digest is None:
                 return self.get(name, number)
             try:
                 served = open_proven(self.root, self._trust, name, number, digest)

@@ -37,6 +37,8 @@ BATCHED_ROWS = 32
 MOST_ROWS, MOST_SECONDS = 64, 0.1
 """Bounds of a batch: what comes next waits for it."""
 MOST_PAUSE = 0.01
+TURN_ROWS = 256
+"""Most rows in a turn: a small CNN takes some 150 kB a row while it computes."""
 GAIN_SECONDS = 0.0001
 """What batching must save a row: about what a queue and a thread cost a request."""
 GATHERED = 1.1
@@ -75,6 +77,9 @@ class Served:
     """How long a batch may wait for those who were answered a moment ago."""
     gathered_rows: int = 1
     """The same of requests that came at once and are quick enough for the event loop."""
+    turn_rows: int | None = None
+    """Rows of a larger request that are computed in one turn, others' between them; None where that
+    would change its answer."""
 
     @cached_property
     def header_lines(self) -> bytes:
@@ -97,6 +102,11 @@ class Served:
 
     def run(self, tensors: Tensors) -> Tensors:
         """Every output by name; raises ProtocolError 400 when the network refuses the values."""
+        most, rows = self.turn_rows, len(next(iter(tensors.values())))
+        if most is not None and rows > most:
+            starts = range(0, rows, most)
+            parts = ({n: t[at : at + most] for n, t in tensors.items()} for at in starts)
+            return stacked([self.run(part) for part in parts])
         names = self.names
         try:
             return dict(zip(names, self.session.run(names, tensors), strict=True))
@@ -113,6 +123,11 @@ class Served:
                 422, "the model gives no finite answer for these values", "not_finite"
             )
         return self.signature.objective.answer(output)
+
+
+def stacked(found: Sequence[Tensors]) -> Tensors:
+    """Outputs of several parts of a request, one after the other."""
+    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]) -> Served:
@@ -153,9 +168,12 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
         batch_rows = max(1, min(MOST_ROWS, int(MOST_SECONDS / seconds)))
     elif paces and paces.together < GATHERED * paces.alone:
         gathered_rows = max(1, min(MOST_ROWS, int(INLINE_SECONDS / paces.together)))
+    turn_rows = None
+    if paces and all(spec.shape[0] == -1 for spec in (*inputs, *outputs)):
+        turn_rows = max(BATCHED_ROWS, min(TURN_ROWS, int(MOST_SECONDS / paces.together)))
     return Served(
         line, number, digest, signature, inputs, outputs, session, inline_rows, seconds,
-        batch_rows, pause, gathered_rows,
+        batch_rows, pause, gathered_rows, turn_rows,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +49,14 @@ class Workers:
             (self._folder / f"{self._name}.{ending}").unlink(missing_ok=True)
         self._lock.close()
 
-    def acknowledge(self, generation: int, failed: dict[str, str]) -> None:
-        """Tell that this worker serves a generation, but for what failed here, by version."""
+    def acknowledge(
+        self, generation: int, failed: dict[str, str], opening: Sequence[str] = ()
+    ) -> None:
+        """Tell that this worker serves a generation, but for what failed here, by version, and for
+        the versions that it is still opening."""
         incoming = self._folder / f".{self._name}"
-        incoming.write_bytes(orjson.dumps({"generation": generation, "failed": failed}))
+        told = {"generation": generation, "failed": failed, "opening": opening}
+        incoming.write_bytes(orjson.dumps(told))
         incoming.replace(self._folder / f"{self._name}.json")
 
     def behind(self, generation: int, version: str, seconds: float) -> list[Behind]:
@@ -62,6 +67,8 @@ class Workers:
             for pid, found in self._living():
                 if found["generation"] < generation:
                     late.append(Behind(pid, "does not follow"))
+                elif version in found["opening"]:
+                    late.append(Behind(pid, "is still opening it"))
                 elif version in found["failed"]:
                     failed.append(Behind(pid, found["failed"][version]))
             if not late or time.monotonic() > deadline:

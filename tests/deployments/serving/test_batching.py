@@ -6,13 +6,18 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deployments.serving import batching
+from deployments.serving.access import Access
 from deployments.serving.batching import Batching
+from deployments.serving.inference import Call, Inference, Settings
+from deployments.serving.keys import EVERYTHING
+from deployments.serving.ledger import Ledger
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served, open_version
 
@@ -93,6 +98,41 @@ def test_a_batch_is_bounded_and_a_large_request_goes_alone(play: Any) -> None:
         assert held.rows == [[1], [2] * 9, [3, 4, 5, 6], [7]]
 
     play(story, most=4)
+
+
+def test_many_rows_are_computed_in_turns_with_others_between_them(
+    table: Any, tmp_path: Path
+) -> None:
+    served, held = opened(table())
+    served = replace(served, turn_rows=4)
+    inference = Inference(Ledger(tmp_path), Settings(slots=1))
+    keys = [Access(tmp_path).keys.create("t", EVERYTHING)[0] for _ in range(2)]
+
+    async def story() -> None:
+        due = asyncio.get_running_loop().time() + 30
+        many = Call(keys[0], served, 0, due)
+        rows = {"numbers": np.arange(10, dtype=np.float32).repeat(2).reshape(10, 2)}
+        first = asyncio.create_task(inference.run(many, rows))
+        await settled()
+        second = asyncio.create_task(inference.run(Call(keys[1], served, 0, due), row(70.0)))
+        await settled()
+        held.go.set()
+        found, other = await first, await second
+        assert found.outputs["prediction"].tolist() == [3.0 * value for value in range(10)]
+        assert other.outputs["prediction"].tolist() == [210.0]
+
+    try:
+        asyncio.run(story())
+    finally:
+        held.go.set()
+    assert held.rows[0] == [0, 1, 2, 3]
+    # Whoever came meanwhile did not wait for all ten.
+    assert [70.0] in (held.rows[1][-1:], held.rows[1][:1])
+    assert max(map(len, held.rows)) <= 5
+    # Where nobody takes turns, memory is bounded all the same.
+    held.rows.clear()
+    served.run(row(1.0, 10))
+    assert [len(rows) for rows in held.rows] == [4, 4, 2]
 
 
 def test_keys_take_turns(play: Any) -> None:
