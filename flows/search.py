@@ -11,11 +11,12 @@ from prefect.artifacts import create_table_artifact
 from pydantic import JsonValue
 
 from models import catalog
+from models.changes import UnknownSettingError
 from models.space import Space, of_line
 from models.spec import Line, Training
 from tasks import cluster
 from tasks.clean import clean
-from tasks.isolated import IsolatedError
+from tasks.isolated import IsolatedError, ResourceError
 from tasks.refs import Dataset
 from tasks.search import Record, Suggestions, Trial, outcome
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
@@ -72,9 +73,18 @@ def search(
 
 
 def _trained(spec: Line, trial: Trial, dataset: Dataset) -> Trial:
-    changed = trial.line(spec)
+    try:
+        changed = trial.line(spec)
+    except UnknownSettingError as error:
+        if trial.number == 0:
+            # The line's own settings go together: there is no such setting.
+            raise
+        return trial.model_copy(update={"error": str(error)})
     try:
         weights = train(changed.model, changed.training, dataset)
+    except ResourceError:
+        # It is about this machine: the next search would find something else.
+        raise
     except IsolatedError as error:
         # Settings under which the loss is no number are a result too.
         return trial.model_copy(update={"error": str(error)})

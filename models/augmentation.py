@@ -39,9 +39,11 @@ class Affine(Augmentation):
         angle = random[0] * math.radians(self.degrees)
         size = 1 + random[1] * self.scale
         cosine, sine = torch.cos(angle) / size, torch.sin(angle) / size
+        # Both axes of the grid go from -1 to 1, however long they are.
+        wide, high = sine * (height / width), sine * (width / height)
         across, down = random[2] * (2 * self.shift / width), random[3] * (2 * self.shift / height)
         matrix = torch.stack(
-            [torch.stack([cosine, -sine, across], 1), torch.stack([sine, cosine, down], 1)], 1
+            [torch.stack([cosine, -wide, across], 1), torch.stack([high, cosine, down], 1)], 1
         )
         if self.flip:
             mirrored = torch.rand(count, generator=generator).to(image.device) < 0.5

@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue, SerializeAsAny, model_validator
 
 from models.data import Data, Features
 from models.forms import Form, parts
-from models.objectives import Objective
+from models.objectives import Objective, Regression
 from models.open import Frozen, Function, Open
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Optimizer(Frozen):
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "Optimizer":
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
+        if self.nesterov and (self.name != "sgd" or not self.momentum):
+            raise ValueError("nesterov needs sgd and a momentum above 0")
         return self
 
 
@@ -123,7 +123,8 @@ class Training(Frozen):
     """Stop after so many epochs without a better primary metric on the validation rows and keep the
     best epoch's weights; 0 trains all epochs and keeps the last."""
     accumulate: int = Field(1, ge=1, le=1024)
-    """Equal parts a batch is computed in, one after the other: less memory, the same step."""
+    """Equal parts a batch is computed in, one after the other: less memory, the same step, but that
+    every part counts alike (with `class_weights`, or texts of unlike length, its rows do not)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of products; weights stay float32. `auto`: bfloat16 on CUDA, else float32."""
     window_mb: int = Field(64, ge=1, le=1_000_000)
@@ -211,8 +212,9 @@ class Budget(Frozen):
     both, as `student-small+int8-static`. A line has to ask for `int4-weights`, the smallest, which
     saves less time than `int8-static`, and for `fp16`, which halves the size and saves no time on a
     CPU. There is no bf16: ONNX Runtime has no bfloat16 products on the CPU."""
-    exclude: tuple[str, ...] = ()
-    """Forms of compression not to choose."""
+    exclude: tuple[Form | Literal["fp32"], ...] = ()
+    """Forms of compression not to choose, the uncompressed one too; a version for which none is
+    left is refused."""
     retraining: Retraining = Retraining()
     exhaustive: bool = False
     """Train to the end and measure also the smaller networks that are too large to be chosen, or
@@ -257,12 +259,15 @@ class Line(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _students_exist(self) -> "Line":
-        return self._with_students()
+    def _parts_go_together(self) -> "Line":
+        return self._sound()
 
-    def _with_students(self) -> "Line":
-        """This line; raises ValueError where its family lacks a size that a candidate names, or
-        carries a state and a candidate would have to be retrained."""
+    def _sound(self) -> "Line":
+        """This line; raises ValueError where its objective has no classes to smooth labels over,
+        its family lacks a size that a candidate names, or carries a state and a candidate would
+        have to be retrained."""
+        if self.training.label_smoothing and isinstance(self.objective, Regression):
+            raise ValueError("training.label_smoothing: a number has no classes, set it to 0")
         for form in self.budget.candidates:
             size = parts(form).size
             if parts(form).network is not None and self.model.carried():
@@ -292,7 +297,7 @@ class Line(Frozen):
                 "model": family,
                 **{name: _over(getattr(self, name), given) for name, given in sections.items()},
             }
-        )._with_students()
+        )._sound()
 
     def on(self, device: Literal["cpu", "cuda"]) -> "Line":
         """This line with the device settled, where its training left it open."""

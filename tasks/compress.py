@@ -110,7 +110,7 @@ def search(job: CompressJob, emit: Emit) -> Artifact:
         manifest=manifest,
         chosen=chosen,
         candidates=tuple(measured.values()),
-        within_budget=_fits(job.budget, measured[chosen]),
+        within_budget=chosen not in job.budget.exclude and _fits(job.budget, measured[chosen]),
         failed=failed,
         skipped=skipped,
     )

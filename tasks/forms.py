@@ -20,6 +20,7 @@ from models.objectives import Floats
 from models.signature import Signature
 from tasks import candidates
 from tasks.batches import Encoded, Source, Stored, in_order, settled
+from tasks.dataset import spread
 from tasks.inference import BATCH, REFUSALS, predict, scarce, session
 from tasks.isolated import Emit
 from tasks.jobs import CompressJob
@@ -111,7 +112,9 @@ class Forms:
         self.trials = trials
         self._peaks: dict[str, int | None] = {}
         self.measuring = Measuring(signature, rows, {}, self._tried)
-        self.calibration = first_rows(Stored(job.dataset, "train"), CALIBRATION_ROWS)
+        # Not the first: they may all be of one class, or of one day.
+        calibration = spread(job.dataset, "train", CALIBRATION_ROWS)
+        self.calibration = signature.features.encode(calibration)
         served = restore(job.model, job.dataset, job.weights)
         self.without_onnx = ""
         """Why the network is a program of torch; empty when it is not."""

@@ -93,7 +93,8 @@ class Suggestions:
             # A trial under way counts as a bad one, so that a batch does not try one thing twice.
             sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
         )
-        self.study.enqueue_trial(_current(line, space))
+        self.own = _current(line, space)
+        self.study.enqueue_trial(self.own)
         self.asked: dict[int, optuna.Trial] = {}
 
     def ask(self, count: int) -> list[Trial]:
@@ -122,6 +123,8 @@ class Suggestions:
         if wanted.whole:
             return asked.suggest_int(path, int(wanted.low), int(wanted.high), log=wanted.log)
         found = asked.suggest_float(path, wanted.low, wanted.high, log=wanted.log)
+        if asked.number == 0 and path in self.own:
+            return found
         return float(f"{found:.{DIGITS}g}")
 
 

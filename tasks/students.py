@@ -48,11 +48,6 @@ class Students:
         signature, training = self.job.dataset.signature, self.job.training
         torch.manual_seed(training.seed)
         model = student(self.job.model, form.size)
-        if model.carried() != self.job.model.carried():
-            raise StudentError(
-                f"{name} hands on a state of {model.carried():,} values, which the signature has as"
-                f" {self.job.model.carried():,}: take it out of budget.candidates"
-            )
         fresh = model.build(signature.features, signature.objective.width)
         initialise(fresh, training)
         if weights(fresh) >= weights(network):

@@ -57,3 +57,16 @@ def test_a_flip_mirrors_about_half_of_the_images_and_nothing_else() -> None:
     same = ((found - plain).abs().amax(dim=(1, 2, 3)) < 1e-2).sum().item()
     assert mirrored + same == 200
     assert 70 < mirrored < 130
+
+
+def test_a_round_thing_stays_round_in_an_image_that_is_not_square() -> None:
+    down, across = torch.meshgrid(torch.arange(32.0), torch.arange(96.0), indexing="ij")
+    disc = ((down - 15.5) ** 2 + (across - 47.5) ** 2 < 100).to(torch.uint8) * 255
+    images = {"image": disc.repeat(8, 1, 1, 1)}
+    turned = Affine(degrees=60, scale=0, shift=0).apply(images, torch.Generator().manual_seed(1))
+    for (image,) in turned["image"]:
+        weight = image / image.sum()
+        high, wide = (weight * (down - 15.5) ** 2).sum(), (weight * (across - 47.5) ** 2).sum()
+        slanted = (weight * (down - 15.5) * (across - 47.5)).sum()
+        assert 0.97 < high / wide < 1.03
+        assert abs(slanted / wide) < 0.03

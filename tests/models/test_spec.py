@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from models import catalog, cnn, mlp
 from models.objectives import Regression
-from models.spec import Gate, Line, Optimizer, Schedule, Training
+from models.spec import Budget, Gate, Line, Optimizer, Schedule, Training
 
 SHIPPED = catalog.lines()
 
@@ -126,3 +126,15 @@ def test_fields_that_are_sound_alone_but_not_together_are_refused() -> None:
     with pytest.raises(ValidationError, match="portable takes optimizer.implementation fused"):
         Training(profile="portable", optimizer=Optimizer(implementation="foreach"))
     assert Training(profile="fast", optimizer=Optimizer(implementation="foreach"))
+
+
+def test_a_setting_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="nesterov needs sgd"):
+        Optimizer(name="adamw", nesterov=True)
+    assert Optimizer(name="sgd", nesterov=True)
+    with pytest.raises(ValueError, match="label_smoothing: a number has no classes"):
+        SHIPPED["flights"].changed(training=Training(label_smoothing=0.1))
+    assert SHIPPED["digits"].changed(training=Training(label_smoothing=0.1))
+    with pytest.raises(ValidationError, match="exclude"):
+        Budget.model_validate({"exclude": ["int8-statik"]})
+    assert Budget(exclude=("int8-static", "fp32"))

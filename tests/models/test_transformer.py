@@ -80,7 +80,12 @@ def test_padding_changes_no_loss() -> None:
 
 def test_two_equal_letters_cost_more_than_frames_can_tell() -> None:
     logits = torch.zeros(1, 2, SAID.width)
-    assert torch.isinf(ctc(logits, torch.tensor([[1, 1]])))
+    logits.requires_grad_()
+    loss = ctc(logits, torch.tensor([[1, 1]]))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
     assert torch.isfinite(ctc(logits, torch.tensor([[1, 2]])))
 
 

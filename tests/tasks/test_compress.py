@@ -124,6 +124,9 @@ def test_a_budget_nothing_meets_is_reported(trained: Trained) -> None:
     budget = ANY_BUDGET.model_copy(update={"size_mb": 1e-6})
     found = search(compress_job(trained.dataset, trained.weights, budget), lambda _: None)
     assert (found.chosen, found.within_budget) == (PLAIN, False)
+    unwanted = ANY_BUDGET.model_copy(update={"exclude": (PLAIN, *ANY_BUDGET.candidates)})
+    found = search(compress_job(trained.dataset, trained.weights, unwanted), lambda _: None)
+    assert (found.chosen, found.within_budget) == (PLAIN, False)
 
 
 def test_the_front_is_what_no_other_beats() -> None:

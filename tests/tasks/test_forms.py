@@ -24,8 +24,9 @@ from models.spec import Budget, Family
 from models.tables import FittedNumber, TableFeatures
 from models.texts import TextFeatures
 from models.vocabulary import Characters
-from tasks import candidates, publish
+from tasks import candidates, forms, publish
 from tasks.compress import search
+from tasks.dataset import tensors
 from tasks.inference import predict, session
 from tasks.refs import Weights
 from tasks.store import StoreError, content_key, store
@@ -144,6 +145,25 @@ def test_calibration_takes_enough_rows() -> None:
     few: Tensors = {"x": np.zeros((15, 2), np.float32)}
     with pytest.raises(candidates.CalibrationError, match="15 training rows are too few"):
         candidates.quantized("int8-static", b"", few)
+
+
+def test_calibration_rows_are_spread_over_all_training_rows(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first may all be of one class, or of one day."""
+    given: list[Tensors] = []
+
+    def seen(name: str, plain: bytes, calibration: Tensors) -> bytes:
+        given.append(calibration)
+        return plain
+
+    monkeypatch.setattr(forms, "CALIBRATION_ROWS", 20)
+    monkeypatch.setattr(candidates, "quantized", seen)
+    search(compress_job(trained.dataset, trained.weights), lambda _: None)
+    whole, _ = tensors(trained.dataset, "train")
+    stride = -(-len(whole["numbers"]) // 20)
+    np.testing.assert_array_equal(given[0]["numbers"], whole["numbers"][::stride])
+    assert stride > 1
 
 
 def test_a_form_that_crashes_is_reported_and_the_others_go_on(

@@ -4,6 +4,7 @@ from models import catalog
 from models.changes import UnknownSettingError
 from models.digests import json_digest
 from models.space import Choice, Range, Space, of_line
+from models.spec import Training
 from tasks.search import Record, Suggestions, Trial
 
 LINE = catalog.find("digits")
@@ -78,3 +79,21 @@ def test_the_best_is_the_first_of_equals_and_failures_do_not_count() -> None:
     assert record(trial(0, 0.5), trial(1, 0.9), trial(2, 0.9), trial(3, None)).best.number == 1
     with pytest.raises(ValueError, match="no trial of digits could be trained: the loss"):
         _ = record(trial(0, None)).best
+
+
+def test_the_lines_own_settings_are_tried_as_they_are() -> None:
+    own = LINE.training.optimizer.model_copy(update={"lr": 0.0012345678})
+    line = LINE.model_copy(update={"training": LINE.training.model_copy(update={"optimizer": own})})
+    first, second = Suggestions(line, SPACE, 0).ask(2)
+    assert first.settings["training.optimizer.lr"] == 0.0012345678
+    assert len(str(second.settings["training.optimizer.lr"]).lstrip("0.")) <= 5
+
+
+def test_settings_that_do_not_go_together_are_a_failed_trial() -> None:
+    from flows.search import _trained
+
+    line = LINE.changed(training=Training(accumulate=2))
+    trial = Trial(number=1, settings={"training.batch_size": 169})
+    found = _trained(line, trial, None)  # type: ignore[arg-type]
+    assert "batch_size 169 cannot be cut into 2" in found.error
+    assert found.value is None

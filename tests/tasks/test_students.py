@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import mlp, rnn
+from models import mlp
 from models.digests import json_digest
 from models.layers import Served
 from models.spec import Budget, Retraining
@@ -84,10 +84,3 @@ def test_without_epochs_of_its_own_a_student_has_as_many_as_the_training(
 def test_a_student_no_smaller_than_its_teacher_is_refused(made: Made, trained: Trained) -> None:
     with pytest.raises(StudentError, match=r"student-base has .* a student must be smaller"):
         students(trained).begun("student-base")
-
-
-def test_a_student_that_hands_on_a_state_of_another_size_is_refused(trained: Trained) -> None:
-    found = students(trained)
-    found.job = found.job.model_copy(update={"model": rnn.Writer(size="small")})
-    with pytest.raises(StudentError, match="student-tiny hands on a state of 32 values"):
-        found.begun("student-tiny")
