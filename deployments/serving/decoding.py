@@ -15,16 +15,15 @@ import pkgutil
 import signal
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from deployments.serving.decoder import Limits, decode, message, parts
 from deployments.serving.elements import check_shape, from_binary
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served
+from deployments.serving.turns import Answer, Asked, Turns, overdue
 from models import lines
 
 _log = logging.getLogger("modelmint.serving")
@@ -45,7 +44,9 @@ class Decoders:
         self._context.set_forkserver_preload(["deployments.serving.decoder", *known])
         self._idle: list[_Decoder] = []
         self._busy: set[_Decoder] = set()
-        self._asked: OrderedDict[str, deque[_Asked]] = OrderedDict()
+        self._turns = Turns()
+        self._running = 0  # threads that take turns
+        self._pace = 0.0  # seconds one read takes, of late
         self._lock = threading.Lock()
 
     def read(
@@ -55,35 +56,61 @@ class Decoders:
 
         Keys take turns, so that one with many requests keeps only itself waiting.
         The future raises ProtocolError: 400 for bytes that cannot be read, or not within the
-        limits, 503 where no decoder can be started, 504 when it takes over `seconds` from now.
+        limits, 429 when too many wait, 503 where no decoder can be started, 504 when it takes over
+        `seconds` from now. Cancelled while it waits, it lets go of the payload.
         """
         until = time.monotonic() + seconds
-        one = _Asked(Future(), partial(self._read, served, payload, media_type, until))
+        work = partial(self._read, served, payload, media_type, until)
+        answer: Answer = Future()
         with self._lock:
-            self._asked.setdefault(key, deque()).append(one)
-        self._threads.submit(self._take_turn)
-        return one.answer
+            pace = self._pace / self._limits.decoders
+            refused = self._turns.put(key, answer, Asked(work, len(payload), until), pace)
+        for one in refused:
+            if one.answer.set_running_or_notify_cancel():
+                one.answer.set_exception(one.error)
+        answer.add_done_callback(partial(self._drop, key))
+        self._start()
+        return answer
 
-    def _take_turn(self) -> None:
+    def _drop(self, key: str, answer: Answer) -> None:
         with self._lock:
-            if not self._asked:  # closed meanwhile
+            self._turns.drop(key, answer)
+
+    def _start(self) -> None:
+        with self._lock:
+            if not self._turns.length or self._running >= self._limits.decoders:
                 return
-            key, asked = self._asked.popitem(last=False)
-            answer, work = asked.popleft()
-            if asked:
-                self._asked[key] = asked  # to the end of the line
+            self._running += 1
+        self._threads.submit(self._take_turns)
+
+    def _take_turns(self) -> None:
+        while self._take_turn():
+            pass
+        with self._lock:
+            self._running -= 1
+        self._start()  # for who came in between
+
+    def _take_turn(self) -> bool:
+        with self._lock:
+            taken = self._turns.take()
+        if taken is None:
+            return False
+        answer, asked = taken
         if not answer.set_running_or_notify_cancel():
-            return
+            return True
+        start = time.monotonic()
         try:
-            answer.set_result(work())
+            answer.set_result(asked.work())
         except BaseException as error:  # the caller's, not the thread's
             answer.set_exception(error)
+        self._pace += (time.monotonic() - start - self._pace) / 8
+        return True
 
     def _read(
         self, served: Served, payload: bytes, media_type: str, until: float
     ) -> tuple[Tensors, int]:
         if time.monotonic() >= until:
-            raise ProtocolError(504, "the deadline passed before the answer", "deadline")
+            raise overdue()
         decoder = self._take() or _Decoder(self._context, self._limits)
         self._busy.add(decoder)
         try:
@@ -114,10 +141,9 @@ class Decoders:
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             idle, self._idle = self._idle, []
-            left = [one for asked in self._asked.values() for one in asked]
-            self._asked.clear()
-        for one in left:
-            one.answer.cancel()
+            left = self._turns.clear()
+        for answer in left:
+            answer.cancel()
         for decoder in (*idle, *self._busy):
             decoder.kill()
 
@@ -135,13 +161,6 @@ class Decoders:
     def _keep(self, decoder: "_Decoder") -> None:
         with self._lock:
             self._idle.append(decoder)
-
-
-class _Asked(NamedTuple):
-    """A request whose turn will come."""
-
-    answer: Future[tuple[Tensors, int]]
-    work: Callable[[], tuple[Tensors, int]]
 
 
 class _Decoder:
@@ -195,7 +214,7 @@ class _Decoder:
         try:
             self._connection.send_bytes(message(head, payload))
             if not self._connection.poll(max(0.0, deadline - time.monotonic())):
-                raise ProtocolError(504, "the deadline passed before the answer", "deadline")
+                raise overdue()
             return parts(self._connection.recv_bytes(self._most))
         except (OSError, EOFError, ValueError):
             self._process.join(1)

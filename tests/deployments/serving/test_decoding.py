@@ -1,6 +1,8 @@
 """Whatever a file does to its decoder, its sender is refused and everybody else is answered."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
+from deployments.serving.protocol import ProtocolError
+from deployments.serving.turns import MOST_BYTES, MOST_WAITING
 from models.signature import SIGNATURE_FILE
 from tests.deployments.serving.test_control import eventually
 
@@ -153,3 +157,67 @@ def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         one.result(30)
     decoders.close()
     assert order == [b"first", b"0", b"modest", b"1", b"2"]
+
+
+class Payload(bytearray):
+    """Bytes of which it can be seen whether anybody holds them."""
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Decoders, threading.Event]]:
+    """One decoder that is at its first request until it is let go."""
+    begun, go = threading.Event(), threading.Event()
+
+    def read(_: Any, served: Any, payload: bytes, *given: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        return {}, len(payload)
+
+    monkeypatch.setattr(Decoders, "_read", read)
+    decoders = Decoders(Limits(decoders=1))
+    served: Any = None
+    first = decoders.read(served, b"", "", 30, "first")
+    assert begun.wait(30)
+    yield decoders, go
+    go.set()
+    first.result(30)
+    decoders.close()
+
+
+def test_what_waits_is_bounded_and_a_modest_key_is_served(stuck: Any) -> None:
+    decoders, go = stuck
+    served: Any = None
+    asked = [decoders.read(served, b"x", "", 30, "greedy") for _ in range(5000)]
+    waiting = [one for one in asked if not one.done()]
+    assert len(waiting) == MOST_WAITING
+    refusal = asked[-1].exception(0)
+    assert isinstance(refusal, ProtocolError)
+    assert (refusal.status, refusal.code) == (429, "overloaded")
+    assert refusal.retry_after is not None
+    modest = decoders.read(served, b"four", "", 30, "modest")
+    assert sum(not one.done() for one in asked) == MOST_WAITING - 1
+    go.set()
+    assert modest.result(30) == ({}, 4)
+    answered = [one.result(30) for one in waiting[:-1]]
+    assert answered == [({}, 1)] * (MOST_WAITING - 1)
+
+
+def test_bytes_that_wait_are_bounded_and_given_back_when_nobody_waits_for_them(stuck: Any) -> None:
+    decoders, _ = stuck
+    served: Any = None
+    payloads: Any = [Payload(MOST_BYTES // 8) for _ in range(8)]
+    held = [weakref.ref(one) for one in payloads]
+    asked = [decoders.read(served, one, "", 30, "large") for one in payloads]
+    assert not any(one.done() for one in asked)
+    refused = decoders.read(served, b"x", "", 30, "large").exception(0)
+    assert isinstance(refused, ProtocolError)
+    assert refused.status == 429
+    gc.disable()  # nothing may have to be searched for
+    try:
+        payloads.clear()
+        for one in asked:
+            assert one.cancel()
+        assert not any(one() for one in held)
+    finally:
+        gc.enable()
+    assert not decoders.read(served, b"x", "", 30, "large").done()
