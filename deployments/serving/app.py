@@ -97,7 +97,7 @@ def create(
             from deployments.serving.grpc_server import GrpcServer
 
             spoken = GrpcServer(repository, access, inference, traffic, capture, control, tracing)
-            async with spoken.running(grpc, max_body):
+            async with spoken.running(grpc, max_body, body_seconds):
                 yield state
         finally:
             warming.cancel()

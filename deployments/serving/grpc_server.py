@@ -9,6 +9,7 @@ messages of Triton's repository extension; the module beside it is made by
 with a protoc no newer than the oldest protobuf that is to run it.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,14 +22,14 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from deployments.serving import metrics, tls
+from deployments.serving import metrics
 from deployments.serving import open_inference_grpc_pb2 as pb
 from deployments.serving.access import Access, allow
 from deployments.serving.capture import Capture
 from deployments.serving.control import Control
 from deployments.serving.elements import pack
-from deployments.serving.folder import stamp
 from deployments.serving.grpc_asked import Asked
+from deployments.serving.grpc_listener import MOST_CALLS, credentials, options
 from deployments.serving.grpc_messages import inputs, outputs
 from deployments.serving.grpc_repository import GrpcRepository
 from deployments.serving.http import Address, header, may_store, release, request_id
@@ -46,7 +47,8 @@ OPEN = frozenset(("ServerLive", "ServerReady"))
 STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.FAILED_PRECONDITION, 422: grpc.StatusCode.FAILED_PRECONDITION,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED, 409: grpc.StatusCode.FAILED_PRECONDITION,
+    422: grpc.StatusCode.FAILED_PRECONDITION,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED, 502: grpc.StatusCode.UNAVAILABLE,
     503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
@@ -71,25 +73,19 @@ class GrpcServer:
         self._extension = GrpcRepository(repository, control)
 
     @asynccontextmanager
-    async def running(self, address: Address, largest: int) -> AsyncIterator[None]:
-        """Serve at an address the workers of one server share, messages up to `largest` bytes.
+    async def running(self, address: Address, largest: int, seconds: float) -> AsyncIterator[None]:
+        """Serve at an address the workers of one server share.
 
+        A message has up to `largest` bytes and must arrive whole within `seconds`.
         Raises OSError when it cannot listen there.
         """
-        options = [
-            ("grpc.max_receive_message_length", largest),
-            ("grpc.max_metadata_size", 16_384),
-            ("grpc.so_reuseport", 1),
-            # Only plain messages: what a compressed one unpacks to is not bounded here.
-            ("grpc.compression_enabled_algorithms_bitset", 1),
-        ]
-        server = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers((self._handlers(),))
+        server = grpc.aio.server(options=options(largest), maximum_concurrent_rpcs=MOST_CALLS)
+        server.add_generic_rpc_handlers((self._handlers(seconds),))
         place = f"{address.host}:{address.port}"
         try:
             if address.certificate and address.private_key:
                 files = Path(address.private_key), Path(address.certificate)
-                server.add_secure_port(place, _credentials(*files))
+                server.add_secure_port(place, credentials(*files))
             else:
                 server.add_insecure_port(place)
         except RuntimeError:
@@ -100,7 +96,7 @@ class GrpcServer:
         finally:
             await server.stop(GRACE_SECONDS)
 
-    def _handlers(self) -> grpc.GenericRpcHandler:
+    def _handlers(self, seconds: float) -> grpc.GenericRpcHandler:
         methods: dict[str, tuple[Callable[[Asked], Awaitable[Any]], Any]] = {
             "ServerLive": (self.live, pb.ServerLiveRequest),
             "ServerReady": (self.ready, pb.ServerReadyRequest),
@@ -111,16 +107,18 @@ class GrpcServer:
             **self._extension.methods(),
         }
         handlers = {
-            # Bytes come and go: gRPC would log a caller's nonsense with a traceback.
-            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method, kind))
+            # Bytes come and go: gRPC would log a caller's nonsense with a traceback. And it would
+            # read the one message before it asks whose it is, but those of a stream it leaves to
+            # be read; on the wire both are the same.
+            name: grpc.stream_unary_rpc_method_handler(self._guarded(name, method, kind, seconds))
             for name, (method, kind) in methods.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _guarded(
-        self, name: str, method: Callable[[Asked], Awaitable[Any]], kind: Any
-    ) -> Callable[[bytes, Any], Awaitable[Any]]:
-        async def answer(body: bytes, context: Any) -> Any:
+        self, name: str, method: Callable[[Asked], Awaitable[Any]], kind: Any, seconds: float
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(_: Any, context: Any) -> Any:
             start, message = time.perf_counter_ns(), kind()
             asked, refusal = Asked(message, context), None
             request = asked.request
@@ -129,7 +127,7 @@ class GrpcServer:
                     shown = header(request, b"authorization")
                     request.state.key = self._access.keys.authenticate(shown)
                     self._access.ledger.admit(request.state.key)
-                message.ParseFromString(body)
+                    message.ParseFromString(await _received(context, seconds))
                 asked.name()
                 found = await method(asked)
             except ProtocolError as error:
@@ -229,24 +227,12 @@ class GrpcServer:
         return answer
 
 
-def _credentials(private_key: Path, certificate: Path) -> Any:
-    """TLS with a pair of files that are read again when they changed."""
-
-    def read() -> Any:
-        pair = private_key.read_bytes(), certificate.read_bytes()
-        return grpc.ssl_server_certificate_configuration([pair])
-
-    seen = [stamp(private_key), stamp(certificate)]
-
-    def changed() -> Any:
-        now = [stamp(private_key), stamp(certificate)]
-        if now == seen:
-            return None
-        try:
-            tls.check(str(certificate), str(private_key))
-            seen[:] = now
-            return read()
-        except OSError:  # it is told by the HTTP side, and the one before still counts
-            return None
-
-    return grpc.dynamic_ssl_server_credentials(read(), changed)
+async def _received(context: Any, seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(seconds):
+            body = await context.read()
+    except TimeoutError:
+        raise ProtocolError(408, "the message did not arrive in time", "timeout") from None
+    if body is grpc.aio.EOF:
+        raise ProtocolError(400, "the call has no message")
+    return bytes(body)

@@ -35,7 +35,7 @@ TOLD = ("modelmint-model", "modelmint-version", "modelmint-digest", "x-request-i
 """Headers of an answer that a span repeats."""
 CLOSE_SECONDS = 2.0
 UNNAMED = "unknown_service"
-Rpc = Callable[[bytes, Any], Awaitable[Any]]
+Rpc = Callable[[Any, Any], Awaitable[Any]]
 
 
 class Tracing:
@@ -91,14 +91,14 @@ class Tracing:
     def rpc(self, name: str, answer: Rpc, known: Callable[[str | None], bool]) -> Rpc:
         """A method of gRPC, a span for each of its calls by somebody whose key is known."""
 
-        async def traced(body: bytes, call: Any) -> Any:
+        async def traced(stream: Any, call: Any) -> Any:
             fields = {n: v for n, v in call.invocation_metadata() or () if isinstance(v, str)}
             if not known(fields.get("authorization")):
-                return await answer(body, call)
+                return await answer(stream, call)
             with self._span(name, fields) as span:
                 span.set_attributes({"rpc.system": "grpc", "rpc.method": name.rpartition("/")[2]})
                 try:
-                    return await answer(body, call)
+                    return await answer(stream, call)
                 finally:
                     _tell(span, dict(call.trailing_metadata() or ()))
                     span.set_attribute("rpc.grpc.status_code", _code(call))

@@ -1,6 +1,7 @@
 """The protocol over gRPC, asked by Triton's own client: a real server, its HTTP side beside it."""
 
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deployments.serving.elements import pack
+from deployments.serving.grpc_listener import MOST_STREAMS
 from tests.deployments.serving.datatypes import EveryDatatype
 from tests.production.certificates import write_certificates
 
@@ -47,7 +49,7 @@ def spoken(
     versions = [(table(), "1"), (table(10.0), "2"), (every(), "1")]
     for version, number in versions:
         version.place(root, number)
-    server = serve(root, "--grpc-port", str(port), "--max-body", "100000")
+    server = serve(root, "--grpc-port", str(port), "--max-body", "100000", "--body-seconds", "2")
     try:
         for version, number in versions:
             assert server.load(version, number).status == 200
@@ -226,6 +228,77 @@ def test_a_large_or_compressed_message_is_refused(spoken: Spoken) -> None:
     assert spoken.stub.ModelInfer(message(), metadata=metadata).model_name == "air-time"
 
 
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def test_nothing_is_read_of_who_shows_no_key(spoken: Spoken) -> None:
+    # Whoever reads it finds that it is too large.
+    large = message(parameters={"pad": {"string_param": "x" * 5_000_000}})
+    for bearer in ("", "Bearer mm_000000000000_x"):
+        refusal = spoken.refusal(large, authorization=bearer)
+        assert refusal.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert spoken.refusal(large).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    unread = spoken.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+    found = service_pb2.ServerLiveResponse.FromString(unread(large.SerializeToString()))
+    assert found.live
+
+
+@pytest.mark.parametrize(
+    ("known", "code"),
+    [
+        (True, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (False, grpc.StatusCode.UNAUTHENTICATED),
+    ],
+)
+def test_a_call_without_its_message_is_cut_off(
+    spoken: Spoken, known: bool, code: grpc.StatusCode
+) -> None:
+    ended = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        ended.wait(60)
+        yield from ()
+
+    metadata = tuple(spoken.server.bearer.items()) if known else ()
+    call = spoken.channel.stream_unary(METHOD).future(nothing(), metadata=metadata)
+    try:
+        assert call.code() == code  # waits for it
+        assert ("modelmint-code", "timeout" if known else "no_key") in call.trailing_metadata()
+    finally:
+        ended.set()
+    metadata = tuple(spoken.server.bearer.items())
+    empty = spoken.channel.stream_unary(METHOD).future(iter(()), metadata=metadata)
+    assert empty.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert empty.details() == "the call has no message"
+    assert spoken.stub.ModelInfer(message(), metadata=metadata).model_name == "air-time"
+    assert "Traceback" not in spoken.server.log
+
+
+def test_half_a_message_is_cut_off(spoken: Spoken) -> None:
+    def literal(name: str, value: str) -> bytes:
+        return b"\x00" + b"".join(bytes([len(x)]) + x.encode() for x in (name, value))
+
+    def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+        return len(content).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + content
+
+    fields = {
+        ":method": "POST", ":scheme": "http", ":path": METHOD, ":authority": "a",
+        "te": "trailers", "content-type": "application/grpc", **spoken.server.bearer,
+    }  # fmt: skip
+    head = b"".join(literal(name, value) for name, value in fields.items())
+    half = b"\x00" + (90_000).to_bytes(4) + bytes(1000)
+    with socket.create_connection(("127.0.0.1", spoken.port), timeout=60) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        connection.sendall(frame(1, 4, 1, head) + frame(0, 0, 1, half))
+        answer = b""
+        while b"the message did not arrive in time" not in answer:
+            more = connection.recv(4096)
+            assert more
+            answer += more
+    most = b"\x00\x03" + MOST_STREAMS.to_bytes(4)  # SETTINGS_MAX_CONCURRENT_STREAMS
+    assert most in answer
+
+
 def test_calls_are_counted_with_those_of_http(spoken: Spoken) -> None:
     def rows() -> int:
         usage = spoken.server.ask("GET", "/v1/usage").json["usage"]
@@ -316,9 +389,7 @@ def test_workers_share_the_port(start: Any, table: Any, tmp_path: Path) -> None:
 
 def test_damaged_messages_never_fail_the_server(spoken: Spoken) -> None:
     random, whole = np.random.default_rng(5), message(id="x").SerializeToString()
-    call = spoken.channel.unary_unary(
-        "/inference.GRPCInferenceService/ModelInfer", lambda body: body, lambda body: body
-    )
+    call = spoken.channel.unary_unary(METHOD)
     metadata, codes = tuple(spoken.server.bearer.items()), set()
     for _ in range(200):
         body = bytearray(whole)
