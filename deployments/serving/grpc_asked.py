@@ -2,13 +2,17 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from deployments.serving.http import request_id
+from deployments.serving.http import INLINE_BYTES, request_id
+from deployments.serving.inference import in_thread
 from deployments.serving.protocol import ProtocolError
+
+T = TypeVar("T")
 
 
 class Asked:
@@ -24,6 +28,17 @@ class Asked:
         ]
         self.request = Request({"type": "http", "headers": fields, "path_params": {}, "state": {}})
         self.hit: bool | None = None
+        self.size = 0
+        """Bytes of the message."""
+
+    async def read(self, body: bytes, seconds: float) -> None:
+        """Let the message be what came; raises DecodeError."""
+        self.size = len(body)
+        await self.beside(partial(self.message.ParseFromString, body), self.deadline(seconds))
+
+    async def beside(self, work: Callable[[], T], deadline: float) -> T:
+        """Work on the message: of a large one beside the event loop, which goes on."""
+        return work() if self.size <= INLINE_BYTES else await in_thread(work, deadline)
 
     def name(self) -> None:
         """Let the message's id name the request where the metadata does not."""

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,8 @@ class GrpcServer:
                     shown = header(request, b"authorization")
                     request.state.key = self._access.keys.authenticate(shown)
                     self._access.ledger.admit(request.state.key)
-                    message.ParseFromString(await _received(context, seconds))
+                    body = await _received(context, seconds)
+                    await asked.read(body, self._inference.seconds)
                 asked.name()
                 found = await method(asked)
             except ProtocolError as error:
@@ -203,12 +205,13 @@ class GrpcServer:
         request.path_params["version"] = message.model_version or None
         served = await self._traffic.choose(request)
         request.state.headers = served.headers
+        due = asked.deadline(self._inference.seconds)
         try:
-            tensors, wanted = inputs(message, served.inputs), outputs(message, served.outputs)
+            tensors = await asked.beside(partial(inputs, message, served.inputs), due)
+            wanted = outputs(message, served.outputs)
         except ValueError as error:
             raise ProtocolError(400, str(error)) from None
-        due = asked.deadline(self._inference.seconds)
-        call = Call(request.state.key, served, message.ByteSize(), due, may_store(request))
+        call = Call(request.state.key, served, asked.size, due, may_store(request))
         found = await self._inference.run(call, tensors)
         asked.hit = found.hit
         answer = pb.ModelInferResponse(

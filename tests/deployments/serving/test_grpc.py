@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deployments.serving.elements import pack
 from deployments.serving.grpc_listener import MOST_STREAMS
+from deployments.serving.http import INLINE_BYTES
 from tests.deployments.serving.datatypes import EveryDatatype
 from tests.production.certificates import write_certificates
 
@@ -136,6 +137,19 @@ def test_typed_contents_are_answered_in_raw_ones(spoken: Spoken) -> None:
     answer = spoken.stub.ModelInfer(message(id="x"), metadata=metadata)
     assert answer.raw_output_contents[0] == pack(np.array([11], np.float32))
     assert (answer.outputs[0].name, list(answer.outputs[0].shape)) == ("prediction", [1])
+
+
+def test_a_large_message_in_typed_contents_is_answered(spoken: Spoken) -> None:
+    values = np.arange(24_000, dtype=np.float32)
+    large = message(tensor={"shape": [12_000, 2], "contents": {"fp32_contents": values.tolist()}})
+    assert large.ByteSize() > INLINE_BYTES
+    answer = spoken.stub.ModelInfer(large, metadata=tuple(spoken.server.bearer.items()))
+    short = spoken.infer("air-time", [numbers(values.reshape(-1, 2)[:1000])])
+    found = np.frombuffer(answer.raw_output_contents[0], np.float32)
+    np.testing.assert_array_equal(found[:1000], short.as_numpy("prediction"))
+    assert len(found) == 12_000
+    del large.inputs[0].contents.fp32_contents[-1]
+    assert "23999 values, not 24000" in spoken.refusal(large).details()
 
 
 def test_triton_client_reads_metadata(spoken: Spoken) -> None:
