@@ -7,11 +7,17 @@ all together are. What was written in the last quarter of a second is lost when 
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import anyio
+import anyio.to_thread
 import orjson
+
+from deployments.serving.protocol import ProtocolError
 
 FLUSH_SECONDS = 0.25
 FILE_BYTES = 16_000_000
@@ -19,6 +25,12 @@ TOTAL_BYTES = 256_000_000
 """About a million requests."""
 FOUND = 20
 """Largest number of entries that one request id is answered with, the newest."""
+TOGETHER_NANOSECONDS = 60 * 10**9
+"""From the end of one worker's file to the beginning of another's that may hold the same id."""
+LOOKUPS = 2
+"""Lookups of a worker at once: each may read all files."""
+WAITING = 8
+"""Lookups of a key that may be under way in a worker."""
 
 
 class Journal:
@@ -32,6 +44,8 @@ class Journal:
         self._lines: deque[bytes] = deque()
         self._writing = threading.Lock()
         self._file: IO[bytes] | None = None
+        self._lookups = anyio.CapacityLimiter(LOOKUPS)
+        self._asked: Counter[str] = Counter()
         threading.Thread(target=self._keep_writing, name="journal", daemon=True).start()
 
     def add(self, **entry: Any) -> None:
@@ -48,20 +62,52 @@ class Journal:
                 self._file = self._begun()
             self._file.write(b"\n".join(lines) + b"\n")
 
-    def find(self, request: str) -> list[dict[str, Any]]:
-        """The newest entries of a request id, oldest first; a client may use one id again."""
+    async def look_up(self, request: str, key: str, every: bool) -> list[dict[str, Any]]:
+        """What `find` finds of the key with that id, or of every key, beside the event loop.
+
+        Few are looked up at once, for it reads much. Raises ProtocolError 429 for a key that has
+        `WAITING` lookups under way.
+        """
+        if self._asked[key] >= WAITING:
+            raise ProtocolError(
+                429, f"a key may have {WAITING} lookups under way", "overloaded", retry_after=1
+            )
+        self._asked[key] += 1
+        try:
+            find = partial(self.find, request, None if every else key)
+            return await anyio.to_thread.run_sync(find, limiter=self._lookups)
+        finally:
+            self._asked[key] -= 1
+            if not self._asked[key]:
+                del self._asked[key]
+
+    def find(self, request: str, key: str | None = None) -> list[dict[str, Any]]:
+        """The newest entries of a request id, oldest first; a client may use one id again.
+
+        With a key's id only those of that key: others may use the same ids.
+
+        Once a file has any, older ones are read only where they were written to after that was
+        begun, by other workers, or up to a minute before, as by one that was killed.
+        """
         self.flush()
         needle = b'"request":' + orjson.dumps(request)
         found: list[dict[str, Any]] = []
+        since = 0
         for path in sorted(self._folder.glob("*.jsonl"), reverse=True):
             try:
+                if path.stat().st_mtime_ns < since:
+                    continue
                 content = path.read_bytes()
             except FileNotFoundError:  # it was the oldest
                 continue
-            if needle in content:
-                lines = [line for line in content.splitlines() if needle in line]
-                entries = [orjson.loads(line) for line in lines if line.endswith(b"}")]
-                found += [entry for entry in entries if entry["request"] == request]
+            entries = [
+                one
+                for one in _entries(content, needle)
+                if one["request"] == request and key in (None, one.get("key"))
+            ]
+            if entries and not found:
+                since = int(path.stem.partition("-")[0]) - TOGETHER_NANOSECONDS
+            found += entries
         return sorted(found, key=lambda entry: float(entry["at"]))[-FOUND:]
 
     def _begun(self) -> IO[bytes]:
@@ -86,6 +132,17 @@ class Journal:
                 self.flush()
             except OSError:  # a full disk stops no answer
                 time.sleep(5)
+
+
+def _entries(content: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
+    """Those of the lines that hold the needle and are whole."""
+    at = content.find(needle)
+    while at >= 0:
+        end = content.find(b"\n", at)
+        line = content[content.rfind(b"\n", 0, at) + 1 : end if end >= 0 else None]
+        if line.endswith(b"}"):
+            yield orjson.loads(line)
+        at = content.find(needle, end) if end >= 0 else -1
 
 
 def _size(path: Path) -> int:

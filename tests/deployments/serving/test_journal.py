@@ -1,7 +1,14 @@
+import asyncio
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
-from deployments.serving.journal import Journal
+import orjson
+import pytest
+
+from deployments.serving.journal import LOOKUPS, TOGETHER_NANOSECONDS, WAITING, Journal
+from deployments.serving.protocol import ProtocolError
 from tests.deployments.serving.test_control import BODY, INFER, NO_STORE, eventually, placed
 
 
@@ -25,6 +32,75 @@ def test_the_oldest_files_go(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4200
     assert journal.find("r199")
     assert not journal.find("r0")
+
+
+def written(folder: Path, name: int, worker: int, until: int, *requests: str) -> Path:
+    """A file begun at `name` and last written to at `until`."""
+    path = folder / f"{name:020d}-{worker}.jsonl"
+    lines = [
+        {"at": name + n, "request": one, "worker": worker, "key": f"k{worker}"}
+        for n, one in enumerate(requests)
+    ]
+    path.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    os.utime(path, ns=(until, until))
+    return path
+
+
+def test_files_older_than_the_newest_that_has_it_are_not_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    minute = TOGETHER_NANOSECONDS
+    older = written(tmp_path, 1 * minute, 1, 4 * minute, "a", "only here")
+    written(tmp_path, 2 * minute, 2, 5 * minute, "a", "a")
+    written(tmp_path, 6 * minute, 1, 9 * minute, "b", "a")
+    written(tmp_path, 9 * minute, 3, 9 * minute, "b")
+    assert [entry["worker"] for entry in journal.find("a")] == [2, 2, 1]
+    assert [entry["worker"] for entry in journal.find("only here")] == [1]
+    assert [entry["worker"] for entry in journal.find("b")] == [1, 3]
+    # Whatever others do under the same id.
+    assert [entry["worker"] for entry in journal.find("b", "k1")] == [1]
+    assert [entry["worker"] for entry in journal.find("a", "k2")] == [2, 2]
+    assert journal.find("a", "k3") == []
+    # Half a line, as after a kill.
+    older.write_bytes(older.read_bytes() + b'{"at":1,"request":"only here"')
+    assert len(journal.find("only here")) == 1
+
+
+def test_few_lookups_run_at_once_and_a_key_may_have_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, lock = threading.Event(), threading.Lock()
+    running: list[int] = []
+    most: list[int] = []
+    find = Journal.find
+
+    def held(self: Journal, request: str, key: str | None) -> Any:
+        with lock:
+            running.append(threading.get_ident())
+            most.append(len(running))
+        assert go.wait(30)
+        with lock:
+            running.pop()
+        return find(self, request, key)
+
+    monkeypatch.setattr(Journal, "find", held)
+
+    async def story() -> None:
+        journal = Journal(tmp_path)
+        journal.add(at=1.0, request="a")
+        mine = [asyncio.create_task(journal.look_up("a", "mine", True)) for _ in range(WAITING)]
+        theirs = asyncio.create_task(journal.look_up("a", "theirs", True))
+        while len(running) < LOOKUPS:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ProtocolError, match="lookups under way") as caught:
+            await journal.look_up("a", "mine", True)
+        assert (caught.value.status, caught.value.retry_after) == (429, 1)
+        go.set()
+        answers = await asyncio.gather(theirs, *mine, journal.look_up("a", "others", True))
+        assert answers == [[{"at": 1.0, "request": "a"}]] * (WAITING + 2)
+        assert await journal.look_up("a", "mine", True)
+
+    asyncio.run(story())
+    assert max(most) == LOOKUPS
 
 
 def test_a_key_sees_which_version_answered_its_own_requests(
