@@ -3,12 +3,12 @@
     MODELMINT_CAPTURE=digits=0.05,flights=1      a share of the rows, for each line
 
 Rows are kept as the network takes them, with no trace of who sent them. They are gathered in
-memory, written to files below the server's private folder, and put into the bucket by a thread:
+memory, written to files below the server's private folder, and from there put into the bucket:
 
     captured/<line>/<version digest>/<milliseconds since 1970>-<rows>-<random>.safetensors
 
-No request waits for that. While the store is away files stay, up to `LARGEST_SPOOL`; then the
-oldest go. A kill loses at most the rows of the last `SECONDS`.
+No request waits for that, and no writing for the store. While that is slow or away files stay, up
+to `LARGEST_SPOOL`; then the oldest go. A kill loses at most the rows of the last `SECONDS`.
 """
 
 import logging
@@ -16,12 +16,13 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from deployments.serving import metrics
 from deployments.serving.folder import LINE, matches
 from deployments.serving.protocol import Tensors
 from deployments.serving.session import Served
@@ -32,9 +33,13 @@ from models.padding import joined
 SETTING = "MODELMINT_CAPTURE"
 ROWS = 1000
 """Rows that are written at once; after `SECONDS` fewer are."""
+BYTES = 16 << 20
+"""Bytes that are, were it fewer rows."""
 SECONDS = 30.0
 MOST = 50
-"""Times `ROWS` that are in memory at most; beyond that nothing is kept until they are written."""
+"""Times `ROWS` that wait to be written at most; what comes then is dropped, and counted."""
+MOST_BYTES = 64 << 20
+"""Bytes that do, and that a file has at most; there all rows are as long as the longest."""
 LARGEST_SPOOL = 256 << 20
 """Bytes of files that wait for the store."""
 _log = logging.getLogger("modelmint.serving")
@@ -48,13 +53,15 @@ class Capture:
         self._random = np.random.default_rng()
         self._lock = threading.Lock()
         self._gathered: dict[tuple[str, str], list[Tensors]] = {}
-        self._waiting = 0
+        self._rows = self._bytes = 0
         self._ended = threading.Event()
-        self._due = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self._due, self._written = threading.Event(), threading.Event()
+        self._writer = self._thread("capture", self._write, self._due)
+        sender = self._thread("capture-sending", self._send, self._written)
         if rates:
             folder.mkdir(parents=True, exist_ok=True)
-            self._thread.start()
+            self._writer.start()
+            sender.start()
 
     def take(self, served: Served, tensors: Tensors) -> None:
         """Keep a share of the rows of a request that was answered."""
@@ -66,12 +73,15 @@ class Capture:
             return
         # A copy: the request's own memory is not kept for one row of it.
         part = {spec.name: tensors[spec.name][chosen] for spec in served.inputs}
+        rows, size = _rows(part), _size(part)
         with self._lock:
-            if self._waiting >= MOST * ROWS:
+            if self._rows >= MOST * ROWS or self._bytes + size > MOST_BYTES:
+                metrics.not_captured(served.line).inc(rows)
                 return
             self._gathered.setdefault((served.line, served.digest), []).append(part)
-            self._waiting += _rows(part)
-            if self._waiting >= ROWS:
+            self._rows += rows
+            self._bytes += size
+            if self._rows >= ROWS or self._bytes >= BYTES:
                 self._due.set()
 
     def close(self) -> None:
@@ -79,50 +89,70 @@ class Capture:
         if self._rates:
             self._ended.set()
             self._due.set()
-            self._thread.join(timeout=5)
+            self._written.set()
+            self._writer.join(timeout=5)
             self._write()
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            try:
-                self._write()
-                self._send()
-            except Exception as error:  # whatever it is, predictions go on
-                _log.warning("captured inputs wait in %s: %s", self._folder, error)
-            self._due.wait(self._seconds)
-            self._due.clear()
+    def _thread(
+        self, name: str, work: Callable[[], None], due: threading.Event
+    ) -> threading.Thread:
+        def run() -> None:
+            while not self._ended.is_set():
+                try:
+                    work()
+                except Exception as error:  # whatever it is, predictions go on
+                    _log.warning("captured inputs wait in %s: %s", self._folder, error)
+                due.wait(self._seconds)
+                due.clear()
+
+        return threading.Thread(target=run, name=name, daemon=True)
 
     def _write(self) -> None:
         with self._lock:
-            gathered, self._gathered, self._waiting = self._gathered, {}, 0
-        for (line, digest), parts in gathered.items():
-            whole = {n: joined([part[n] for part in parts]) for n in parts[0]}
-            name = f"{time.time_ns() // 1_000_000}-{_rows(whole)}-{secrets.token_hex(8)}"
+            gathered, self._gathered = self._gathered, {}
+            self._rows = self._bytes = 0
+        while gathered:  # what is written is let go of
+            (line, digest), parts = gathered.popitem()
             folder = self._folder / line / digest
             folder.mkdir(parents=True, exist_ok=True)
-            write(folder / f"{name}.safetensors", samples.save(whole))
+            for some in _together(parts):
+                whole = {n: joined([part[n] for part in some]) for n in some[0]}
+                name = f"{time.time_ns() // 1_000_000}-{_rows(whole)}-{secrets.token_hex(8)}"
+                write(folder / f"{name}.safetensors", samples.save(whole))
+        self._bound()
+        self._written.set()
 
-    def _send(self) -> None:
-        import boto3
-        from botocore.config import Config
-
-        files: dict[Path, int] = {}
-        for path in sorted(self._folder.glob("*/*/*.safetensors"), key=lambda path: path.name):
-            with suppress(FileNotFoundError):  # another worker has sent it
-                files[path] = path.stat().st_size
+    def _bound(self) -> None:
+        files = self._files()
         while sum(files.values()) > LARGEST_SPOOL:
             oldest = next(iter(files))
             del files[oldest]
             oldest.unlink(missing_ok=True)
             _log.warning("%s was dropped: the store is away for too long", oldest.name)
+
+    def _files(self) -> dict[Path, int]:
+        """What waits for the store, oldest first, and its bytes."""
+        files: dict[Path, int] = {}
+        for path in sorted(self._folder.glob("*/*/*.safetensors"), key=lambda path: path.name):
+            with suppress(FileNotFoundError):  # another worker has sent it
+                files[path] = path.stat().st_size
+        return files
+
+    def _send(self) -> None:
+        import boto3
+        from botocore.config import Config
+
+        files = self._files()
         if files:
             patience = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 2})
             client = boto3.session.Session().client("s3", config=patience)
             bucket = os.environ.get("MODELMINT_BUCKET", "modelmint")
             for path in files:
+                if self._ended.is_set():
+                    return
                 key = f"captured/{path.relative_to(self._folder)}"
                 # Sent twice it is the same object: its name is its own.
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):  # sent by another worker, or dropped
                     client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
                     path.unlink()
 
@@ -138,6 +168,31 @@ def rates(text: str) -> dict[str, float]:
             found[line.strip()] = -1.0
         if not (matches(LINE, line.strip()) and 0 <= found[line.strip()] <= 1):
             raise ValueError(f"{SETTING}: {part!r} is not LINE=SHARE with a share from 0 to 1")
+    return found
+
+
+def _together(parts: list[Tensors]) -> Iterator[list[Tensors]]:
+    """What goes into one file: a long row among many short ones would make it far too large."""
+    some: list[Tensors] = []
+    rows, longest = 0, 0.0
+    for part in parts:
+        longest = max(longest, _size(part) / _rows(part))
+        rows += _rows(part)
+        if some and rows * longest > MOST_BYTES:
+            yield some
+            some, rows, longest = [], _rows(part), _size(part) / _rows(part)
+        some.append(part)
+    yield some
+
+
+def _size(tensors: Tensors) -> int:
+    """Bytes in a file, where texts are as long as the longest of them."""
+    found = 0
+    for array in tensors.values():
+        width = array.itemsize
+        if array.dtype == object:
+            width = max(len(str(text).encode()) for text in array.flat)
+        found += array.size * width
     return found
 
 

@@ -39,6 +39,10 @@ _queued = Gauge(
 )
 _cached = Counter("modelmint_cache", "Requests that asked the response cache.", ("line", "result"))
 
+_not_captured = Counter(
+    "modelmint_capture_dropped_rows", "Rows chosen for monitoring that were not kept.", ("line",)
+)
+
 
 class Answers(NamedTuple):
     """The counters of one version and verb."""
@@ -74,6 +78,12 @@ def queue(line: str) -> Gauge:
 def lookups(line: str, result: str) -> Counter:
     """Counts what the cache did for a line: `hit` or `miss`."""
     return _cached.labels(line, result)
+
+
+@cache
+def not_captured(line: str) -> Counter:
+    """Counts a line's rows that were chosen to be captured and for which there was no room."""
+    return _not_captured.labels(line)
 
 
 def refused(status: int, code: str) -> None:

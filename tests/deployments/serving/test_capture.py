@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 import safetensors.numpy
+from prometheus_client import REGISTRY
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from deployments.serving import capture as capturing
@@ -224,6 +225,79 @@ def test_a_spool_that_grows_too_large_loses_its_oldest_files(
     with closing(Capture(tmp_path, {"line": 1.0}, seconds=600)):
         eventually(lambda: len(list(folder.iterdir())) == 5)
     assert sorted(path.name[0] for path in folder.iterdir()) == list("56789")
+
+
+def dropped(line: str) -> float:
+    return REGISTRY.get_sample_value("modelmint_capture_dropped_rows_total", {"line": line}) or 0.0
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("*/*/*.safetensors"), key=lambda path: path.name)
+    return [safetensors.numpy.load(path.read_bytes()) for path in files]
+
+
+@pytest.mark.usefixtures("no_store")
+@pytest.mark.parametrize(("bound", "value"), [("MOST", 1), ("MOST_BYTES", 4000)])
+def test_rows_for_which_there_is_no_room_are_dropped_and_counted(
+    bound: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capturing, bound, value)
+    before = dropped(bound)
+    with monkeypatch.context() as meanwhile:  # nothing is written
+        meanwhile.setattr(Capture, "_write", lambda _: None)
+        capture = Capture(tmp_path, {bound: 1.0}, seconds=600)
+    with closing(capture):
+        for _ in range(3):
+            capture.take(served(bound), batch(500))
+        assert dropped(bound) == before + 500
+    assert sum(len(file["numbers"]) for file in kept(tmp_path)) == 1000
+
+
+@pytest.mark.usefixtures("no_store")
+def test_many_bytes_are_written_as_soon_as_many_rows_are(tmp_path: Path) -> None:
+    with closing(Capture(tmp_path, {"some": 1.0}, seconds=600)) as capture:
+        large = {"numbers": np.ones((2, capturing.BYTES // 8), np.float32)}
+        capture.take(served("some"), large)
+        eventually(lambda: list(tmp_path.glob("*/*/*.safetensors")))
+
+
+@pytest.mark.usefixtures("no_store")
+def test_a_long_row_makes_no_file_of_many_short_ones_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capturing, "MOST_BYTES", 40_000)
+    before = dropped("texts")
+    with closing(Capture(tmp_path, {"texts": 1.0}, seconds=600)) as capture:
+        lengths = [*[3] * 50, 10_000, *[3] * 50]
+        for length in lengths:
+            capture.take(served("texts"), {"numbers": np.array([["x" * length]], object)})
+        # Padded to the longest, as in a file.
+        uneven = np.array([["x" * length] for length in (5000, *[1] * 9)], object)
+        capture.take(served("texts"), {"numbers": uneven})
+        assert dropped("texts") == before + 10
+    files = kept(tmp_path)
+    assert all(file["numbers"].nbytes <= 40_000 for file in files)
+    texts = [row.tobytes().rstrip(b"\0") for file in files for row in file["numbers"]]
+    assert sorted(map(len, texts)) == sorted(lengths)
+
+
+def test_a_store_that_does_not_answer_keeps_nothing_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "some" / ("d" * 64)
+    folder.mkdir(parents=True)
+    (folder / "1-1-a.safetensors").write_bytes(bytes(1000))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "any")
+        with closing(Capture(tmp_path, {"some": 1.0}, seconds=600)) as capture:
+            asked, _ = silent.accept()
+            with asked:
+                for count in (2, 3):
+                    capture.take(served("some"), batch(capturing.ROWS))
+                    eventually(lambda count=count: len(list(folder.iterdir())) == count)
 
 
 @pytest.mark.parametrize("text", ["digits", "digits=2", "digits=x", "=0.5", "Digits=0.5"])
