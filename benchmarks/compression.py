@@ -23,7 +23,7 @@ from models.spec import Line
 from tasks.refs import Artifact
 
 PACKAGES = ("numpy", "onnx", "onnxruntime", "torch", "torch-pruning")
-NETWORKS = ("pruned-50", "student-small")
+NETWORKS = ("pruned-25", "pruned-50", "student-small")
 FORMS = (
     *QUANTIZERS,
     *NETWORKS,
