@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from deployments.serving.access import Access, allow
 from deployments.serving.http import Body, as_json, as_object
-from deployments.serving.keys import EVERYTHING, ApiKey, Limits, refused
+from deployments.serving.keys import EVERYTHING, ApiKey, Grant, refused
 from deployments.serving.protocol import ProtocolError
 
 LARGEST_PAGE = 1000
@@ -49,19 +49,14 @@ class Accounts:
         given = _known(
             as_object(await self._body(request)), "tenant", "scopes", "expires", "limits"
         )
-        try:
-            limits = Limits.model_validate(given.get("limits", {}))
+        expires = _moment(given.pop("expires", None))
+        try:  # all of it before it is recorded
+            grant = Grant.model_validate(given)
         except ValidationError as error:
             raise refused(error) from None
-        tenant, scopes = given.get("tenant"), given.get("scopes")
-        if not isinstance(tenant, str) or not isinstance(scopes, list):
-            raise ProtocolError(400, "a key needs a tenant and a list of scopes such as predict:*")
-        if not all(isinstance(scope, str) for scope in scopes):
-            raise ProtocolError(400, "every scope must be a string")
-        expires = _moment(given.get("expires"))
-        detail = {"scopes": scopes, "expires": _shown(expires)}
-        make = partial(self._access.keys.create, tenant, tuple(scopes), expires, limits)
-        return await self._changed(request, "create key", tenant, detail, make)
+        detail = {"scopes": list(grant.scopes), "expires": _shown(expires)}
+        make = partial(self._access.keys.create, grant.tenant, grant.scopes, expires, grant.limits)
+        return await self._changed(request, "create key", grant.tenant, detail, make)
 
     async def rotate(self, request: Request) -> Response:
         allow(request, "admin")
@@ -117,7 +112,7 @@ class Accounts:
         make: Callable[[], tuple[ApiKey, str]],
     ) -> Response:
         def change() -> tuple[ApiKey, str]:
-            self._access.record(request, action, target[:60], **detail)
+            self._access.record(request, action, target, **detail)
             return make()
 
         key, token = await anyio.to_thread.run_sync(change)

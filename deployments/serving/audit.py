@@ -21,6 +21,8 @@ from models.digests import Digest, IntegrityError, json_digest
 from models.open import Frozen
 
 AUDIT_FILE = "audit.jsonl"
+BLOCK = 65_536
+"""Bytes of the end that are looked at first."""
 START: Digest = "0" * 64
 """What the first entry names as the one before."""
 
@@ -123,12 +125,13 @@ def check(entries: Iterable[Any], head: Digest | None = None) -> tuple[int, Dige
 
 def _last(stream: IO[bytes]) -> Entry | None:
     """The last whole entry; a torn one, that a power cut left and nobody was told of, goes."""
-    size = stream.seek(0, os.SEEK_END)
-    if size == 0:
-        return None
-    start = max(0, size - 65_536)
-    stream.seek(start)
-    tail = stream.read()
+    start, tail = stream.seek(0, os.SEEK_END), b""
+    # The last break ends the entry, the one before begins it, however long it is.
+    while start > 0 and tail.count(b"\n") < 2:
+        step = min(start, max(BLOCK, len(tail)))
+        start -= step
+        stream.seek(start)
+        tail = stream.read(step) + tail
     whole = tail.rfind(b"\n") + 1
     if whole < len(tail):
         stream.truncate(start + whole)

@@ -23,7 +23,6 @@ from deployments.serving.session import Served
 from models.promotions import Entry
 
 T = TypeVar("T")
-LONGEST_REASON = 1000
 
 
 class Control:
@@ -70,7 +69,7 @@ class Control:
         def load() -> Served:
             if not wanted:
                 wanted["version"], wanted["digest"] = self._repository.meant(name)
-            self._access.record(request, "load", name, **wanted)
+            self._record(request, "load", name, wanted)
             named = wanted["version"], wanted["digest"], wanted.get("source")
             return self._repository.load(name, *named)
 
@@ -101,7 +100,7 @@ class Control:
         name = request.path_params["name"]
         allow(request, "manage", name)
         given = as_object(await self._body(request))
-        wanted = _reasoned(texts(given, ("version",), ("reason", "recorded")))
+        wanted = texts(given, ("version",), ("reason", "recorded"))
         entry = None if "recorded" in wanted else self._entry(request, "promote", wanted)
         change = partial(self._repository.set_default, name, wanted["version"], entry)
         return as_json(_identity(await self._change(request, "promote", name, wanted, change)))
@@ -110,7 +109,7 @@ class Control:
         """Put an earlier version back into production, with nothing but what is here."""
         name = request.path_params["name"]
         allow(request, "manage", name)
-        wanted = _reasoned(texts(as_object(await self._body(request)), (), ("version", "reason")))
+        wanted = texts(as_object(await self._body(request)), (), ("version", "reason"))
         entry = self._entry(request, "rollback", wanted)
         change = partial(self._repository.roll_back, name, wanted.get("version"), entry)
         served, replaced = await self._change(request, "rollback", name, wanted, change)
@@ -120,9 +119,7 @@ class Control:
         """Write into the promotion record, now, what is not there yet."""
         name = request.path_params["name"]
         allow(request, "manage", name)
-        # It may be one that this server does not know yet.
-        if not matches(LINE, name):
-            raise ProtocolError(400, f"name must have the form {LINE}", "bad_name")
+        _check(name)
         left = await anyio.to_thread.run_sync(self._recorder.record, limiter=self._one_load)
         return as_json({"unrecorded": left})
 
@@ -143,17 +140,20 @@ class Control:
         change: Callable[[], T],
     ) -> T:
         def recorded() -> T:
-            self._access.record(request, action, line, **wanted)
+            self._record(request, action, line, wanted)
             return change()
 
         return await anyio.to_thread.run_sync(recorded, limiter=self._one_change)
 
+    def _record(self, request: Request, action: str, line: str, wanted: dict[str, str]) -> None:
+        _check(line)
+        self._access.record(request, action, line, **wanted)
 
-def _reasoned(wanted: dict[str, str]) -> dict[str, str]:
-    """The members, once their reason is not too long; raises ProtocolError 400."""
-    if len(wanted.get("reason", "")) > LONGEST_REASON:
-        raise ProtocolError(400, f"reason has more than {LONGEST_REASON} characters")
-    return wanted
+
+def _check(line: str) -> None:
+    """Raises ProtocolError 400 for what can name no line, also none this server knows not yet."""
+    if not matches(LINE, line):
+        raise ProtocolError(400, f"name must have the form {LINE}", "bad_name")
 
 
 def _identity(served: Served) -> dict[str, Any]:

@@ -26,6 +26,10 @@ INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
 """Content encodings, and the window by which zlib knows them."""
+LONGEST_TEXT = 256
+LONGEST_WORDS = 1000
+"""Characters of a name, number or digest in a control request, and of what is told or a place."""
+_WORDS = frozenset(("reason", "source"))
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger("modelmint.serving")
@@ -157,13 +161,20 @@ def parameters(body: bytes) -> dict[str, Any]:
 def texts(
     given: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """The named members, all of them strings and no others; raises ProtocolError 400."""
+    """The named members, all of them strings and no others; raises ProtocolError 400.
+
+    They are bounded, since what is asked goes into the audit log before it is done.
+    """
     if missing := [name for name in required if name not in given]:
         raise ProtocolError(400, f"missing {', '.join(missing)}")
     if unknown := sorted(set(given) - {*required, *optional}):
         raise ProtocolError(400, f"unknown {', '.join(unknown)[:200]}")
     if wrong := [name for name, value in given.items() if not isinstance(value, str)]:
         raise ProtocolError(400, f"{', '.join(wrong)} must be a string")
+    for name, value in given.items():
+        longest = LONGEST_WORDS if name in _WORDS else LONGEST_TEXT
+        if len(value) > longest:
+            raise ProtocolError(400, f"{name} has more than {longest:,} characters")
     return dict(given)
 
 

@@ -34,6 +34,8 @@ VERBS: tuple[Verb, ...] = ("predict", "read", "manage", "admin")
 Scope = Annotated[
     str, StringConstraints(pattern=r"^(predict|read|manage|admin):(\*|[a-z][a-z0-9-]{1,40})$")
 ]
+Scopes = Annotated[tuple[Scope, ...], Field(min_length=1, max_length=200)]
+Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")]
 EVERYTHING: tuple[Scope, ...] = tuple(f"{verb}:*" for verb in VERBS)
 REFRESH_SECONDS = 0.25
 """Longest that a worker goes on with keys another one changed."""
@@ -58,12 +60,20 @@ class Limits(Frozen):
         return (self.rate, self.daily_rows, self.daily_bytes) != (None, None, None)
 
 
+class Grant(Frozen):
+    """What a new key is asked to be, but for its end."""
+
+    tenant: Tenant
+    scopes: Scopes
+    limits: Limits = Limits()
+
+
 class ApiKey(Frozen):
     """A key as it is stored: everything but its secret."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
-    tenant: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")]
-    scopes: tuple[Scope, ...] = Field(min_length=1, max_length=200)
+    tenant: Tenant
+    scopes: Scopes
     sha256: Digest
     """Of the whole key."""
     created: float

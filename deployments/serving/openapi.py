@@ -29,6 +29,7 @@ def _array(items: Json, **more: Any) -> Json:
 
 
 _TEXT: Json = {"type": "string"}
+_WORDS: Json = {"type": "string", "maxLength": 1000}
 _LINE: Json = {"type": "string", "pattern": LINE}
 _NUMBER: Json = {"type": "string", "pattern": NUMBER}
 _DIGEST: Json = {"type": "string", "pattern": DIGEST}
@@ -140,7 +141,7 @@ _PAYLOAD: Json = {
     "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
 }
 _LOAD = _object(
-    parameters=_closed(version=_NUMBER, digest=_DIGEST, source=_TEXT)
+    parameters=_closed(version=_NUMBER, digest=_DIGEST, source=_WORDS)
     | {
         "dependentRequired": {
             "version": ["digest"], "digest": ["version"], "source": ["version", "digest"],
@@ -163,9 +164,10 @@ _KEY = _closed(
     expires=_MOMENT,
     limits=_LIMITS,
 )
-_WHY: Json = {"type": "string", "maxLength": 1000}
-_PROMOTE = _closed(("version",), version=_NUMBER, reason=_WHY, recorded=_TEXT)
-_ROLLBACK = _closed(version=_NUMBER, reason=_WHY)
+_PROMOTE = _closed(
+    ("version",), version=_NUMBER, reason=_WORDS, recorded={"type": "string", "maxLength": 256}
+)
+_ROLLBACK = _closed(version=_NUMBER, reason=_WORDS)
 _CANARY = _closed(
     ("version",),
     version=_NUMBER,

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import psutil
+import pytest
 
 from deployments.serving.workers import Workers
 from models.promotions import Promotions
@@ -179,3 +180,44 @@ def test_a_worker_that_cannot_follow_is_named(start: Any, table: Any, tmp_path: 
     finally:
         other.leave()
     assert server.load(versions["2"], "2").status == 200
+
+
+LONG = "9" * 70_000
+LOAD, UNLOAD = (f"/v2/repository/models/{{}}/{what}" for what in ("load", "unload"))
+PROMOTE, CANARY = "/v1/lines/{}/promote", "/v1/lines/{}/canary"
+KEY = {"tenant": "a", "scopes": ["read:*"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (LOAD, {"parameters": {"version": LONG, "digest": "0" * 64}}),
+        (LOAD, {"parameters": {"version": "1", "digest": LONG}}),
+        (LOAD, {"parameters": {"version": "1", "digest": "0" * 64, "source": "s3://" + LONG}}),
+        (UNLOAD, {"parameters": {"version": LONG}}),
+        (PROMOTE, {"version": LONG}),
+        (PROMOTE, {"version": "1", "recorded": LONG}),
+        (PROMOTE, {"version": "1", "reason": LONG}),
+        ("/v1/lines/{}/rollback", {"version": LONG}),
+        ("/v1/lines/{}/rollback", {"reason": "9" * 1001}),
+        (CANARY, {"version": LONG, "percent": 1}),
+        (CANARY, {"version": "1", "tenant": LONG}),
+        ("/v1/lines/{}/shadow", {"version": LONG}),
+        ("/v1/keys", KEY | {"tenant": LONG}),
+        ("/v1/keys", KEY | {"scopes": [f"read:{LONG}"]}),
+        ("/v1/keys", KEY | {"scopes": ["read:*"] * 5_000}),
+        ("/v1/keys", KEY | {"expires": LONG}),
+        *((path.replace("{}", "a" * 50_000), {"version": "1"}) for path in (UNLOAD, PROMOTE)),
+    ],
+    ids=lambda given: None if isinstance(given, dict) else given[:40],
+)
+def test_what_is_too_long_is_refused_and_recorded_nowhere(
+    shared: Any, path: str, body: dict[str, Any]
+) -> None:
+    before = shared.ask("GET", "/v1/audit").json["entries"]
+    if path.startswith(UNLOAD.split("{}")[0]):
+        body = body if "parameters" in body else {"parameters": body}
+    answer = shared.ask("POST", path.format("air-time"), body)
+    assert answer.status == 400
+    assert len(answer.body) < 500
+    assert shared.ask("GET", "/v1/audit").json["entries"] == before

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from deployments.serving.audit import AUDIT_FILE, START, Audit, check
+from deployments.serving.audit import AUDIT_FILE, BLOCK, START, Audit, check
 from deployments.serving.keys import EVERYTHING, KEYS_FILE, Keys, Limits
 from deployments.serving.ledger import DAY, SLOT, Counts, Ledger
 from deployments.serving.protocol import ProtocolError
@@ -231,6 +231,18 @@ def test_a_torn_entry_is_dropped_and_a_damaged_one_is_not_built_upon(tmp_path: P
     path.write_bytes(whole.replace(b"promote", b"\xff", 1))
     with pytest.raises(IntegrityError):
         audit.append("k", "unload", "digits", "r")
+
+
+def test_an_entry_of_any_length_is_built_upon(tmp_path: Path) -> None:
+    audit, path = Audit(tmp_path), tmp_path / AUDIT_FILE
+    for length in (1, 70_000, BLOCK, 3 * BLOCK, 1):
+        audit.append("k", "promote", "digits", "r", version="9" * length)
+    with path.open("ab") as stream:
+        stream.write(b'{"torn": "' + b"9" * 2 * BLOCK)
+    audit.append("k", "unload", "digits", "r")
+    assert check(audit.read(0, 10))[0] == 6
+    path.write_bytes(b"9" * 2 * BLOCK)
+    assert audit.append("k", "unload", "digits", "r").sequence == 1
 
 
 def create(server: Any, *scopes: str, **more: Any) -> dict[str, Any]:

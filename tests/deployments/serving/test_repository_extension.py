@@ -208,6 +208,8 @@ def test_over_grpc_a_version_may_be_named(start: Any, table: Any, tmp_path: Path
         assert code(load, version="1", digest=digest) == grpc.StatusCode.OK
         wrong = grpc.StatusCode.INVALID_ARGUMENT
         assert code(load, version=1, digest=digest) == code(load, version="1") == wrong
+        long = "9" * 70_000
+        assert code(load, version=long, digest=digest) == code(unload, version=long) == wrong
         other = versions["2"].digest
         assert code(load, version="1", digest=other) == grpc.StatusCode.FAILED_PRECONDITION
         assert server.promote("air-time", "1").status == 200
