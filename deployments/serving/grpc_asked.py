@@ -1,7 +1,6 @@
 """A call of gRPC, as the request it would be over HTTP."""
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -61,6 +60,6 @@ class Asked:
             found["modelmint-cache"] = "hit" if self.hit else "miss"
         if refusal:
             found["modelmint-code"] = refusal.code
-            if refusal.retry_after is not None:
-                found["retry-after"] = str(max(1, math.ceil(refusal.retry_after)))
+            if refusal.retry_seconds is not None:
+                found["retry-after"] = refusal.retry_seconds
         return tuple(found.items())

@@ -3,7 +3,6 @@
 import asyncio
 import importlib.metadata
 import logging
-import math
 import os
 import re
 import zlib
@@ -202,8 +201,8 @@ async def on_error(request: Request, error: Exception) -> Response:
         status, code, message = error.status, error.code, error.message
         if status == 401:
             headers["www-authenticate"] = 'Bearer realm="modelmint"'  # RFC 6750
-        if error.retry_after is not None:
-            headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        if error.retry_seconds is not None:
+            headers["retry-after"] = error.retry_seconds
     elif isinstance(error, HTTPException):
         status, message = error.status_code, error.detail
         code = _CODES.get(status, "http_error")

@@ -39,6 +39,8 @@ Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0
 EVERYTHING: tuple[Scope, ...] = tuple(f"{verb}:*" for verb in VERBS)
 REFRESH_SECONDS = 0.25
 """Longest that a worker goes on with keys another one changed."""
+SLOWEST = 1 / 86_400
+"""Requests a second: one a day."""
 MOST_SHOWN, LONGEST_SHOWN = 1000, 256
 """Headers whose key is remembered: hashing costs a small request a twentieth of its time."""
 
@@ -60,12 +62,18 @@ class Limits(Frozen):
         return (self.rate, self.daily_rows, self.daily_bytes) != (None, None, None)
 
 
+class NewLimits(Limits):
+    """What a new key may use."""
+
+    rate: float | None = Field(None, ge=SLOWEST, le=1e6, allow_inf_nan=False)
+
+
 class Grant(Frozen):
     """What a new key is asked to be, but for its end."""
 
     tenant: Tenant
     scopes: Scopes
-    limits: Limits = Limits()
+    limits: NewLimits = NewLimits()
 
 
 class ApiKey(Frozen):

@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from deployments.serving.events import EVENTS
 from deployments.serving.folder import DIGEST, LINE, NUMBER
+from deployments.serving.keys import SLOWEST
 from deployments.serving.openai_protocol import CompletionRequest, speaks_openai
 
 Json = dict[str, Any]
@@ -152,7 +153,7 @@ _UNLOAD = _object(parameters=_closed(version=_NUMBER, unload_dependents={}))
 _MOMENT: Json = {"type": ["string", "null"], "format": "date-time"}
 _COUNT: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": 10**15}
 _LIMITS = _closed(
-    rate={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1e6},
+    rate={"type": ["number", "null"], "minimum": SLOWEST, "maximum": 1e6},
     burst=_COUNT | {"maximum": 1_000_000},
     daily_rows=_COUNT,
     daily_bytes=_COUNT,

@@ -4,6 +4,7 @@ A request is checked against the tensors a model declares before an array is mad
 runs once a request. JSON has no NaN: null stands for it in floating tensors, both ways.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from deployments.serving.elements import check_shape, from_binary, from_json, pa
 from models.tensors import TensorSpec
 
 HEADER_LENGTH = "inference-header-content-length"
+LONGEST_WAIT = 86_400.0
+"""Seconds after which one may ask again in any case: every day begins anew."""
 JSON, BINARY = "application/json", "application/octet-stream"
 Tensors = dict[str, NDArray[Any]]
 
@@ -35,6 +38,13 @@ class ProtocolError(Exception):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
         self.retry_after = retry_after
+
+    @property
+    def retry_seconds(self) -> str | None:
+        """The text of a `retry-after` header: whole seconds, from one to a day."""
+        if self.retry_after is None:
+            return None
+        return str(max(1, math.ceil(min(self.retry_after, LONGEST_WAIT))))
 
 
 class Wanted(NamedTuple):

@@ -148,6 +148,17 @@ def test_a_rate_is_a_bucket_that_fills_again(tmp_path: Path) -> None:
     assert code(ledger.admit, key) == "rate_limited"
 
 
+def test_whatever_rate_a_key_has_it_may_come_back_within_a_day(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, lambda: 1000.0)
+    for rate, seconds in ((1e-310, "86400"), (1e-9, "86400"), (0.001, "1000"), (1e6, "1")):
+        limits = Limits(rate=rate, burst=1)
+        key, _ = Keys(tmp_path / "keys").create("acme", EVERYTHING, limits=limits)
+        ledger.admit(key)
+        with pytest.raises(ProtocolError) as caught:
+            ledger.admit(key)
+        assert caught.value.retry_seconds == seconds
+
+
 def test_a_quota_holds_across_workers_and_starts_anew_each_day(tmp_path: Path) -> None:
     now = [20_000 * float(DAY)]
     key, _ = Keys(tmp_path / "keys").create("acme", EVERYTHING, limits=Limits(daily_rows=1000))
@@ -337,6 +348,8 @@ def test_a_rate_limit_says_when_to_come_back(shared: Any) -> None:
         {"tenant": "a", "scopes": ["read:*"], "expires": "9999-12-31T23:59:59-14:00"},
         {"tenant": "a", "scopes": ["read:*"], "expires": "9999-12-31T23:59:59.999999"},
         {"tenant": "a", "scopes": ["read:*"], "limits": {"rate": -1}},
+        {"tenant": "a", "scopes": ["read:*"], "limits": {"rate": 1e-310}},
+        {"tenant": "a", "scopes": ["read:*"], "limits": {"rate": 1.1e-5}},
         {"tenant": "a", "scopes": ["read:*"], "limits": []},
         {"tenant": "a", "scopes": ["read:*"], "more": 1},
     ],
