@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from deployments.serving import metrics
 from deployments.serving.access import allow
-from deployments.serving.http import Body, as_json, as_object, release
+from deployments.serving.http import Body, as_json, as_object, release, request_id
 from deployments.serving.keys import ApiKey
 from deployments.serving.line import Line
 from deployments.serving.protocol import ProtocolError
@@ -88,9 +88,24 @@ class Listing:
         name, number = request.path_params["name"], request.path_params.get("version")
         allow(request, "read", name)
         line = self._repository.line(name)
+        answer = {"name": name, "version": number or line.default, "failed": _reasons(line)}
         ready = line.ready if number is None else line.answers(number)
-        answer = {"name": name, "version": number or line.default, "ready": ready}
-        return as_json(answer | {"failed": _reasons(line)}, status=200 if ready else 503)
+        refusal = None if ready else self._refusal(name, number)
+        if refusal is None:
+            return as_json(answer | {"ready": True})
+        if number is not None and refusal.status == 404:
+            raise refusal
+        # What is known and cannot answer now may do so later.
+        metrics.refused(503, refusal.code)
+        said = {"error": refusal.message, "code": refusal.code, "request_id": request_id(request)}
+        return as_json(answer | {"ready": False} | said, status=503)
+
+    def _refusal(self, name: str, number: str | None) -> ProtocolError | None:
+        try:
+            self._repository.get(name, number)
+        except ProtocolError as error:
+            return error
+        return None
 
     async def repository_index(self, request: Request) -> Response:
         only_ready = as_object(await self._body(request)).get("ready", False)

@@ -187,7 +187,10 @@ KNOWN: dict[tuple[str, str], tuple[str, Json | None, Json]] = {
     ("GET", "/v2/health/ready"): ("Whether it answers", None, {"type": "object"}),
     ("GET", "/metrics"): ("Metrics for Prometheus, as text", None, _TEXT),
     ("GET", "/v2/models/{name}"): ("A model's tensors", None, {"type": "object"}),
-    ("GET", "/v2/models/{name}/ready"): ("Whether a model answers", None, {"type": "object"}),
+    ("GET", "/v2/models/{name}/ready"): (
+        "Whether a model answers: 503 while one that is known cannot, 404 for others", None,
+        {"type": "object"},
+    ),
     ("POST", "/v2/models/{name}/infer"): (
         "Outputs for tensors (Open Inference Protocol v2)",
         {_JSON: {"schema": _schema("InferRequest")}, _BINARY: {"schema": {"type": "string"}}},

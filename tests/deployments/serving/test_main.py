@@ -107,8 +107,12 @@ def test_a_restart_restores_what_was_served_without_the_store(
     ready = server.ask("GET", "/v2/models/air-time/ready")
     assert (ready.status, ready.json["ready"], list(ready.json["failed"])) == (503, False, ["2"])
     assert str(root) not in ready.body.decode()
+    assert {"error", "code", "request_id"} < set(ready.json)
     assert server.ask("POST", INFER, BODY).status == 503
-    assert server.ask("GET", "/v2/models/air-time/versions/2/ready").status == 503
+    named = server.ask("GET", "/v2/models/air-time/versions/2/ready", x_request_id="me").json
+    assert (named["code"], named["request_id"]) == ("version_failed", "me")
+    unknown = server.ask("GET", "/v2/models/air-time/versions/99/ready")
+    assert (unknown.status, unknown.json["code"]) == (404, "version_not_loaded")
     assert server.ask("POST", "/v2/models/air-time/versions/1/infer", BODY).status == 200
     assert server.ask("GET", "/v2/models/clothes/ready").status == 200
     assert server.ask("GET", "/v2/health/ready").json == {"ready": True, "failed_versions": 1}

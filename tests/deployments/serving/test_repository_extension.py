@@ -41,6 +41,10 @@ class Spoken:
         path = f"/v2/models/air-time/versions/{number}/ready"
         return {self.server.ask("GET", path).status for _ in range(ASKED)}
 
+    def ready(self, number: str) -> bool:
+        found = self.client.is_model_ready("air-time", number, headers=self.server.bearer)
+        return bool(found)
+
     def logged(self) -> list[tuple[str, Any]]:
         entries = self.server.ask("GET", "/v1/audit").json["entries"]
         return [(one["action"], one["detail"]) for one in entries if "load" in one["action"]]
@@ -85,13 +89,14 @@ def test_a_load_without_a_version_takes_the_newest_that_verifies_in_all_workers(
     found.load()
     assert found.index() == {"air-time/2": "READY"}
     assert found.everywhere("2") == {200}
+    assert [found.ready(number) for number in ("2", "10", "99", "")] == [True, False, False, False]
     told = {"version": "2", "digest": versions["2"].digest}
     assert found.logged() == [("load", told)]
     assert found.server.load(versions["1"], "1").status == 200
     assert found.server.promote("air-time", "1").status == 200
     found.unload()
     assert found.index() == {"air-time/1": "READY"}
-    assert found.everywhere("2") == {503}
+    assert found.everywhere("2") == {404}
     assert serving(found.server, ASKED) == {"1"}
     assert found.logged()[-1] == ("unload", {})
     with pytest.raises(InferenceServerException, match="in production"):
