@@ -124,7 +124,7 @@ class Direct:
         rows = max(map(len, tensors.values()))
         if not quick(served, rows):
             return False
-        named = identity(_text(fields.get(b"x-request-id")))
+        named = identity(_text(fields.get(b"x-request-id")), request.id)
         if not self._asked:
             asyncio.get_running_loop().call_soon(self._answer_some)
         store = NO_STORE not in fields.get(b"cache-control", b"").lower()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from deployments.serving.http import INLINE_BYTES, request_id
+from deployments.serving.http import INLINE_BYTES, name, request_id
 from deployments.serving.inference import in_thread
 from deployments.serving.protocol import ProtocolError
 
@@ -41,10 +41,7 @@ class Asked:
 
     def name(self) -> None:
         """Let the message's id name the request where the metadata does not."""
-        headers, given = self.request.scope["headers"], str(getattr(self.message, "id", ""))
-        if given and not any(name == b"x-request-id" for name, _ in headers):
-            headers.append((b"x-request-id", given.encode()))
-            self.request.scope.pop("modelmint.headers", None)
+        name(self.request, getattr(self.message, "id", None))
         request_id(self.request)
 
     def deadline(self, seconds: float) -> float:

@@ -69,9 +69,19 @@ def request_id(request: Request) -> str:
     return str(found)
 
 
-def identity(given: str | None) -> str:
-    """The id that a caller gave when it is well-formed, else a new one."""
-    return given if given and REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+def identity(given: str | None, inside: str | None = None) -> str:
+    """The first well-formed id of those a caller gave, by header and inside; else a new one."""
+    if given and REQUEST_ID.fullmatch(given):
+        return given
+    return inside if inside and REQUEST_ID.fullmatch(inside) else os.urandom(16).hex()
+
+
+def name(request: Request, inside: str | None) -> bool:
+    """Let a well-formed id inside of a request name it where no header does; whether it does."""
+    if not inside or not REQUEST_ID.fullmatch(inside):
+        return False
+    request.state.request_id = identity(header(request, b"x-request-id"), inside)
+    return bool(request.state.request_id == inside)
 
 
 def media_type(request: Request) -> str:

@@ -54,7 +54,7 @@ SCHEMAS: Json = {
     "Error": _object(("error", "code", "request_id"), error=_TEXT, code=_TEXT, request_id=_TEXT),
     "InferRequest": _object(
         ("inputs",),
-        id=_TEXT,
+        id={"type": "string", "description": "Names the request where no x-request-id does."},
         inputs=_array(_object(("name", "datatype", "shape"), **_TENSOR), minItems=1),
         outputs=_array(_object(("name",), name=_TEXT, parameters={"type": "object"})),
         parameters=_object(binary_data_output={"type": "boolean"}),

@@ -62,6 +62,16 @@ class InferRequest(NamedTuple):
     outputs: list[Wanted]
 
 
+class Opened(NamedTuple):
+    """A request whose tensors are not checked yet."""
+
+    body: bytes
+    json_end: int
+    """Where raw tensors begin."""
+    content: dict[str, Any]
+    id: str | None
+
+
 def parse(
     body: bytes,
     header_length: str | None,
@@ -73,6 +83,11 @@ def parse(
     `header_length` is the header of that name: the JSON part's bytes, raw tensors follow it. Arrays
     may be read-only views of `body`; BYTES tensors hold `str`. Raises ProtocolError, status 400.
     """
+    return checked(unpacked(body, header_length), inputs, outputs)
+
+
+def unpacked(body: bytes, header_length: str | None) -> Opened:
+    """The first half of `parse`: what takes no model."""
     json_end = len(body)
     if header_length is not None:
         if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 19):
@@ -92,9 +107,17 @@ def parse(
     identity = request.get("id")
     if identity is not None and type(identity) is not str:
         raise ProtocolError(400, "id must be a string")
+    return Opened(body, json_end, request, identity)
+
+
+def checked(
+    opened: Opened, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> InferRequest:
+    """The second half of `parse`."""
+    request = opened.content
     try:
-        tensors = _inputs(request.get("inputs"), body, json_end, inputs)
-        return InferRequest(identity, tensors, _outputs(request, outputs))
+        tensors = _inputs(request.get("inputs"), opened.body, opened.json_end, inputs)
+        return InferRequest(opened.id, tensors, _outputs(request, outputs))
     except ValueError as error:
         raise ProtocolError(400, str(error)) from None
 

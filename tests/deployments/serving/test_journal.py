@@ -124,6 +124,17 @@ def test_a_key_sees_which_version_answered_its_own_requests(
     assert (other["key"], other["status"]) == (key["id"], 400)
     assert len(server.ask("GET", "/v1/requests/theirs", **theirs).json["requests"]) == 1
     assert server.ask("GET", "/v1/requests/mine", **theirs).json["requests"] == []
+    # By the id in the body too, whoever answers: the connection itself or the application.
+    away = {"cache-control": "no-cache", "accept-encoding": "identity"}
+    for number, more in enumerate(({}, {"origin": "http://a.example"}, away)):
+        body = orjson.dumps(orjson.loads(BODY) | {"id": f"inside-{number}"})
+        answer = server.ask("POST", INFER, body, **more)
+        assert answer.headers["x-request-id"] == answer.json["id"] == f"inside-{number}"
+        [one] = server.ask("GET", f"/v1/requests/inside-{number}").json["requests"]
+        assert one["status"] == 200
+    refused = server.ask("POST", INFER, {"id": "inside-9", "inputs": []})
+    assert (refused.status, refused.json["request_id"]) == (400, "inside-9")
+    assert server.ask("GET", "/v1/requests/inside-9").json["requests"]
     # On disk soon, so that a killed worker loses little.
     files = root / ".server" / "requests"
     assert eventually(lambda: any(b"theirs" in path.read_bytes() for path in files.iterdir()))

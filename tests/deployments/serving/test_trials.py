@@ -46,14 +46,18 @@ def test_a_canary_takes_its_share_of_request_ids(tried: Any) -> None:
     assert 8 < share < 42  # six deviations around 24
     # The same id gets the same version, in every worker.
     assert {name: by(server, name) for name in first} == first
+    for name, version in first.items():  # the id in the body is one too
+        answer = server.ask("POST", INFER, orjson.dumps(orjson.loads(BODY) | {"id": name}))
+        assert answer.headers["modelmint-version"] == answer.json["model_version"] == version
+        assert answer.headers["x-request-id"] == name
     assert by(server, "r-1", "/v2/models/air-time/versions/3/infer") == "3"
     assert server.ask("GET", "/v2/models/air-time").headers["modelmint-version"] == "1"
     bad = server.ask("POST", INFER, b"{}", x_request_id="r-1", content_type="application/json")
     assert bad.status == 400
     found = server.ask("GET", CANARY).json["canary"]
     compared = found["comparison"]
-    assert compared["canary"]["requests"] + compared["production"]["requests"] == 161
-    assert abs(compared["canary"]["requests"] - 2 * share) <= 1
+    assert compared["canary"]["requests"] + compared["production"]["requests"] == 241
+    assert abs(compared["canary"]["requests"] - 3 * share) <= 1
     assert compared["canary"]["refused"] + compared["production"]["refused"] == 1
     assert compared["canary"]["failed"] == compared["production"]["failed"] == 0
     assert compared["canary"]["slowest_ms"] >= compared["canary"]["mean_ms"] > 0
