@@ -24,7 +24,7 @@ from deployments.serving.capture import Capture
 from deployments.serving.completions import Completions
 from deployments.serving.control import Control
 from deployments.serving.direct import STATE, Direct
-from deployments.serving.http import Address, on_error, read_body
+from deployments.serving.http import Address, identified, on_error, read_body
 from deployments.serving.inference import DEFAULTS, Inference, Settings
 from deployments.serving.listing import Listing
 from deployments.serving.pages import Pages, with_pages
@@ -112,7 +112,7 @@ def create(
     inside: ASGIApp = traffic.watch(app)
     if tracing is not None:
         inside = tracing.watch(inside, routes)
-    return with_pages(access.guard(inside), routes)
+    return identified(with_pages(access.guard(inside), routes))
 
 
 def _by_path(routes: Sequence[Route]) -> list[Route]:

@@ -104,7 +104,7 @@ class Completions:
             self._writing.write(call, wanted),
             len(wanted),
             answer,
-            served.headers | {"x-request-id": request_id(request), "modelmint-seed": f"{seed}"},
+            served.headers | {"modelmint-seed": f"{seed}"},
             bool(asked.stream),
             done,
         )

@@ -14,6 +14,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.serving import metrics
 from deployments.serving.openai_protocol import refusal, speaks_openai
@@ -82,6 +83,21 @@ def name(request: Request, inside: str | None) -> bool:
         return False
     request.state.request_id = identity(header(request, b"x-request-id"), inside)
     return bool(request.state.request_id == inside)
+
+
+def identified(app: ASGIApp) -> ASGIApp:
+    """The application, whose every answer tells its request's id."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told = b"x-request-id", request_id(Request(scope)).encode()
+                message["headers"] = [*message.get("headers", ()), told]
+            await send(message)
+
+        await app(scope, receive, named if scope["type"] == "http" else send)
+
+    return answered
 
 
 def media_type(request: Request) -> str:
@@ -206,7 +222,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     """The answer to any error: a status, a stable code, a message, and nothing of our inside."""
     named = request_id(request)
     # Which version was meant to answer, when that was known by then.
-    headers = {"x-request-id": named} | getattr(request.state, "headers", {})
+    headers: dict[str, str] = {**getattr(request.state, "headers", {})}
     if isinstance(error, ProtocolError):
         status, code, message = error.status, error.code, error.message
         if status == 401:

@@ -273,6 +273,9 @@ _STREAMED = ("/v1/completions", "/v1/lines/{name}/predict")
 """What may also be answered as server-sent events, to requests for texts that ask for it."""
 
 
+_HEADERS: Json = {"x-request-id": {"required": True, "schema": _TEXT}}
+
+
 def document(routes: Iterable[Route], release: str) -> Json:
     """The document of a server with these routes."""
     paths: Json = {}
@@ -299,12 +302,16 @@ def _operation(method: str, path: str) -> Json:
     )
     kind = "text/plain" if answer is _TEXT else _JSON
     shape = _schema("OpenAIError" if speaks_openai(path) else "Error")
-    error = {"description": "Refused", "content": {_JSON: {"schema": shape}}}
+    error = {"description": "Refused", "headers": _HEADERS, "content": {_JSON: {"schema": shape}}}
     found: Json = {
         "summary": summary,
         "operationId": method.lower() + re.sub(r"\W+", "_", path).rstrip("_"),
         "responses": {
-            "200": {"description": "Done", "content": {kind: {"schema": answer}}},
+            "200": {
+                "description": "Done",
+                "headers": _HEADERS,
+                "content": {kind: {"schema": answer}},
+            },
             "default": error,
         },
     }

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.access import allow
 from deployments.serving.explain import explainable
-from deployments.serving.http import as_json, header, release, request_id
+from deployments.serving.http import as_json, header, release
 from deployments.serving.openapi import document
 from deployments.serving.protocol import JSON, ProtocolError
 from deployments.serving.repository import Repository
@@ -56,7 +56,7 @@ class Pages:
         answer: dict[str, Any] = {"line": served.line, "version": served.number}
         answer |= {"digest": served.digest, "takes": _takes(served), "gives": _gives(served)}
         answer["explained"] = explainable(served)
-        return as_json(answer, headers=self._headers(request, served))
+        return as_json(answer, headers=served.headers)
 
     async def provenance(self, request: Request) -> Response:
         """The version's signed in-toto statement, as it was verified."""
@@ -66,16 +66,12 @@ class Pages:
             content = await anyio.to_thread.run_sync(path.read_bytes)
         except OSError:
             raise ProtocolError(404, "its provenance is not here any more", "no_folder") from None
-        return Response(content, headers=self._headers(request, served), media_type=JSON)
+        return Response(content, headers=served.headers, media_type=JSON)
 
     async def _served(self, request: Request) -> Served:
         name, number = request.path_params["name"], request.path_params.get("version")
         allow(request, "read", name)
         return await anyio.to_thread.run_sync(self._repository.wake, name, number)
-
-    @staticmethod
-    def _headers(request: Request, served: Served) -> dict[str, str]:
-        return served.headers | {"x-request-id": request_id(request)}
 
 
 def with_pages(app: ASGIApp, routes: Sequence[Route]) -> ASGIApp:

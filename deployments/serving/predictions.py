@@ -94,7 +94,7 @@ class Predictions:
         self._inference.answered(call, "infer", start, rows, len(content))
         if self._capture is not None and call.store:
             self._capture.take(served, asked.tensors)
-        headers = _headers(request, served, found)
+        headers = _headers(served, found)
         mirrored = self._traffic.mirror(served, asked.tensors)
         if json_length is None:
             return Response(content, headers=headers, media_type=JSON, background=mirrored)
@@ -113,7 +113,7 @@ class Predictions:
             return await self._continue(request, call, start, tensors)
         found = await self._inference.run(call, tensors)
         answer = _identity(served) | {"predictions": served.answers(found.outputs)}
-        answered = as_json(answer, headers=_headers(request, served, found))
+        answered = as_json(answer, headers=_headers(served, found))
         self._inference.answered(call, "predict", start, rows, len(answered.body))
         if self._capture is not None and call.store:
             self._capture.take(served, tensors)
@@ -141,7 +141,7 @@ class Predictions:
             self._writing.write(call, [text]),
             1,
             _Continuation(request_id(request), call.served, text),
-            call.served.headers | {"x-request-id": request_id(request)},
+            call.served.headers,
             text.sampling.stream or EVENTS in (header(request, b"accept") or ""),
             done,
         )
@@ -162,11 +162,10 @@ class Predictions:
             raise ProtocolError(422, "the model gives no number for this input", "not_finite")
         explanation = await in_thread(partial(asked.explain, output), call.deadline)
         answer = _identity(served) | explanation
-        headers = served.headers | {"x-request-id": request_id(request)}
-        answered = as_json(answer, headers=headers)
+        answered = as_json(answer, headers=served.headers)
         if header(request, b"accept") == "image/png" and "png" in explanation:
             png = base64.b64decode(explanation["png"])
-            answered = Response(png, headers=headers, media_type="image/png")
+            answered = Response(png, headers=served.headers, media_type="image/png")
         self._inference.answered(call, "explain", start, asked.rows, len(answered.body))
         return answered
 
@@ -185,8 +184,8 @@ def asking(request: Request, served: Served, seconds: float) -> Call:
     return Call(request.state.key, served, 0, deadline(request, seconds), may_store(request))
 
 
-def _headers(request: Request, served: Served, found: Found) -> dict[str, str]:
-    headers = served.headers | {"x-request-id": request_id(request)}
+def _headers(served: Served, found: Found) -> dict[str, str]:
+    headers = {**served.headers}
     if found.hit is not None:
         headers["modelmint-cache"] = "hit" if found.hit else "miss"
     return headers

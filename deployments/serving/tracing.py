@@ -21,11 +21,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.serving.batching import Batching, Waiting
-from deployments.serving.http import release
+from deployments.serving.http import release, request_id
 from deployments.serving.inference import Call, Found, Inference, Settings
 from deployments.serving.ledger import Ledger
 from deployments.serving.protocol import Tensors
@@ -78,7 +79,7 @@ class Tracing:
                         found = {
                             str(n, "latin-1"): str(v, "latin-1") for n, v in message["headers"]
                         }
-                        _tell(span, found)
+                        _tell(span, found | {"x-request-id": request_id(Request(scope))})
                         span.set_attribute("http.response.status_code", message["status"])
                         if message["status"] >= 500:
                             span.set_status(StatusCode.ERROR)

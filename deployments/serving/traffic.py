@@ -92,6 +92,7 @@ class Traffic:
                 if message["type"] == "http.response.start":
                     state = scope.get("state", {})
                     if "headers" in state:  # a version was to answer
+                        request_id(Request(scope))
                         self.note(state, message["status"], time.perf_counter_ns() - start)
                 await send(message)
 

@@ -1,5 +1,6 @@
 """A real server, asked over HTTP by hand and by Triton's own client."""
 
+import contextlib
 import re
 import socket
 from pathlib import Path
@@ -97,6 +98,28 @@ def test_every_answer_names_the_version_and_the_request(shared: Any) -> None:
         }
         assert len(ids) == 4
         assert all(re.fullmatch(r"[0-9a-f]{32}", found) for found in ids)
+
+
+def test_every_answer_has_the_requests_id_once(shared: Any) -> None:
+    paths = shared.ask("GET", "/openapi.json").json["paths"]
+    asked = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    asked += [("GET", "/openapi.json"), ("GET", "/nowhere"), ("PUT", "/v2"), ("POST", INFER)]
+    statuses = set()
+    for method, path in asked:
+        for shown in (shared.bearer, {}):
+            with contextlib.closing(shared.connect()) as talk:
+                talk.request(
+                    method,
+                    path.replace("{name}", "nobody"),
+                    headers={"x-request-id": "me-1", **shown},
+                )
+                answer = talk.getresponse()
+                assert answer.msg.get_all("x-request-id") == ["me-1"], (method, path)
+                statuses.add(answer.status)
+    assert {200, 400, 401, 404, 405} <= statuses
+    audited = shared.promote("air-time", "1")
+    named = [one["request"] for one in shared.ask("GET", "/v1/audit").json["entries"]]
+    assert audited.headers["x-request-id"] == named[-1]
 
 
 def test_predict_reads_records_and_csv(shared: Any) -> None:
