@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.serving.folder import stamp
 from deployments.serving.http import Address
+from deployments.serving.protocol import HEADER_LENGTH
 
 LOOK_SECONDS = 1.0
 HEADERS = [
@@ -29,7 +30,11 @@ HEADERS = [
 TLS_HEADERS = [("strict-transport-security", "max-age=31536000")]
 EXPOSED = (
     "modelmint-model", "modelmint-version", "modelmint-digest", "modelmint-cache", "modelmint-seed",
-    "x-request-id",
+    "x-request-id", "retry-after", HEADER_LENGTH,
+)  # fmt: skip
+ALLOWED = (
+    "authorization", "content-type", "cache-control", "x-request-id", "modelmint-timeout-ms",
+    "traceparent", HEADER_LENGTH,
 )  # fmt: skip
 _log = logging.getLogger("modelmint.serving")
 
@@ -133,7 +138,7 @@ def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-request-id", "modelmint-timeout-ms"],
+        allow_headers=ALLOWED,
         expose_headers=EXPOSED,
         max_age=600,
     )

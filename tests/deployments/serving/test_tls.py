@@ -87,7 +87,14 @@ def test_pages_of_named_origins_may_ask(start: Any, tmp_path: Path) -> None:
     assert other.status == 400
     answer = server.ask("GET", "/v2", origin=ORIGIN)
     assert answer.headers["access-control-allow-origin"] == ORIGIN
-    assert "modelmint-digest" in answer.headers["access-control-expose-headers"]
+    exposed = answer.headers["access-control-expose-headers"]
+    for name in ("modelmint-digest", "retry-after", "inference-header-content-length"):
+        assert name in exposed
+    for name in ("inference-header-content-length", "cache-control", "traceparent"):
+        asked["access_control_request_headers"] = name
+        assert server.ask("OPTIONS", "/v2/models/x/infer", origin=ORIGIN, **asked).status == 200
+    asked["access_control_request_headers"] = "x-other"
+    assert server.ask("OPTIONS", "/v2/models/x/infer", origin=ORIGIN, **asked).status == 400
     # No key, no answer, whatever the origin.
     assert server.ask("GET", "/v2", origin=ORIGIN, authorization="").status == 401
     assert "access-control-allow-origin" not in server.ask("GET", "/v2").headers
