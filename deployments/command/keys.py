@@ -66,7 +66,7 @@ def rotate(
     expires: Expires = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a key a new secret; it keeps its id, scopes, limits and usage.
+    """Give a key a new secret; it keeps its id, scopes, limits, usage and, if none is given, end.
 
     The local stack's own key is replaced in its file too.
     """

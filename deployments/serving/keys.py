@@ -150,7 +150,9 @@ class Keys:
         if key.revoked is not None:
             raise ProtocolError(401, f"key {key.id} was revoked", "revoked_key")
         if key.expires is not None and time.time() >= key.expires:
-            raise ProtocolError(401, f"key {key.id} has expired: rotate it", "expired_key")
+            raise ProtocolError(
+                401, f"key {key.id} has expired: have it rotated with a later end", "expired_key"
+            )
         return key
 
     def _found(self, header: str) -> ApiKey:
@@ -201,16 +203,23 @@ class Keys:
     def rotate(self, identity: str, grace: float, expires: float | None) -> tuple[ApiKey, str]:
         """A new secret under the same id; the old one counts for `grace` seconds more.
 
-        Raises ProtocolError: 404 for an unknown key, 409 for a revoked one.
+        It expires when the key did, unless another end is given: a leak that is answered by a
+        rotation is to prolong nothing. Raises ProtocolError: 404 for an unknown key, 409 for a
+        revoked one, and for one that has expired and would not count after it.
         """
         with self._changing():
             key = self._named(identity)
             if key.revoked is not None:
                 raise ProtocolError(409, f"key {key.id} was revoked: create another", "conflict")
+            ends = key.expires if expires is None else expires
+            if ends is not None and time.time() >= ends:
+                raise ProtocolError(
+                    409, f"key {key.id} would count no more: give a later expires", "conflict"
+                )
             token = f"mm_{key.id}_{secrets.token_urlsafe(32)}"
             changed = {
                 "sha256": _hash(token),
-                "expires": key.expires if expires is None else expires,
+                "expires": ends,
                 "replaced": key.sha256 if grace > 0 else None,
                 "replaced_until": time.time() + grace,
             }

@@ -92,6 +92,11 @@ def test_a_secret_that_was_let_in_ends_when_it_is_to(
     assert keys.authenticate(f"Bearer {newest}").id == key.id
     now[0] = 1121.0
     assert code(keys.authenticate, f"Bearer {newest}") == "expired_key"
+    # Rotated as it is it would still be out: that is said, and the secret that was shown stays.
+    assert code(keys.rotate, key.id, 0, None) == code(keys.rotate, key.id, 0, 1121.0) == "conflict"
+    assert code(keys.authenticate, f"Bearer {newest}") == "expired_key"
+    _, last = keys.rotate(key.id, 0, 1200.0)
+    assert keys.authenticate(f"Bearer {last}").expires == 1200.0
 
 
 def test_only_so_many_headers_are_remembered(
