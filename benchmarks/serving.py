@@ -2,7 +2,8 @@
 
     python -m benchmarks.serving [--peers litserve,bentoml,...] [--connections 1,8,64,512]
 
-One row a request, every one another row, so that no cache answers; keys, usage, audit and metrics
+One row a request. In binary every one is another row, in JSON all are alike and `no-store`, so that
+no cache answers; a peer gets one row again and again. Keys, usage, audit and metrics
 are on. The load comes from wrk (Debian: wrk), which shares the cores with the server.
 """
 
