@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -71,6 +72,19 @@ def test_an_image_is_predicted_and_explained_by_keyboard(
     heat.or_(answer.locator(".error")).wait_for()
     assert heat.count() == 1, answer.inner_text()
     assert answer.get_by_role("img").evaluate("node => node.naturalWidth") == 28
+    # In words too: the bright band is the middle third.
+    asked = {"content_type": "image/png"}
+    found = shared.ask("POST", "/v1/lines/clothes/explain", picture, **asked).json
+    thirds = np.array_split(np.array(found["attributions"]), [10, 19])
+    band = [part.sum() for part in np.array_split(thirds[1], [10, 19], axis=1)]
+    everything = [p.sum() for third in thirds for p in np.array_split(third, [10, 19], axis=1)]
+    rows = answer.get_by_role("row").all_inner_texts()[1:4]
+    told = {row.split("\t")[0]: row.split("\t")[1:3] for row in rows}
+    shares = [f"{value / np.abs(everything).sum():.0%}".replace("%", " %") for value in band]
+    expected = zip(("left", "middle", "right"), shares, strict=True)
+    assert told == {part: ["for", share] for part, share in expected}
+    name = heat.get_attribute("alt")
+    assert re.search("the (left|middle|right) counts most", name)
     if folder := os.environ.get("SCREENSHOTS"):
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
@@ -94,6 +108,40 @@ def test_provenance_metrics_and_operations_are_shown(
     operation.get_by_label("name").fill("clothes")
     operation.get_by_role("button", name="Send").click()
     operation.get_by_role("status").get_by_text('"platform":"onnxruntime_onnx"').wait_for()
+
+
+def test_live_figures_go_on_once_the_server_answers_again(chromium: Any, shared: Any) -> None:
+    page = chromium.new_page()  # not watched: the browser tells of every request that failed
+    page.goto(f"http://127.0.0.1:{shared.port}/")
+    opened(page, shared)
+    live = page.get_by_role("region", name="Live")
+    table, pulse = live.get_by_role("table"), live.get_by_role("status")
+    table.wait_for()
+    page.context.set_offline(True)
+    pulse.get_by_text("The server does not answer").wait_for()
+    assert table.count() == 1  # what was known stays
+    page.context.set_offline(False)
+    page.wait_for_function("node => !node.textContent", arg=pulse.element_handle())
+    made = shared.ask("POST", "/v1/keys", {"tenant": "a", "scopes": ["read:*"]}).json
+    page.get_by_label("API key").fill(made["key"])
+    page.get_by_role("button", name="Open").click()
+    live.get_by_role("row", name=re.compile("^Line Version")).wait_for()
+    shared.ask("POST", f"/v1/keys/{made['id']}/revoke", {})
+    pulse.get_by_text("was revoked").wait_for()
+    page.get_by_role("button", name="Open").click()
+    page.locator("#say").get_by_text("was revoked").wait_for()
+    assert live.count() == 0
+    page.close()
+
+
+def test_a_key_that_may_not_see_the_figures_is_shown_none(page: Any, shared: Any) -> None:
+    asked = {"tenant": "a", "scopes": ["read:air-time"]}
+    page.get_by_label("API key").fill(shared.ask("POST", "/v1/keys", asked).json["key"])
+    with page.expect_response("**/metrics") as refused:
+        page.get_by_role("button", name="Open").click()
+    assert refused.value.status == 403
+    page.get_by_role("heading", name="air-time").wait_for()
+    assert page.get_by_role("region", name="Live").count() == 0
 
 
 def test_every_control_has_a_name_and_dark_is_dark(page: Any, shared: Any) -> None:
