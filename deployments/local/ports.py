@@ -20,9 +20,12 @@ USUAL = 32_768
 DRAWS = 200
 
 
-def free_ports(names: Sequence[str], *, paired: bool) -> Ports:
+def free_ports(
+    names: Sequence[str], *, paired: bool, others: Collection[int] = frozenset()
+) -> Ports:
     """Give each name a port that is free now, and with `paired` also its port + 10000.
 
+    None of either is one of `others`: they are promised, though nobody may listen there yet.
     None of them is one that the kernel gives to outgoing connections: one of those, while the
     service is down for a moment, would keep it from ever listening there again.
     Nothing stays reserved: another process may take a port before the service binds it.
@@ -31,7 +34,7 @@ def free_ports(names: Sequence[str], *, paired: bool) -> Ports:
         OSError: no free ports were found.
     """
     ports: Ports = {}
-    highest = first_outgoing() - (PAIR if paired else 0)
+    highest, promised = first_outgoing() - (PAIR if paired else 0), frozenset(others)
     # Held open until all are drawn, so that no two names get the same port.
     held: list[socket.socket] = []
     try:
@@ -39,6 +42,8 @@ def free_ports(names: Sequence[str], *, paired: bool) -> Ports:
             if len(ports) == len(names):
                 return ports
             port = random.SystemRandom().randrange(LOWEST, highest)
+            if promised.intersection(occupied({"": port}, paired=paired)):
+                continue
             try:
                 held.append(socket.create_server((HOST, port)))
                 if paired:
@@ -61,11 +66,15 @@ def first_outgoing() -> int:
     return first if first > LOWEST + PAIR else USUAL
 
 
+def occupied(ports: Ports, *, paired: bool) -> list[int]:
+    """The ports, and with `paired` their pairs."""
+    return [*ports.values(), *([port + PAIR for port in ports.values()] if paired else [])]
+
+
 def taken(ports: Ports, *, paired: bool) -> list[int]:
     """The ports, of these and with `paired` their pairs, that another process holds."""
-    wanted = [*ports.values(), *([port + PAIR for port in ports.values()] if paired else [])]
     listening = []
-    for port in wanted:
+    for port in occupied(ports, paired=paired):
         try:
             # create_server sets SO_REUSEADDR: closed connections that linger do not count.
             socket.create_server((HOST, port)).close()

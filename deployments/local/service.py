@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ import psutil
 
 from deployments.local import record as records
 from deployments.local.locks import exclusive, join, leave
-from deployments.local.ports import HOST, Ports, free_ports, taken
+from deployments.local.ports import HOST, Ports, free_ports, occupied, taken
 from deployments.local.processes import (
     MARK,
     POLL,
@@ -161,15 +161,16 @@ class Service:
         alive_now = record is not None and find(record.pid, record.identity) is not None
         return self._running(record) if record is not None and alive_now else None
 
-    def plan(self) -> Ports:
+    def plan(self, others: Collection[int] = frozenset()) -> Ports:
         """The ports of its process, else the remembered ones if free, else new ones; remembered.
 
-        Raises ServiceError when no port is free.
+        None that is chosen is one of `others`, which its siblings will listen on: all of them are
+        free while all are down. Raises ServiceError when no port is free.
         """
         self.state.mkdir(parents=True, exist_ok=True)
         with self._start_lock():
             record, running = records.read(self._record), self.running()
-            return record.ports if record is not None and running else self._ports()
+            return record.ports if record is not None and running else self._ports(others)
 
     def keep(self) -> NoReturn:
         """Become the service on its planned ports, or wait while a process of it lives.
@@ -248,17 +249,18 @@ class Service:
         known = self._known()
         return {n: known[n] for n in self.ports} if set(self.ports) <= set(known) else None
 
-    def _ports(self) -> Ports:
+    def _ports(self, others: Collection[int] = frozenset()) -> Ports:
         """The remembered ports if they are free, and new ones, which are remembered, for others."""
         known = self._known()
         kept = {name: known[name] for name in self.ports if name in known}
-        if taken(kept, paired=self.paired):
+        own = occupied(kept, paired=self.paired)
+        if set(others).intersection(own) or taken(kept, paired=self.paired):
             kept, known = {}, {}
         wanted = [name for name in self.ports if name not in kept]
         if not wanted:
             return kept
         try:
-            drawn = free_ports(wanted, paired=self.paired)
+            drawn = free_ports(wanted, paired=self.paired, others={*others, *own})
         except OSError as error:
             self._fail(str(error), "end the programs that listen on so many ports")
         partial = self.state / "ports.partial"

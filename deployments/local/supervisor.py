@@ -20,7 +20,7 @@ from xmlrpc.client import Error, ServerProxy
 import psutil
 
 from deployments.local import dask_cluster, mlflow_server, model_server, prefect_server, store
-from deployments.local.ports import HOST, Ports, unanswered
+from deployments.local.ports import HOST, Ports, occupied, unanswered
 from deployments.local.prefect_worker import prefect_worker
 from deployments.local.processes import family
 from deployments.local.service import Service, ServiceError
@@ -143,12 +143,24 @@ def status() -> list[Status]:
     return [_status(service) for service in services(home())]
 
 
+def planned(folder: Path) -> dict[str, Ports]:
+    """The ports of every service and of Supervisor, no two the same; raises ServiceError."""
+    found: dict[str, Ports] = {}
+    promised = set[int]()
+    # What runs keeps its ports, so all others make way for it.
+    every = [supervisor(folder), *services(folder)]
+    for service in sorted(every, key=lambda one: one.running() is None):
+        found[service.name] = service.plan(promised)
+        promised.update(occupied(found[service.name], paired=service.paired))
+    return found
+
+
 def _prepare(folder: Path) -> None:
     """Settle every port, and have the environment name every service before one starts."""
     settings(folder)
     for name in FOREIGN:
         os.environ.pop(name, None)
-    ports = {service.name: service.plan() for service in services(folder)}
+    ports = planned(folder)
     tell_store(folder, ports["watcher"])
     api = f"http://{HOST}:{ports['prefect']['http']}/api"
     os.environ.update(

@@ -17,7 +17,7 @@ from typing import NoReturn
 import psutil
 import pytest
 
-from deployments.local.ports import Ports, first_outgoing, free_ports, taken, unanswered
+from deployments.local.ports import Ports, first_outgoing, free_ports, occupied, taken, unanswered
 from deployments.local.processes import alive
 from deployments.local.service import ROOT, Service, ServiceError
 from tasks.process import identity
@@ -366,6 +366,30 @@ def test_paired_ports_leave_room_for_their_pairs() -> None:
     assert len(set(numbers)) == 16
     assert max(numbers) < first_outgoing()
     assert taken(ports, paired=True) == []
+
+
+def test_ports_promised_to_others_and_their_pairs_are_not_drawn() -> None:
+    even = range(0, 65536, 2)
+    for paired in (False, True):
+        # Where only the pairs of others' ports are promised, too: those are above 20000.
+        for others in (even, even[10_000:]):
+            ports = free_ports([str(n) for n in range(20)], paired=paired, others=others)
+            assert not set(others).intersection(occupied(ports, paired=paired))
+
+
+def test_a_remembered_port_that_a_sibling_has_is_drawn_anew(tmp_path: Path) -> None:
+    first, second = web(tmp_path), replace(web(tmp_path), state=tmp_path / "second")
+    ports = first.plan()
+    assert first.plan() == ports
+    second.state.mkdir()
+    (second.state / "ports.json").write_text(json.dumps(ports))
+    assert second.plan() == ports
+    other = second.plan(ports.values())
+    assert other != ports
+    assert second.plan(ports.values()) == other
+    # One that runs keeps it: whoever is planned next makes way.
+    with first.use():
+        assert first.plan(ports.values()) == ports
 
 
 def test_no_outgoing_connection_takes_the_port_of_a_service_that_is_down() -> None:

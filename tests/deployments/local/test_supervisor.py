@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
+from pathlib import Path
 from xmlrpc.client import Fault
 
 import httpx
@@ -17,8 +18,11 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
+from deployments.local import store
+from deployments.local.ports import PAIR, free_ports, occupied
 from deployments.local.prefect_worker import deployment
 from deployments.local.rotation import LONGEST
+from deployments.local.supervisor import planned
 from models import catalog
 from tests import browser
 from tests.conftest import ROOT
@@ -47,6 +51,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     yield home
     home.run("down")
     assert home.processes() == []
+
+
+def test_no_two_services_plan_the_same_port(tmp_path: Path) -> None:
+    ports = free_ports(store.PORTS, paired=True)
+    remembered = {"store": ports}
+    # A port of the store, the pair of one, and a port that three remember.
+    remembered |= {"prefect": {"http": ports["s3"]}, "watcher": {"http": ports["filer"] + PAIR}}
+    alike = free_ports(["http"], paired=False)
+    remembered |= dict.fromkeys(("supervisor", "mlflow", "dask-worker-1"), alike)
+    for name, known in remembered.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ports.json").write_text(json.dumps(known))
+    found = planned(tmp_path)
+    assert found["store"] == ports
+    assert found["supervisor"] == alike
+    numbers = [port for name in found if name != "store" for port in found[name].values()]
+    numbers += occupied(ports, paired=True)
+    assert len(set(numbers)) == len(numbers)
+    assert planned(tmp_path) == found
 
 
 def test_everything_serves_on_loopback(home: Home) -> None:
