@@ -27,6 +27,8 @@ ADDRESSES = {
     PREFECT: "PREFECT_API_URL",
     SERVER: "MODELMINT_ENDPOINT",
 }
+ELSEWHERE = (*ADDRESSES.values(), "MLFLOW_TRACKING_URI", "DASK_SCHEDULER_ADDRESS")
+"""What names a service of somebody else's; the last two start none here when they are not set."""
 
 
 def home() -> Path:

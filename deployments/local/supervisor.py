@@ -24,7 +24,7 @@ from deployments.local.ports import HOST, Ports, occupied, unanswered
 from deployments.local.prefect_worker import prefect_worker
 from deployments.local.processes import family
 from deployments.local.service import Service, ServiceError
-from deployments.local.stack import ADDRESSES, FOREIGN, STORE, home, settings, stack
+from deployments.local.stack import ELSEWHERE, FOREIGN, STORE, home, settings, stack
 from deployments.local.watcher import tell_store, watcher
 from models.files import write
 
@@ -81,7 +81,7 @@ def up() -> list[Status]:
     Raises ServiceError naming what does not, or a variable that names a service elsewhere.
     """
     folder = home()
-    elsewhere = [name for name in ADDRESSES.values() if name in os.environ]
+    elsewhere = [name for name in ELSEWHERE if name in os.environ]
     if elsewhere:
         named = ", ".join(elsewhere)
         raise ServiceError(f"`up` starts every service here, but {named} is set: unset it")

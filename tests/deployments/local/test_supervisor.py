@@ -22,6 +22,7 @@ from deployments.local import store
 from deployments.local.ports import PAIR, free_ports, occupied
 from deployments.local.prefect_worker import deployment
 from deployments.local.rotation import LONGEST
+from deployments.local.stack import ELSEWHERE
 from deployments.local.supervisor import planned
 from models import catalog
 from tests import browser
@@ -296,13 +297,13 @@ def test_a_killed_supervisor_leaves_a_stack_that_the_next_takes_over(home: Home)
     assert {n: s["pid"] for n, s in after.items()} == {n: s["pid"] for n, s in before.items()}
 
 
-def test_up_refuses_to_pass_over_a_service_elsewhere(home: Home) -> None:
-    home.environment["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
-    try:
-        error = home.start("up", "--detach").communicate(timeout=60)[1]
-    finally:
-        del home.environment["AWS_ENDPOINT_URL"]
-    assert "AWS_ENDPOINT_URL is set: unset it" in error
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_up_refuses_to_pass_over_a_service_elsewhere(tmp_path: Path, name: str) -> None:
+    home = Home(tmp_path, **{name: "http://127.0.0.1:9"})
+    process = home.start("up", "--detach")
+    assert f"{name} is set: unset it" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert home.processes() == []
 
 
 def documented() -> list[list[str]]:
