@@ -140,7 +140,7 @@ def find(name: str) -> Service:
 
 def status() -> list[Status]:
     """Every service of the home, up or not."""
-    return [_status(service) for service in services(home())]
+    return [status_of(service) for service in services(home())]
 
 
 def planned(folder: Path) -> dict[str, Ports]:
@@ -153,6 +153,36 @@ def planned(folder: Path) -> dict[str, Ports]:
         found[service.name] = service.plan(promised)
         promised.update(occupied(found[service.name], paired=service.paired))
     return found
+
+
+def status_of(service: Service) -> Status:
+    """One service now, up or not, whatever becomes of it meanwhile."""
+    running, version = service.running(), _version(service.name)
+    gone = Status(service.name, "", False, 0, 0.0, version, "not running")
+    if running is None:
+        return gone
+    problem = service.missing(running.ports) or ""
+    try:
+        # It may have died while it was waited for.
+        processes = family(str(service.state), psutil.Process(running.pid))
+    except psutil.NoSuchProcess:
+        return gone
+    memory = 0
+    for process in processes:
+        try:
+            memory += process.memory_info().rss
+        except psutil.Error:
+            continue
+    url = running.url
+    if service.name == "dask-scheduler":
+        url = dask_cluster.address(running.ports)
+    others: tuple[str, ...] = ()
+    if service.name == "model-server":
+        others = tuple(model_server.addresses(service.state.parent).values())
+    return Status(
+        service.name, url, problem == "", running.pid, round(memory / 1e6, 1), version, problem,
+        others,
+    )  # fmt: skip
 
 
 def _prepare(folder: Path) -> None:
@@ -183,7 +213,7 @@ def _ready(folder: Path) -> list[Status]:
             said = "; ".join(f"{one.name}: {_problem(one)}" for one in waiting)
             raise ServiceError(f"{said}\n  to mend: see `modelmint logs {waiting[0].name}`")
         time.sleep(0.3)
-    return [_status(service) for service in services(folder)]
+    return [status_of(service) for service in services(folder)]
 
 
 def _problem(service: Service) -> str:
@@ -211,30 +241,6 @@ def _programs(folder: Path) -> list[dict[str, Any]]:
     except (OSError, Error, HTTPException) as error:
         raise ServiceError(f"supervisor does not answer ({error!r}): `modelmint up`") from None
     return list(found)
-
-
-def _status(service: Service) -> Status:
-    running = service.running()
-    version = _version(service.name)
-    if running is None:
-        return Status(service.name, "", False, 0, 0.0, version, "not running")
-    problem = service.missing(running.ports) or ""
-    url = running.url
-    if service.name == "dask-scheduler":
-        url = dask_cluster.address(running.ports)
-    memory = 0
-    for process in family(str(service.state), psutil.Process(running.pid)):
-        try:
-            memory += process.memory_info().rss
-        except psutil.Error:
-            continue
-    others: tuple[str, ...] = ()
-    if service.name == "model-server":
-        others = tuple(model_server.addresses(service.state.parent).values())
-    return Status(
-        service.name, url, problem == "", running.pid, round(memory / 1e6, 1), version, problem,
-        others,
-    )  # fmt: skip
 
 
 def _version(name: str) -> str:

@@ -9,6 +9,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xmlrpc.client import Fault
@@ -19,14 +20,15 @@ import pytest
 from playwright.sync_api import expect
 
 from deployments.local import store
-from deployments.local.ports import PAIR, free_ports, occupied
+from deployments.local.ports import PAIR, Ports, free_ports, occupied
 from deployments.local.prefect_worker import deployment
 from deployments.local.rotation import LONGEST
 from deployments.local.stack import ELSEWHERE
-from deployments.local.supervisor import planned
+from deployments.local.supervisor import planned, status_of
 from models import catalog
 from tests import browser
 from tests.conftest import ROOT
+from tests.deployments.local.test_service import web
 from tests.deployments.stacks import Home, until
 from tests.lines import diabetes
 
@@ -71,6 +73,21 @@ def test_no_two_services_plan_the_same_port(tmp_path: Path) -> None:
     numbers += occupied(ports, paired=True)
     assert len(set(numbers)) == len(numbers)
     assert planned(tmp_path) == found
+
+
+def test_one_that_dies_while_it_is_asked_is_not_running(tmp_path: Path) -> None:
+    service = replace(web(tmp_path), name="watcher")
+    with service.use() as running:
+        assert status_of(service).healthy
+
+        def dies(_: Ports) -> str:
+            process = psutil.Process(running.pid)
+            process.kill()
+            psutil.wait_procs([process], timeout=60)
+            return "it does not answer"
+
+        found = status_of(replace(service, missing=dies))
+    assert (found.healthy, found.pid, found.problem) == (False, 0, "not running")
 
 
 def test_everything_serves_on_loopback(home: Home) -> None:
