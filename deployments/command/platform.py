@@ -35,6 +35,7 @@ def up(
     from deployments.local.model_server import use_https, use_workers
     from deployments.local.stack import home
 
+    supervisor.refuse_elsewhere()
     use_workers(workers)
     use_https(home(), https, certificate, private_key)
     ended = threading.Event()
@@ -42,13 +43,21 @@ def up(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
     screen = Console(stderr=True)
+    begins = supervisor.supervisor(home()).running() is None
     try:
         with screen.status("starting the stack"):
-            found = supervisor.up()
+            found = supervisor.up(ended)
+        if ended.is_set():
+            raise typer.Abort
         _show(found, as_json)
         if not detach:
             sys.stdout.flush()
             _stay(ended, screen)
+    except BaseException:
+        if begins and not detach:
+            # Nobody stays who would end what this command has started.
+            ended.set()
+        raise
     finally:
         if ended.is_set():
             supervisor.down()

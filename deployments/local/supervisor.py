@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+import threading
 import time
 from contextlib import suppress
 from http.client import HTTPException
@@ -75,29 +76,35 @@ def supervisor(folder: Path) -> Service:
     )
 
 
-def up() -> list[Status]:
-    """Start whatever is not up and wait until all of it serves.
-
-    Raises ServiceError naming what does not, or a variable that names a service elsewhere.
-    """
-    folder = home()
+def refuse_elsewhere() -> None:
+    """Raise ServiceError for a variable that names a service elsewhere: `up` starts them here."""
     elsewhere = [name for name in ELSEWHERE if name in os.environ]
     if elsewhere:
         named = ", ".join(elsewhere)
         raise ServiceError(f"`up` starts every service here, but {named} is set: unset it")
+
+
+def up(ended: threading.Event) -> list[Status]:
+    """Start whatever is not up and wait until all of it serves.
+
+    Empty as soon as `ended` is set meanwhile. Raises ServiceError naming what does not serve.
+    """
+    folder = home()
     before = dict(os.environ)
     try:
         if supervisor(folder).running() is None:
             _prepare(folder)
         supervisor(folder).start()
         _again(folder)
-        found = _ready(folder)
+        found = _ready(folder, ended)
     finally:
         os.environ.clear()
         os.environ.update(before)
-    with stack(STORE):
-        # The store is there; this creates the bucket.
-        return found
+    if not ended.is_set():
+        with stack(STORE):
+            # The store is there; this creates the bucket.
+            pass
+    return found
 
 
 def down() -> None:
@@ -127,7 +134,7 @@ def restart(name: str) -> None:
         _rpc(folder).supervisor.stopProcess(name)
     find(name).stop()
     _rpc(folder).supervisor.startProcess(name, False)
-    _ready(folder)
+    _ready(folder, threading.Event())
 
 
 def find(name: str) -> Service:
@@ -205,14 +212,15 @@ def _prepare(folder: Path) -> None:
     )
 
 
-def _ready(folder: Path) -> list[Status]:
+def _ready(folder: Path, ended: threading.Event) -> list[Status]:
     deadline = time.monotonic() + READY_SECONDS
     waiting = services(folder)
     while waiting := [one for one in waiting if _problem(one)]:
         if time.monotonic() > deadline or _gave_up(folder):
             said = "; ".join(f"{one.name}: {_problem(one)}" for one in waiting)
             raise ServiceError(f"{said}\n  to mend: see `modelmint logs {waiting[0].name}`")
-        time.sleep(0.3)
+        if ended.wait(0.3):
+            return []
     return [status_of(service) for service in services(folder)]
 
 

@@ -90,6 +90,27 @@ def test_one_that_dies_while_it_is_asked_is_not_running(tmp_path: Path) -> None:
     assert (found.healthy, found.pid, found.problem) == (False, 0, "not running")
 
 
+@pytest.mark.parametrize("how", ["Ctrl-C", "Supervisor is killed"])
+def test_an_up_in_the_foreground_that_ends_while_it_starts_leaves_nothing(
+    tmp_path: Path, how: str
+) -> None:
+    # Before the tests that share a stack: two at once are much for a small machine.
+    home = Home(tmp_path)
+    # Without a log it never serves.
+    (tmp_path / "mlflow/log").mkdir(parents=True)
+    foreground = home.start("up", "--json")
+    record = tmp_path / "supervisor/service.json"
+    until(lambda: record.exists() and (tmp_path / "store/service.json").exists())
+    if how == "Ctrl-C":
+        foreground.send_signal(signal.SIGINT)
+    else:
+        psutil.Process(json.loads(record.read_text())["pid"]).kill()
+    said = "".join(foreground.communicate(timeout=180))
+    assert foreground.returncode == 1
+    assert ("Aborted" if how == "Ctrl-C" else "nothing is up") in said
+    assert home.processes() == []
+
+
 def test_everything_serves_on_loopback(home: Home) -> None:
     found = home.named(home.run("status", "--json"))
     assert set(found) >= NAMES
