@@ -9,14 +9,15 @@
 # make cluster      clean and train on three machines (network namespaces; root), a worker lost in mid-run
 # make slow         the long tests of flows, tasks and the laptop stack: a version replayed with its
 #                   libraries installed anew and by changed code, everything killed, more draws
-# make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop
+# make production   the chain on PostgreSQL, Redis and TLS Dask gives the version of a laptop; root has
+#                   what is missing of these installed from Debian, anybody else is told
 
 LINE ?= digits
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check benchmarks fuzz images production faults cluster slow clean
+.PHONY: run test check benchmarks fuzz images services production faults cluster slow clean
 
 run: .venv/installed
 	$(BIN)/modelmint land $(LINE) --if-empty
@@ -58,7 +59,17 @@ slow: .venv/developer
 	  tests/deployments/local/test_prefect_worker.py tests/deployments/local/test_drift.py
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/deployments/local/test_supervisor.py
 
-production: .venv/developer
+POSTGRES := $(wildcard /usr/lib/postgresql/*/bin/postgres)
+SERVICES := postgresql redis-server
+
+services:
+	@if [ -n "$(POSTGRES)" ] && command -v redis-server > /dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(SERVICES); \
+	else echo "this needs packages of Debian, as root: apt-get install $(SERVICES)" >&2; exit 1; fi
+
+production: services .venv/developer
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[production]'
 	$(BIN)/python -m pytest -m slow tests/production
 
