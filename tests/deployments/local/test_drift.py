@@ -1,4 +1,7 @@
-"""A stack in which callers begin to send something else: it is found, and the line is made anew."""
+"""A stack in which callers begin to send something else: it is found, told, and starts a run.
+
+What they send has no labels, so the run ends with the version there is until such data lands.
+"""
 
 from collections.abc import Iterator
 
@@ -42,9 +45,11 @@ def monitored(home: Home) -> None:
     until(lambda: home.state(run) == "COMPLETED", seconds=300)
 
 
-def test_what_callers_send_drifts_and_the_line_is_produced_again(home: Home) -> None:
+def test_what_callers_send_drifts_and_a_run_finds_nothing_new_to_train_on(home: Home) -> None:
     home.put(f"raw/{LINE}/", dict(diabetes.load("first")))
     until(lambda: home.ended(LINE) == ["COMPLETED"], seconds=400)
+    made = [(one["version"], one["digest"]) for one in home.versions(LINE)]
+    assert len(made) == 1
     sent(home, patients(0.0))
     until(lambda: bool(home.keys(f"captured/{LINE}/")))
     monitored(home)
@@ -57,3 +62,4 @@ def test_what_callers_send_drifts_and_the_line_is_produced_again(home: Home) -> 
     until(lambda: home.ended(LINE) == ["COMPLETED"] * 2, seconds=400)
     [event] = home.events("data.drifted")
     assert "bmi" in event["payload"]["drifted"]
+    assert [(one["version"], one["digest"]) for one in home.versions(LINE)] == made
