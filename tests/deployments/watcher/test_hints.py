@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -96,6 +97,37 @@ def test_very_many_hints_are_one_look_at_everything(hints: Hints) -> None:
     assert "" in heard
 
 
+def burst(*lines: str) -> tuple[list[str], set[str]]:
+    """Ten thousand keys of these lines in any order, a tenth of them twice; and the keys once."""
+    keys = [f"raw/{lines[n % len(lines)]}/{n}" for n in range(9_000)]
+    told = [*keys, *keys[:1_000]]
+    random.Random(1).shuffle(told)
+    return told, set(keys)
+
+
+def test_a_burst_at_the_webhook_is_one_hint_an_object(hints: Hints) -> None:
+    told, keys = burst("digits", "flights")
+    app, waiting = application(hints, Pulse(10.0), "secret"), iter(told)
+
+    async def post(client: httpx.AsyncClient) -> list[int]:
+        shown = {"authorization": "Bearer secret"}
+        return [
+            (
+                await client.post("/hints", content=filer(f"{BUCKET}/{key}"), headers=shown)
+            ).status_code
+            for key in waiting
+        ]
+
+    async def senders() -> list[list[int]]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://watcher") as client:
+            return await asyncio.gather(*(post(client) for _ in range(50)))
+
+    answers = [one for some in asyncio.run(senders()) for one in some]
+    assert answers == [204] * len(told)
+    assert hints.wait(0) == keys
+
+
 def status(app: Starlette, method: str, path: str, body: bytes = b"", shown: str = "") -> int:
     """The status the application answers with."""
 
@@ -179,14 +211,13 @@ def followed(hints: Hints, queue: str, client: Any, wanted: set[str]) -> None:
     ended, heard = threading.Event(), set[str]()
     thread = threading.Thread(target=follow_queue, args=(hints, queue, client, ended))
     thread.start()
-    for _ in range(200):
-        heard |= hints.wait(0.1)
-        if heard >= wanted:
-            break
-    ended.set()
-    # Wakes the long poll.
-    client.send_message(QueueUrl=queue, MessageBody=notification("raw/end/x"))
-    thread.join()
+    try:
+        until(lambda: bool(heard.update(hints.wait(0.1))) or heard >= wanted)
+    finally:
+        ended.set()
+        # Wakes the long poll.
+        client.send_message(QueueUrl=queue, MessageBody=notification("raw/end/x"))
+        thread.join()
     # The message that wakes it may be another test's.
     assert heard - {"raw/end/x"} == wanted
 
@@ -208,6 +239,17 @@ def test_a_queue_is_followed_and_emptied(amazon: dict[str, Any], hints: Hints) -
     time.sleep(1.5)
     left = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
     assert all("raw%2Fend" in message["Body"] for message in left)
+
+
+def test_a_burst_in_a_queue_is_one_hint_an_object(amazon: dict[str, Any], hints: Hints) -> None:
+    told, keys = burst("digits", "flights")
+    sqs, queue = amazon["sqs"], amazon["queue"]
+    bodies = [notification(*told[n : n + 100]) for n in range(0, len(told), 100)]
+    for first in range(0, len(bodies), 10):
+        some = enumerate(bodies[first : first + 10])
+        entries = [{"Id": str(n), "MessageBody": body} for n, body in some]
+        sqs.send_message_batch(QueueUrl=queue, Entries=entries)
+    followed(hints, queue, sqs, keys)
 
 
 def test_a_queue_that_fails_is_asked_again(amazon: dict[str, Any], hints: Hints) -> None:

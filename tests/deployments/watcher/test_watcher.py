@@ -19,7 +19,7 @@ from deployments.watcher.watcher import Watcher
 from tasks import arrivals
 from tasks.store import StoreError, store
 from tests.conftest import ROOT
-from tests.deployments.watcher.test_hints import filer
+from tests.deployments.watcher.test_hints import burst, filer
 
 SETTINGS = Settings(quiet=0.0, sweep=0.01, share=1.0, watchdog=1e9)
 
@@ -199,6 +199,35 @@ def test_what_is_heard_of_a_line_that_is_being_listed_is_looked_at_after_it(
     stuck.set()
     rounds(watcher, 1, holds=lambda: told.lines == ["flights"])
     watcher.close()
+
+
+def test_a_burst_has_each_line_it_is_of_looked_at_once(
+    bucket: str, told: Told, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks, look = list[str](), KnownListing.look
+
+    def counted(listing: KnownListing) -> arrivals.Seen:
+        looks.append(listing.prefix)
+        return look(listing)
+
+    monkeypatch.setattr(KnownListing, "look", counted)
+    # Without a hint each line is looked at as the watcher begins, and then for ever not.
+    settings = SETTINGS.model_copy(update={"sweep": 1e9})
+    watcher = Watcher(settings, Hints(bucket), cast(Runs, told))
+    events, _ = burst("digits", "flights", "nobody")
+    watcher.round()
+    rounds(watcher, 1, holds=lambda: len(looks) == len(watcher.lines) > 2)
+    store().put("raw/flights/1", b"1")
+    store().put("raw/nobody/2", b"1")
+    looks.clear()
+    for key in events:
+        from_webhook(watcher.hints, filer(f"{bucket}/{key}"))
+    rounds(watcher, 1, holds=lambda: bool(told.lines) and "raw/digits/" in looks)
+    rounds(watcher, holds=lambda: "raw/nobody/: data of an unknown line" in caplog.text)
+    watcher.close()
+    # That one is asked for its run from now on.
+    assert told.lines == ["flights"]
+    assert [prefix for prefix in looks if prefix != "raw/flights/"] == ["raw/digits/"]
 
 
 def test_a_line_file_that_was_edited_is_noticed(
