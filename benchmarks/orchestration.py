@@ -133,6 +133,7 @@ def _bare(name: str, training: Training, gate: Gate) -> None:
     from tasks.gate import decide
     from tasks.promotion import champion_for
     from tasks.recipe import recipe
+    from tasks.recorded import with_dataset
     from tasks.register import register
     from tasks.snapshot import list_objects, raw_prefix, take_snapshot
     from tasks.stage import StageRun
@@ -147,7 +148,7 @@ def _bare(name: str, training: Training, gate: Gate) -> None:
     confidence = spec.gate.confidence
     report = evaluate.bare(spec.model, dataset, weights, confidence, profile, threads)
     artifact = compress.bare(spec.model, spec.training, spec.budget, dataset, weights)
-    champion = champion_for(name, artifact.digest)
+    champion = with_dataset(name, champion_for(name, artifact.digest))
     verdict = decide.bare(
         spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
     )

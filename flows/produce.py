@@ -22,6 +22,7 @@ from tasks.progress_artifact import progress_artifact
 from tasks.promotion import champion_for
 from tasks.publish import EpochLog, show
 from tasks.recipe import recipe
+from tasks.recorded import with_dataset
 from tasks.refs import Artifact, Dataset, Endpoint, Report, Verdict, Version
 from tasks.register import register
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
@@ -82,7 +83,7 @@ def produce(
         confidence = spec.gate.confidence
         report = evaluate(spec.model, dataset, weights, confidence, profile, threads)
         artifact = compress(spec.model, spec.training, spec.budget, dataset, weights)
-        champion = champion_for(line, artifact.digest)
+        champion = with_dataset(line, champion_for(line, artifact.digest))
         verdict = decide(
             spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
         )

@@ -132,7 +132,7 @@ def read_verified(
         subject.check(files[name])
         return files[name]
 
-    recipe = _recipe(proven(VERSION_FILE, LARGEST_JSON), line, digest)
+    recipe = proven_recipe(proven(VERSION_FILE, LARGEST_JSON), line, digest)
     manifest = _manifest(proven(MANIFEST_FILE, LARGEST_JSON), recipe.artifact)
     for name in (network_file(manifest.files), SIGNATURE_FILE, SAMPLE_FILE):
         if name not in manifest.files:
@@ -155,7 +155,11 @@ def _check_names(names: list[str]) -> None:
         taken.add(name)
 
 
-def _recipe(content: bytes, line: str | None, digest: Digest | None) -> Recipe:
+def proven_recipe(content: bytes, line: str | None, digest: Digest | None) -> Recipe:
+    """The recipe in a `version.json`; raises IntegrityError unless it is the one with the digest.
+
+    Without a digest it has to be the one the file itself names.
+    """
     listed = _listed(VERSION_FILE, content)
     try:
         record = Record.model_validate(listed)

@@ -111,6 +111,19 @@ def rows(dataset: Dataset, subset: Subset) -> pl.DataFrame:
     return pl.concat(partitions(dataset, subset))
 
 
+def learnt(dataset: Dataset, identities: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the rows, by identity [n], a model of this dataset followed from, bool [n].
+
+    From its training rows follow the weights, from its validation rows their choice.
+    """
+    found = [np.empty(0, np.uint64)]
+    for subset in ("train", "validation"):
+        for table in partitions(dataset, subset):
+            known = table.get_column("identity").to_numpy()
+            found.append(known[np.isin(known, identities)])
+    return np.isin(identities, np.concatenate(found))
+
+
 def tensors(dataset: Dataset, subset: Subset) -> tuple[Tensors, NDArray[Any]]:
     """The encoded inputs and the target of one split, in canonical order."""
     signature = dataset.signature

@@ -57,9 +57,12 @@ def _still_judged(
 ) -> None:
     """Raises DeploymentError when production has changed since the version was judged."""
     champion = record.champion
-    judged = verdict.comparison.champion if verdict.comparison else None
     now = champion_for(version.line, artifact.digest)
-    if champion is not None and now is not None and now.digest not in (judged, version.digest):
+    if (
+        champion is not None
+        and now is not None
+        and now.digest not in (verdict.against, version.digest)
+    ):
         raise DeploymentError(
             f"{version.line} version {champion.number} became champion after version"
             f" {version.number} was judged: run again, so that it is judged against that one"

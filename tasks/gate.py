@@ -1,9 +1,9 @@
 """The gate: may this version serve? Judged on the test rows, as it would be served.
 
 *refuse*: a floor is broken, or compression cost more than its budget. *hold*: sound, but a paired
-test finds it worse than the champion by more than the line's margin, on all rows or on a slice the
-line names; with `gate.noninferior`, already when it is not shown to be no worse. *promote*:
-otherwise. `tasks/paired.py` has the tests, and what they promise.
+test finds it worse than the champion by more than the line's margin, on the rows the champion had
+not seen or on a slice of them the line names; with `gate.noninferior`, already when it is not shown
+to be no worse. *promote*: otherwise. `tasks/paired.py` has the tests, and what they promise.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from models.signature import SIGNATURE_FILE, Signature, network_file
 from models.spec import Budget, Gate
 from models.tensors import TensorSpec
 from tasks.calibration import calibration
-from tasks.dataset import rows
+from tasks.dataset import learnt, rows
 from tasks.evaluate import SMALLEST_SLICE, groups
 from tasks.isolated import Emit, Profile, isolated
 from tasks.jobs import GateJob
@@ -79,17 +79,24 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
             f"{', '.join(undefined)} on the test rows: the served model answers with no numbers"
         )
     metrics |= calibration(objective, ours.predicted, ours.target)
+    fresh = unseen(job.champion, job.dataset, table.get_column("identity").to_numpy())
     named = named_slices(gate, job.dataset, table, ours.target)
-    large = {n: s for n, s in named.items() if np.count_nonzero(s.chosen) >= SMALLEST_SLICE}
+    large = {n: s for n, s in named.items() if np.count_nonzero(s.chosen & fresh) >= SMALLEST_SLICE}
     refused = [*_broken_floors(gate, objective, metrics), *_over_budget(job, metrics)]
     comparison, obstacle = None, None
     slices: tuple[SliceComparison, ...] = ()
     if job.champion is not None:
-        obstacle = incomparable(job.dataset.signature, table, job.champion.manifest)
+        obstacle = too_few(fresh) or incomparable(
+            job.dataset.signature, table, job.champion.manifest
+        )
         if obstacle is None:
-            theirs = scored(job.champion.manifest, table).losses
-            comparison = against(job.champion, gate, objective, ours.losses, theirs)
-            slices = slice_by_slice(gate, objective, ours.losses, theirs, large)
+            # All rows and then some of them: a row's last bits may follow those computed with it.
+            theirs = chosen(scored(job.champion.manifest, table).losses, fresh)
+            mine = chosen(ours.losses, fresh)
+            left_out = int(np.count_nonzero(~fresh))
+            comparison = against(job.champion, gate, objective, mine, theirs, left_out)
+            rest = {n: Slice(s.chosen[fresh], s.margin) for n, s in large.items()}
+            slices = slice_by_slice(gate, objective, mine, theirs, rest)
     uncompressed = store().get_table(job.report.losses)
     compression = compare(
         objective,
@@ -107,6 +114,8 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
         "unjudged": tuple(sorted(named.keys() - large.keys())),
         "compression": compression,
     }
+    if job.champion is not None:
+        verdict["against"] = job.champion.digest
     place = {"artifact": job.artifact.digest, "dataset": job.dataset.digest}
     content = canonical_json({**to_jsonable_python(verdict), **place})
     digest = store().put_content(content)
@@ -135,7 +144,7 @@ def decision(
         for found in slices
         if found.worse
     ]
-    by = comparison.worse_by
+    by, told = comparison.worse_by, _rows_of(comparison)
     interval = f"difference {by.value:+.2%}, interval {by.low:+.2%} to {by.high:+.2%}"
     if found_worse(comparison, gate.margin, gate.confidence):
         held.insert(
@@ -150,13 +159,54 @@ def decision(
             f" {comparison.rows:,} rows ({interval}); gate.noninferior",
         )
     if held:
-        return "hold", held
+        return "hold", [*held, *told]
     proof = "shown no" if gate.noninferior else "not"
     among = f", nor on any of {len(slices)} slices" if slices else ""
     return "promote", [
         f"every floor holds; {proof} worse than the champion beyond {gate.margin:.2%}"
-        f" ({interval}){among}"
+        f" ({interval}){among}",
+        *told,
     ]
+
+
+def _rows_of(comparison: Comparison) -> list[str]:
+    """What is to be said of the rows that were compared."""
+    if comparison.unknown:
+        return [
+            "the champion may have seen some of the test rows: which it learnt from is unknown"
+            f" ({comparison.unknown})"
+        ]
+    if comparison.seen:
+        return [
+            f"{comparison.seen:,} test rows that the champion had seen in training or validation"
+            f" are left out, {comparison.rows:,} are compared"
+        ]
+    return []
+
+
+def unseen(
+    champion: Champion | None, dataset: Dataset, identities: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Which of the test rows, by identity [n], the champion had not seen, as far as is known."""
+    if champion is None or champion.dataset is None or champion.dataset.digest == dataset.digest:
+        return np.ones(len(identities), np.bool_)
+    return ~learnt(champion.dataset, identities)
+
+
+def too_few(fresh: NDArray[np.bool_]) -> str | None:
+    """Why the test rows that are left cannot tell two models apart, if so."""
+    left = np.count_nonzero(fresh)
+    if left == len(fresh) or left >= SMALLEST_SLICE:
+        return None
+    return (
+        f"it had seen all but {left:,} of {len(fresh):,} in training or validation,"
+        f" {SMALLEST_SLICE} are needed"
+    )
+
+
+def chosen(losses: dict[str, Floats], rows: NDArray[np.bool_]) -> dict[str, Floats]:
+    """The losses of some rows."""
+    return {name: values[rows] for name, values in losses.items()}
 
 
 def scored(manifest: Manifest, table: pl.DataFrame) -> Scored:
@@ -196,9 +246,12 @@ def named_slices(
 
 def against(
     champion: Champion, gate: Gate, objective: Objective, ours: dict[str, Floats],
-    theirs: dict[str, Floats],
+    theirs: dict[str, Floats], seen: int = 0,
 ) -> Comparison:  # fmt: skip
-    """The challenger against the champion, from per-row losses [n] of both."""
+    """The challenger against the champion, from per-row losses [n] of both.
+
+    `seen` test rows, which the champion had learnt from, are not among them.
+    """
     name = objective.primary.name
     found = compare(objective, ours, theirs, gate.confidence)
     return Comparison(
@@ -206,6 +259,8 @@ def against(
         champion=champion.digest,
         challenger_metric=float(objective.metrics(ours)[name]),
         champion_metric=float(objective.metrics(theirs)[name]),
+        seen=seen,
+        unknown="" if champion.dataset else champion.unknown,
     )
 
 
@@ -215,8 +270,8 @@ def slice_by_slice(
 ) -> tuple[SliceComparison, ...]:  # fmt: skip
     """The same on every slice, in the order of their names."""
     results = []
-    for name, (chosen, margin) in sorted(slices.items()):
-        mine, others = ({n: v[chosen] for n, v in losses.items()} for losses in (ours, theirs))
+    for name, (members, margin) in sorted(slices.items()):
+        mine, others = chosen(ours, members), chosen(theirs, members)
         found = compare_slice(objective, mine, others, gate.confidence, len(slices))
         worse = found_worse(found, margin, gate.confidence, len(slices))
         results.append(SliceComparison(**dict(found), name=name, margin=margin, worse=worse))

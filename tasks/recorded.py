@@ -6,14 +6,15 @@ from typing import Any, TypeVar
 import polars as pl
 
 from models import catalog
-from models.digests import Digest
+from models.digests import Digest, IntegrityError
 from models.open import first
 from models.signature import VERSION_FILE
 from models.spec import Line
-from models.version import Recipe, StageRecord, Verified
+from models.version import Recipe, StageRecord, Verified, proven_recipe
 from tasks.folders import StoredFolder
+from tasks.promotion import version_folder
 from tasks.recipe import DETERMINED
-from tasks.refs import Ref, Snapshot
+from tasks.refs import Champion, Dataset, Ref, Snapshot
 from tasks.register import digest_of
 from tasks.snapshot import SCHEMA, raw_prefix
 from tasks.store import MissingError, store, table_key
@@ -143,3 +144,18 @@ def recorded_output(kind: type[R], stage: StageRecord) -> R:
             " replay it --from-raw"
         )
     return found
+
+
+def with_dataset(line: str, champion: Champion | None) -> Champion | None:
+    """The champion with the dataset its recipe names, or with why that cannot be had."""
+    if champion is None:
+        return None
+    place = version_folder(line, champion.digest) + VERSION_FILE
+    try:
+        recipe = proven_recipe(store().get(place).content, line, champion.digest)
+        if "clean" not in recipe.stages:
+            raise CannotReplayError("its recipe has no stage clean")
+        found = recorded_output(Dataset, recipe.stages["clean"])
+    except (CannotReplayError, IntegrityError, MissingError, ValueError) as error:
+        return champion.model_copy(update={"unknown": str(error).partition("\n")[0]})
+    return champion.model_copy(update={"dataset": found, "unknown": ""})

@@ -119,6 +119,9 @@ class Champion(Ref):
 
     number: int
     manifest: Manifest
+    dataset: Dataset | None = None
+    """What it was made from; `unknown` says why that is not known."""
+    unknown: str = "nobody has looked"
 
 
 class Difference(Frozen):
@@ -138,6 +141,10 @@ class Comparison(Difference):
     champion: Digest
     challenger_metric: float
     champion_metric: float
+    seen: int = 0
+    """Test rows left out because the champion had seen them in training or validation."""
+    unknown: str = ""
+    """Why it is not known which rows it had seen, so that none is left out; else empty."""
 
 
 class SliceComparison(Difference):
@@ -155,6 +162,8 @@ class Verdict(Ref):
     reasons: tuple[str, ...]
     metrics: dict[str, float]
     """Of the compressed model on the test rows, calibration included."""
+    against: Digest | None = None
+    """The champion it was judged beside, comparable or not."""
     comparison: Comparison | None = None
     slices: tuple[SliceComparison, ...] = ()
     """Of the slices the gate names; together they raise a false alarm as rarely as one test."""

@@ -3,20 +3,19 @@
 import numpy as np
 
 from models.objectives import Objective
-from tasks.dataset import partitions, rows
+from tasks.dataset import learnt, rows
 from tasks.difference import Metric, Paired, Scores
 from tasks.evaluate import SMALLEST_SLICE
 from tasks.gate import Scored, incomparable, scored
 from tasks.isolated import Emit
 from tasks.jobs import ScoresJob
 from tasks.paired import compare, found_worse
-from tasks.refs import Dataset
 
 
 def measure(job: ScoresJob, emit: Emit) -> Scores:
     """In the isolated process: A and B on B's test rows, less those A had seen."""
     table = rows(job.dataset_b, "test")
-    known = np.isin(table.get_column("identity").to_numpy(), _seen(job.dataset_a))
+    known = learnt(job.dataset_a, table.get_column("identity").to_numpy())
     fresh = table.filter(~known)
     if fresh.height < SMALLEST_SLICE:
         return _none(
@@ -62,12 +61,6 @@ def _judged(objective: Objective, a: Scored, b: Scored, confidence: float, seen:
         }
     )
     return Scores(paired=paired)
-
-
-def _seen(dataset: Dataset) -> np.ndarray:
-    """Identities, uint64, of the rows a model's weights or its choice followed from."""
-    tables = [t for subset in ("train", "validation") for t in partitions(dataset, subset)]
-    return np.concatenate([table.get_column("identity").to_numpy() for table in tables])
 
 
 def _none(obstacle: str) -> Scores:

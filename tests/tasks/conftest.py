@@ -1,23 +1,27 @@
 """Sample data cleaned and a network trained on it, once for the session, in a bucket of its own."""
 
+import json
 import platform
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import orjson
 import pytest
+from prefect.serializers import JSONSerializer
 
 from models import mlp
 from models.data import Data
 from models.digests import json_digest
 from models.objectives import Objective
 from models.spec import Budget, Gate, Line, Optimizer, Training
-from models.version import Recipe, StageIdentity
+from models.version import Recipe, StageIdentity, StageRecord
 from tasks.clean import clean
 from tasks.gate import judge
 from tasks.jobs import CompressJob, EvaluateJob, GateJob, TrainJob
 from tasks.recipe import DETERMINED, recipe
-from tasks.refs import Artifact, Dataset, Report, Snapshot, Verdict, Version, Weights
+from tasks.refs import Artifact, Dataset, Ref, Report, Snapshot, Verdict, Version, Weights
 from tasks.register import register
+from tasks.results import StageResults
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.stage import StageRun
 from tasks.store import BUCKET_SETTING, store
@@ -165,6 +169,14 @@ def verdict(trained: Trained) -> Verdict:
         champion=None,
     )
     return judge(job, lambda _: None)
+
+
+def keep(record: StageRecord, output: Ref) -> None:
+    """Have the store hold what the stage gave, as Prefect leaves it there."""
+    data = {"__class__": f"tasks.refs.{type(output).__name__}", "data": output.model_dump()}
+    metadata = {"serializer": JSONSerializer().model_dump()}
+    content = orjson.dumps({"metadata": metadata, "result": json.dumps(data)})
+    StageResults().write_path(record.key, content)
 
 
 def registered(name: str, trained: Trained, verdict: Verdict, seed: int = 0) -> Version:

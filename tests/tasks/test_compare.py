@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import re
 import tarfile
 from html.parser import HTMLParser
@@ -10,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import orjson
 import polars as pl
 import pytest
 from onnx import helper, numpy_helper
-from prefect.serializers import JSONSerializer
 
 from models.digests import IntegrityError, json_digest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
@@ -25,21 +22,12 @@ from tasks.compare import compare
 from tasks.difference import Change, Difference
 from tasks.difference_page import page
 from tasks.promotion import version_folder
-from tasks.refs import Artifact, Ref, Verdict, Version
+from tasks.refs import Artifact, Verdict, Version
 from tasks.register import register
-from tasks.results import StageResults
 from tasks.snapshot import raw_prefix
 from tasks.store import store, table_key
 from tests.tasks import samples
-from tests.tasks.conftest import Trained, cleaned, recipe_of, registered, snapshot
-
-
-def keep(record: StageRecord, output: Ref) -> None:
-    """Have the store hold what the stage gave, as Prefect leaves it there."""
-    data = {"__class__": f"tasks.refs.{type(output).__name__}", "data": output.model_dump()}
-    metadata = {"serializer": JSONSerializer().model_dump()}
-    content = orjson.dumps({"metadata": metadata, "result": json.dumps(data)})
-    StageResults().write_path(record.key, content)
+from tests.tasks.conftest import Trained, cleaned, keep, recipe_of, registered, snapshot
 
 
 def version(

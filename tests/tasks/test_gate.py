@@ -1,4 +1,5 @@
-from typing import Any
+import re
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -8,13 +9,15 @@ from onnx import helper, numpy_helper
 from models.digests import Manifest
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Gate
+from models.splits import ByHash
 from tasks.dataset import rows
-from tasks.gate import Slice, against, judge, named_slices, slice_by_slice
+from tasks.gate import Slice, against, judge, named_slices, scored, slice_by_slice
 from tasks.gate import decision as decide_on
 from tasks.jobs import GateJob
 from tasks.refs import Champion, Interval, Verdict
 from tasks.store import store
-from tests.tasks.conftest import Trained
+from tests.tasks import samples
+from tests.tasks.conftest import Trained, cleaned
 
 GATE = Gate(floors={"rmse": 10.0, "mae": 10.0}, margin=0.01, confidence=0.95)
 ANY = Budget(quality_loss=0.9)
@@ -201,3 +204,61 @@ def test_the_verdict_tells_served_from_uncompressed(trained: Trained) -> None:
 def test_the_same_question_has_the_same_verdict(trained: Trained) -> None:
     rival = champion(trained, scale=1.01)
     assert verdict(trained, champion=rival).digest == verdict(trained, champion=rival).digest
+
+
+def learnt_from(trained: Trained, test: float, scale: float = 1.0) -> Champion:
+    """A champion of the same rows, of which another share was the test when it was made."""
+    data = samples.TRIPS.model_copy(update={"split": ByHash(test=test, validation=0.2)})
+    made_from = cleaned(data, samples.MINUTES)
+    return champion(trained, scale).model_copy(update={"dataset": made_from, "unknown": ""})
+
+
+def test_rows_the_champion_had_seen_judge_neither(trained: Trained) -> None:
+    rival = learnt_from(trained, 0.2, scale=1.5)
+    assert rival.dataset is not None
+    found = verdict(trained, Gate(slices={"zone": 0.05}), champion=rival)
+    compared = found.comparison
+    assert compared is not None
+    table = rows(trained.dataset, "test")
+    held_out = rows(rival.dataset, "test").get_column("identity")
+    fresh = table.get_column("identity").is_in(held_out.implode()).to_numpy()
+    assert 50 <= fresh.sum() < table.height
+    assert (compared.rows, compared.seen) == (fresh.sum(), (~fresh).sum())
+    objective = trained.dataset.signature.objective
+    for scale, value in ((1.0, compared.challenger_metric), (1.5, compared.champion_metric)):
+        losses = scored(champion(trained, scale).manifest, table).losses
+        some = {name: values[fresh] for name, values in losses.items()}
+        assert value == pytest.approx(float(objective.metrics(some)["rmse"]))
+    assert f"{compared.seen} test rows that the champion had seen" in found.reasons[-1]
+    # Too few of any zone are left, and floors are for all rows.
+    assert found.unjudged == ("zone=east", "zone=north", "zone=south")
+    assert found.metrics == verdict(trained).metrics
+
+
+@pytest.mark.parametrize("rule", ["hold", "promote"])
+def test_a_champion_that_had_seen_nearly_all_rows_is_not_compared(
+    trained: Trained, rule: Literal["hold", "promote"]
+) -> None:
+    rival = learnt_from(trained, 0.1)
+    found = verdict(trained, Gate(incomparable=rule), champion=rival)
+    assert found.decision == rule
+    assert found.comparison is None
+    assert found.against == rival.digest
+    assert re.search(r"it had seen all but \d+ of \d+ in training or valid", found.reasons[0])
+
+
+def test_a_champion_of_the_same_data_had_seen_no_test_row(trained: Trained) -> None:
+    rival = champion(trained).model_copy(update={"dataset": trained.dataset, "unknown": ""})
+    found = verdict(trained, champion=rival)
+    assert found.comparison is not None
+    assert (found.comparison.seen, found.comparison.unknown) == (0, "")
+    assert len(found.reasons) == 1
+
+
+def test_what_the_champion_had_seen_is_said_to_be_unknown(trained: Trained) -> None:
+    rival = champion(trained).model_copy(update={"unknown": "its dataset is gone"})
+    found = verdict(trained, champion=rival)
+    assert found.comparison is not None
+    assert found.comparison.rows == trained.dataset.rows["test"]
+    assert found.comparison.unknown == "its dataset is gone"
+    assert "its dataset is gone" in found.reasons[-1]
