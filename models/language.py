@@ -11,7 +11,7 @@ from pydantic import SerializeAsAny
 
 from models.data import Check, Features, Tensors
 from models.generation import Sampling, Step, write
-from models.objectives import Floats, Objective, Primary, Run
+from models.objectives import Better, Floats, Objective, Primary, Run
 from models.passages import PassageFeatures
 from models.tensors import TensorSpec
 from models.vocabulary import PADDING, UNKNOWN, Characters, Vocabulary
@@ -30,6 +30,7 @@ class NextToken(Objective):
     steps: ClassVar[bool] = True
     target: str = "text"
     primary: Primary = Primary(name="bits_per_character", better="lower")
+    directions: ClassVar[Mapping[str, Better]] = {"bits_per_character": "lower"}
     vocabulary: SerializeAsAny[Vocabulary] = Characters()
     """That of the features (fitted)."""
     length: int = 0

@@ -20,7 +20,7 @@ from models.tensors import TensorSpec
 
 Floats = NDArray[np.floating[Any]]
 MOST_VALUES = 1 << 22
-
+Better = Literal["higher", "lower"]
 
 Run = Callable[[Tensors], Mapping[str, NDArray[Any]]]
 """A served network: tensors to outputs, both by name."""
@@ -34,7 +34,7 @@ class Primary(Frozen):
     """The metric a line is judged by."""
 
     name: str
-    better: Literal["higher", "lower"]
+    better: Better
 
     def loss(self, value: float, reference: float) -> float:
         """How much worse `value` is than `reference`, as a fraction of `reference`."""
@@ -48,6 +48,8 @@ class Objective(Open):
     target: str
     """The column to predict."""
     primary: Primary
+    directions: ClassVar[Mapping[str, Better]] = {}
+    """Which values of a metric are better; the primary says so itself."""
 
     @abstractmethod
     def checks(self) -> Sequence[Check]:
@@ -103,6 +105,17 @@ class Objective(Open):
         `primary.name` is one of them.
         """
 
+    def better(self, name: str) -> Better:
+        """Which values of the metric are better; raises ValueError where the class does not say."""
+        if name == self.primary.name:
+            return self.primary.better
+        if name not in self.directions:
+            raise ValueError(
+                f"{type(self).__name__}.directions does not say which values of {name!r} are"
+                ' better: add "higher" or "lower"'
+            )
+        return self.directions[name]
+
     def measure(self, predicted: Floats, target: NDArray[Any]) -> dict[str, float]:
         """The metrics of predictions, float [n, ...], for their targets."""
         found = self.metrics(self.losses(predicted, target))
@@ -143,6 +156,7 @@ class Regression(Objective):
     deviation: float = Field(1.0, gt=0)
     """Standard deviation of the training targets (fitted)."""
     primary: Primary = Primary(name="rmse", better="lower")
+    directions: ClassVar[Mapping[str, Better]] = {"rmse": "lower", "mae": "lower"}
 
     def checks(self) -> Sequence[Check]:
         target = pl.col(self.target)
@@ -203,6 +217,7 @@ class Classification(Objective):
     labels: tuple[str, ...] = Field(min_length=2)
     """The classes, in the order of the model's output."""
     primary: Primary = Primary(name="accuracy", better="higher")
+    directions: ClassVar[Mapping[str, Better]] = {"accuracy": "higher", "log_loss": "lower"}
 
     def checks(self) -> Sequence[Check]:
         target = pl.col(self.target)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from models.data import Check
 from models.decoding import BLANK, Decoded, decode, log_likelihood, one_hot
-from models.objectives import Floats, Objective, Primary
+from models.objectives import Better, Floats, Objective, Primary
 from models.spelling import EDGE, Spelling, count
 from models.tensors import TensorSpec
 
@@ -35,6 +35,7 @@ class Transcription(Objective):
     counts: dict[str, int] = {}
     """How often sequences of letters occur in the training transcripts (fitted)."""
     primary: Primary = Primary(name="cer", better="lower")
+    directions: ClassVar[Mapping[str, Better]] = {"cer": "lower", "wer": "lower"}
 
     def checks(self) -> Sequence[Check]:
         target = pl.col(self.target)

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.objectives import Classification, Floats, Objective
+from models.objectives import Better, Classification, Floats, Objective
 
 BINS = 15
+DIRECTIONS: dict[str, Better] = {"calibration_error": "lower", "brier": "lower"}
 
 
 def calibration(objective: Objective, predicted: Floats, target: NDArray[Any]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from models.objectives import Floats, Objective
 from models.signature import SIGNATURE_FILE, Signature, network_file
 from models.spec import Budget, Gate
 from models.tensors import TensorSpec
-from tasks.calibration import calibration
+from tasks.calibration import DIRECTIONS, calibration
 from tasks.dataset import learnt, rows
 from tasks.evaluate import SMALLEST_SLICE, groups
 from tasks.isolated import Emit, Profile, isolated
@@ -82,7 +82,7 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
     fresh = unseen(job.champion, job.dataset, table.get_column("identity").to_numpy())
     named = named_slices(gate, job.dataset, table, ours.target)
     large = {n: s for n, s in named.items() if np.count_nonzero(s.chosen & fresh) >= SMALLEST_SLICE}
-    refused = [*_broken_floors(gate, objective, metrics), *_over_budget(job, metrics)]
+    refused = [*broken_floors(gate, objective, metrics), *_over_budget(job, metrics)]
     comparison, obstacle = None, None
     slices: tuple[SliceComparison, ...] = ()
     if job.champion is not None:
@@ -278,14 +278,15 @@ def slice_by_slice(
     return tuple(results)
 
 
-def _broken_floors(gate: Gate, objective: Objective, metrics: dict[str, float]) -> list[str]:
+def broken_floors(gate: Gate, objective: Objective, metrics: dict[str, float]) -> list[str]:
+    """What is said of every floor that does not hold; raises ValueError for one that cannot be."""
     broken = []
     for name, floor in gate.floors.items():
         if name not in metrics:
             known = ", ".join(metrics)
             raise ValueError(f"gate.floors names {name!r}; this line's metrics are {known}")
-        higher = name == objective.primary.name and objective.primary.better == "higher"
-        ok = metrics[name] >= floor if higher else metrics[name] <= floor
+        better = DIRECTIONS.get(name) or objective.better(name)
+        ok = metrics[name] >= floor if better == "higher" else metrics[name] <= floor
         if not ok:
             broken.append(f"{name} is {metrics[name]:.4g}, the floor is {floor:.4g}")
     return broken

@@ -1,8 +1,8 @@
 """Two models scored on the same rows: is one worse, by how much, and how sure can one be?
 
-The rows are resampled in pairs, so what makes a row hard counts on both sides and cancels. For
-labels McNemar's test has to agree: with a handful of rows on which the two differ, resampling is
-too sure of itself. tests/tasks/test_paired.py states the error rates and counts them.
+The rows are resampled in pairs, so what makes a row hard counts on both sides and cancels. Where
+accuracy decides, McNemar's test has to agree: with a handful of rows on which the two differ,
+resampling is too sure of itself. tests/tasks/test_paired.py states the error rates and counts them.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def compare(
     if not _equal(challenger, champion):
         found = bootstrapped(worse, samples, 2 * confidence - 1).confidence_interval
         low, high = float(found.low), float(found.high)
-    return _difference(challenger, champion, Interval(value=value, low=low, high=high))
+    return _difference(objective, challenger, champion, Interval(value=value, low=low, high=high))
 
 
 def compare_slice(
@@ -56,7 +56,7 @@ def compare_slice(
         error = float(found.standard_error)
     reach = float(norm.isf((1 - confidence) / slices)) * error
     interval = Interval(value=value, low=value - reach, high=value + reach)
-    return _difference(challenger, champion, interval)
+    return _difference(objective, challenger, champion, interval)
 
 
 def found_worse(found: Difference, margin: float, confidence: float, slices: int = 1) -> bool:
@@ -118,7 +118,11 @@ def _equal(challenger: Mapping[str, Floats], champion: Mapping[str, Floats]) -> 
 
 
 def _difference(
-    challenger: Mapping[str, Floats], champion: Mapping[str, Floats], worse_by: Interval
-) -> Difference:
+    objective: Objective, challenger: Mapping[str, Floats], champion: Mapping[str, Floats],
+    worse_by: Interval,
+) -> Difference:  # fmt: skip
     count = len(next(iter(challenger.values())))
-    return Difference(worse_by=worse_by, mcnemar=mcnemar(challenger, champion), rows=count)
+    # Equal labels say nothing of another metric, such as a log loss.
+    of_labels = objective.primary.name == "accuracy"
+    found = mcnemar(challenger, champion) if of_labels else None
+    return Difference(worse_by=worse_by, mcnemar=found, rows=count)

@@ -131,7 +131,8 @@ class Difference(Frozen):
     """Loss of the primary metric as a fraction of the other's, with one-sided bounds; above 0 it
     is worse."""
     mcnemar: float | None = None
-    """Mid-p value of McNemar's test that its labels are no worse; None where there are none."""
+    """Mid-p value of McNemar's test that its labels are no worse; None where accuracy does not
+    decide."""
     rows: int = 0
 
 

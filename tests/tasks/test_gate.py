@@ -1,5 +1,6 @@
 import re
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -7,11 +8,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from models.digests import Manifest
+from models.objectives import Better, Classification, Primary, Regression
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Gate
 from models.splits import ByHash
 from tasks.dataset import rows
-from tasks.gate import Slice, against, judge, named_slices, scored, slice_by_slice
+from tasks.gate import Slice, against, broken_floors, judge, named_slices, scored, slice_by_slice
 from tasks.gate import decision as decide_on
 from tasks.jobs import GateJob
 from tasks.refs import Champion, Interval, Verdict
@@ -262,3 +264,26 @@ def test_what_the_champion_had_seen_is_said_to_be_unknown(trained: Trained) -> N
     assert found.comparison.rows == trained.dataset.rows["test"]
     assert found.comparison.unknown == "its dataset is gone"
     assert "its dataset is gone" in found.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    "primary", [Primary(name="log_loss", better="lower"), Primary(name="accuracy", better="higher")]
+)
+def test_a_floor_is_on_the_side_of_its_metric_whatever_the_primary(primary: Primary) -> None:
+    objective = Classification(target="t", labels=("a", "b"), primary=primary)
+    good = {"accuracy": 0.95, "log_loss": 0.2, "calibration_error": 0.02, "brier": 0.1}
+    bad = {"accuracy": 0.5, "log_loss": 0.9, "calibration_error": 0.2, "brier": 0.6}
+    floors = {"accuracy": 0.9, "log_loss": 0.3, "calibration_error": 0.05, "brier": 0.2}
+    assert broken_floors(Gate(floors=floors), objective, good) == []
+    broken = broken_floors(Gate(floors=floors), objective, bad)
+    assert [reason.partition(" ")[0] for reason in broken] == list(floors)
+
+
+def test_a_floor_whose_side_the_objective_does_not_tell_is_an_error() -> None:
+    class Counting(Regression):
+        directions: ClassVar[Mapping[str, Better]] = {}
+
+    objective = Counting(target="t", unit="1")
+    assert broken_floors(Gate(floors={"rmse": 2.0}), objective, {"rmse": 1.0}) == []
+    with pytest.raises(ValueError, match=r"Counting\.directions does not say .* 'mae'"):
+        broken_floors(Gate(floors={"mae": 2.0}), objective, {"rmse": 1.0, "mae": 1.0})

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models import catalog
-from models.objectives import Classification, Objective, Regression
+from models.objectives import Classification, Objective, Primary, Regression
 from tasks.paired import compare, compare_slice, found_worse, mcnemar, shown_no_worse
 from tasks.refs import Difference, Interval
 
@@ -164,3 +164,20 @@ def test_too_few_labels_show_nothing() -> None:
     assert found.worse_by == Interval(value=0.0, low=0.0, high=0.0)
     assert not shown_no_worse(found, 0.05)
     assert shown_no_worse(found, 0.10)
+
+
+def test_equal_labels_are_no_excuse_for_a_log_loss_that_got_worse() -> None:
+    by_loss = CLASSES.model_copy(update={"primary": Primary(name="log_loss", better="lower")})
+    random = np.random.default_rng(3)
+    right = (random.random(ROWS) < 0.9).astype(np.float64)
+    nats = random.uniform(0.1, 0.5, ROWS)
+    worse, better = ({"correct": right, "log_loss": scale * nats} for scale in (2.0, 1.0))
+    for found in (
+        compare(by_loss, worse, better, CONFIDENCE),
+        compare_slice(by_loss, worse, better, CONFIDENCE, 3),
+    ):
+        assert found.mcnemar is None
+        assert found.worse_by.value == pytest.approx(1.0)
+        assert found_worse(found, 0.01, CONFIDENCE)
+    assert shown_no_worse(compare(by_loss, better, worse, CONFIDENCE), 0.001)
+    assert compare(CLASSES, worse, better, CONFIDENCE).mcnemar == 0.5
