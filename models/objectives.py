@@ -116,6 +116,10 @@ class Objective(Open):
             )
         return self.directions[name]
 
+    def incomparable(self, other: "Objective") -> str | None:
+        """Why losses under another objective, of the same rows, are none beside ours, if so."""
+        return None if other.output == self.output else "its output has another type or shape"
+
     def measure(self, predicted: Floats, target: NDArray[Any]) -> dict[str, float]:
         """The metrics of predictions, float [n, ...], for their targets."""
         found = self.metrics(self.losses(predicted, target))

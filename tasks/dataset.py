@@ -111,17 +111,23 @@ def rows(dataset: Dataset, subset: Subset) -> pl.DataFrame:
     return pl.concat(partitions(dataset, subset))
 
 
-def learnt(dataset: Dataset, identities: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of the rows, by identity [n], a model of this dataset followed from, bool [n].
+def unseen(other: Dataset, dataset: Dataset) -> NDArray[np.bool_]:
+    """Which test rows of a dataset no model of the other has learnt from, bool [n].
 
     From its training rows follow the weights, from its validation rows their choice.
     """
-    found = [np.empty(0, np.uint64)]
+    tests = np.concatenate(list(_identities(dataset, "test")))
+    if other.digest == dataset.digest:
+        return np.ones(len(tests), np.bool_)
+    seen = [np.empty(0, np.uint64)]
     for subset in ("train", "validation"):
-        for table in partitions(dataset, subset):
-            known = table.get_column("identity").to_numpy()
-            found.append(known[np.isin(known, identities)])
-    return np.isin(identities, np.concatenate(found))
+        seen += [known[np.isin(known, tests)] for known in _identities(other, subset)]
+    return ~np.isin(tests, np.concatenate(seen))
+
+
+def _identities(dataset: Dataset, subset: Subset) -> Iterator[NDArray[np.uint64]]:
+    for table in partitions(dataset, subset):
+        yield table.get_column("identity").to_numpy()
 
 
 def tensors(dataset: Dataset, subset: Subset) -> tuple[Tensors, NDArray[Any]]:

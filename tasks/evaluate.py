@@ -58,8 +58,8 @@ def measure(job: EvaluateJob, emit: Emit) -> Report:
     network = restore(job.model, dataset, job.weights)
     names = [spec.name for spec in features.inputs]
     fits = dict(fitted(signature, spread(dataset, "train", most)))
-    ours, chosen, answers = _Columns(), _Columns(), plots.Answers(objective)
-    others = {name: _Columns() for name in fits}
+    ours, chosen, answers = Columns(), Columns(), plots.Answers(objective)
+    others = {name: Columns() for name in fits}
     for table in chunks(dataset, "test", objective.at_once(EVALUATION_BATCH)):
         inputs, target = features.encode(table), objective.encode(table)
         predicted = predict(network, names, inputs)
@@ -162,7 +162,7 @@ def groups(
     return found
 
 
-class _Columns:
+class Columns:
     """Values of rows by name, [n] each, put together piece by piece."""
 
     def __init__(self) -> None:

@@ -6,23 +6,21 @@ not seen or on a slice of them the line names; with `gate.noninferior`, already 
 to be no worse. *promote*: otherwise. `tasks/paired.py` has the tests, and what they promise.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from pydantic_core import to_jsonable_python
 
-from models.data import Features
-from models.digests import Manifest, canonical_json
+from models.digests import canonical_json
 from models.forms import UNCOMPRESSED
 from models.objectives import Floats, Objective
-from models.signature import SIGNATURE_FILE, Signature, network_file
 from models.spec import Budget, Gate
-from models.tensors import TensorSpec
-from tasks.calibration import DIRECTIONS, calibration
-from tasks.dataset import learnt, rows
-from tasks.evaluate import SMALLEST_SLICE, groups
+from tasks.answered import answered, chosen, rival
+from tasks.calibration import DIRECTIONS, calibration, certainties
+from tasks.dataset import unseen
+from tasks.evaluate import SMALLEST_SLICE, Columns, groups
 from tasks.isolated import Emit, Profile, isolated
 from tasks.jobs import GateJob
 from tasks.paired import compare, compare_slice, found_worse, shown_no_worse
@@ -58,41 +56,35 @@ def decide(
     )
 
 
-class Scored(NamedTuple):
-    """A served model on the test rows."""
-
-    predicted: Floats
-    target: NDArray[Any]
-    losses: dict[str, Floats]
-
-
 def judge(job: GateJob, emit: Emit) -> Verdict:
     """In the isolated process: score the served forms on the same rows and decide."""
     gate, objective = job.gate, job.dataset.signature.objective
-    table = rows(job.dataset, "test")
-    ours = scored(job.artifact.manifest, table)
-    metrics = {name: float(value) for name, value in objective.metrics(ours.losses).items()}
-    emit({"scored": len(ours.target)})
+    scores, certain, members = Columns(), Columns(), Columns()
+    for table, predicted, target in answered(job.artifact.manifest, job.dataset):
+        scores.add(objective.losses(predicted, target))
+        certain.add(certainties(objective, predicted, target))
+        members.add(dict(groups(job.dataset.signature.features, objective, table, target)))
+    ours = scores.whole()
+    metrics = {name: float(value) for name, value in objective.metrics(ours).items()}
+    emit({"scored": job.dataset.rows["test"]})
     undefined = [f"{name} is {value}" for name, value in metrics.items() if not np.isfinite(value)]
     if undefined:
         raise ValueError(
             f"{', '.join(undefined)} on the test rows: the served model answers with no numbers"
         )
-    metrics |= calibration(objective, ours.predicted, ours.target)
-    fresh = unseen(job.champion, job.dataset, table.get_column("identity").to_numpy())
-    named = named_slices(gate, job.dataset, table, ours.target)
+    metrics |= calibration(certain.whole())
+    fresh = np.ones(job.dataset.rows["test"], np.bool_)
+    if job.champion is not None and job.champion.dataset is not None:
+        fresh = unseen(job.champion.dataset, job.dataset)
+    named = named_slices(gate, members.whole())
     large = {n: s for n, s in named.items() if np.count_nonzero(s.chosen & fresh) >= SMALLEST_SLICE}
     refused = [*broken_floors(gate, objective, metrics), *_over_budget(job, metrics)]
     comparison, obstacle = None, None
     slices: tuple[SliceComparison, ...] = ()
     if job.champion is not None:
-        obstacle = too_few(fresh) or incomparable(
-            job.dataset.signature, table, job.champion.manifest
-        )
+        obstacle, theirs = rival(job.champion, job.dataset, fresh)
         if obstacle is None:
-            # All rows and then some of them: a row's last bits may follow those computed with it.
-            theirs = chosen(scored(job.champion.manifest, table).losses, fresh)
-            mine = chosen(ours.losses, fresh)
+            mine = chosen(ours, fresh)
             left_out = int(np.count_nonzero(~fresh))
             comparison = against(job.champion, gate, objective, mine, theirs, left_out)
             rest = {n: Slice(s.chosen[fresh], s.margin) for n, s in large.items()}
@@ -100,8 +92,8 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
     uncompressed = store().get_table(job.report.losses)
     compression = compare(
         objective,
-        ours.losses,
-        {name: uncompressed[name].to_numpy() for name in ours.losses},
+        ours,
+        {name: uncompressed[name].to_numpy() for name in ours},
         gate.confidence,
     )
     decided, reasons = decision(gate, refused, obstacle, comparison, slices)
@@ -184,42 +176,6 @@ def _rows_of(comparison: Comparison) -> list[str]:
     return []
 
 
-def unseen(
-    champion: Champion | None, dataset: Dataset, identities: NDArray[np.uint64]
-) -> NDArray[np.bool_]:
-    """Which of the test rows, by identity [n], the champion had not seen, as far as is known."""
-    if champion is None or champion.dataset is None or champion.dataset.digest == dataset.digest:
-        return np.ones(len(identities), np.bool_)
-    return ~learnt(champion.dataset, identities)
-
-
-def too_few(fresh: NDArray[np.bool_]) -> str | None:
-    """Why the test rows that are left cannot tell two models apart, if so."""
-    left = np.count_nonzero(fresh)
-    if left == len(fresh) or left >= SMALLEST_SLICE:
-        return None
-    return (
-        f"it had seen all but {left:,} of {len(fresh):,} in training or validation,"
-        f" {SMALLEST_SLICE} are needed"
-    )
-
-
-def chosen(losses: dict[str, Floats], rows: NDArray[np.bool_]) -> dict[str, Floats]:
-    """The losses of some rows."""
-    return {name: values[rows] for name, values in losses.items()}
-
-
-def scored(manifest: Manifest, table: pl.DataFrame) -> Scored:
-    """A served model's answers to the rows, with its own preprocessing."""
-    from tasks.inference import predict, session
-
-    signature = Signature.model_validate_json(store().get_file(manifest, SIGNATURE_FILE))
-    model = session(store().get_file(manifest, network_file(manifest.files)))
-    predicted = predict(model, signature.features.encode(table))
-    target = signature.objective.encode(table)
-    return Scored(predicted, target, signature.objective.losses(predicted, target))
-
-
 class Slice(NamedTuple):
     """Rows of a slice, bool [n], and what the gate allows it to lose."""
 
@@ -227,12 +183,8 @@ class Slice(NamedTuple):
     margin: float
 
 
-def named_slices(
-    gate: Gate, dataset: Dataset, table: pl.DataFrame, target: NDArray[Any]
-) -> dict[str, Slice]:
-    """The slices the gate names; raises ValueError for a name no slice has."""
-    signature = dataset.signature
-    there = dict(groups(signature.features, signature.objective, table, target))
+def named_slices(gate: Gate, there: Mapping[str, NDArray[np.bool_]]) -> dict[str, Slice]:
+    """Of the slices there are, those the gate names; raises ValueError for a name none has."""
     found: dict[str, Slice] = {}
     # A whole name counts more than that of its column.
     for name, margin in sorted(gate.slices.items(), key=lambda item: "=" in item[0]):
@@ -312,23 +264,3 @@ def _over_budget(job: GateJob, metrics: dict[str, float]) -> list[str]:
             f" {job.budget.quality_loss:.2%}"
         ]
     return []
-
-
-def _encoded(features: Features) -> list[TensorSpec]:
-    """The inputs less a state, which every network has its own of."""
-    return [spec for spec in features.inputs if spec != features.state]
-
-
-def incomparable(ours: Signature, table: pl.DataFrame, manifest: Manifest) -> str | None:
-    """Why a served model cannot be scored on the rows that were cleaned for another, if so."""
-    theirs = Signature.model_validate_json(store().get_file(manifest, SIGNATURE_FILE))
-    if _encoded(theirs.features) != _encoded(ours.features):
-        return "its inputs have other names, types or shapes"
-    if theirs.objective.output != ours.objective.output:
-        return "its output has another type or shape"
-    try:
-        theirs.features.encode(table)
-        theirs.objective.encode(table)
-    except pl.exceptions.PolarsError as error:
-        return str(error).partition("\n")[0]
-    return None

@@ -12,8 +12,10 @@ from models.objectives import Better, Classification, Primary, Regression
 from models.signature import MODEL_FILE, SAMPLE_FILE, SIGNATURE_FILE
 from models.spec import Budget, Gate
 from models.splits import ByHash
+from tasks.answered import losses
 from tasks.dataset import rows
-from tasks.gate import Slice, against, broken_floors, judge, named_slices, scored, slice_by_slice
+from tasks.evaluate import groups
+from tasks.gate import Slice, against, broken_floors, judge, named_slices, slice_by_slice
 from tasks.gate import decision as decide_on
 from tasks.jobs import GateJob
 from tasks.refs import Champion, Interval, Verdict
@@ -169,9 +171,10 @@ def test_a_slice_that_got_worse_is_held_though_the_whole_did_not(trained: Traine
 
 def test_a_margin_for_one_slice_counts_more_than_that_of_its_column(trained: Trained) -> None:
     table = rows(trained.dataset, "test")
-    target = np.zeros(table.height)
     gate = Gate(slices={"zone=east": 0.5, "zone": 0.1})
-    found = named_slices(gate, trained.dataset, table, target)
+    signature = trained.dataset.signature
+    there = dict(groups(signature.features, signature.objective, table, np.zeros(table.height)))
+    found = named_slices(gate, there)
     assert {n: s.margin for n, s in found.items()} == {
         "zone=east": 0.5, "zone=north": 0.1, "zone=south": 0.1,
     }  # fmt: skip
@@ -228,8 +231,8 @@ def test_rows_the_champion_had_seen_judge_neither(trained: Trained) -> None:
     assert (compared.rows, compared.seen) == (fresh.sum(), (~fresh).sum())
     objective = trained.dataset.signature.objective
     for scale, value in ((1.0, compared.challenger_metric), (1.5, compared.champion_metric)):
-        losses = scored(champion(trained, scale).manifest, table).losses
-        some = {name: values[fresh] for name, values in losses.items()}
+        found_losses = losses(champion(trained, scale).manifest, trained.dataset)
+        some = {name: values[fresh] for name, values in found_losses.items()}
         assert value == pytest.approx(float(objective.metrics(some)["rmse"]))
     assert f"{compared.seen} test rows that the champion had seen" in found.reasons[-1]
     # Too few of any zone are left, and floors are for all rows.
