@@ -86,6 +86,14 @@ class NextToken(Objective):
         nats, characters = (np.sum(losses[n], axis=-1) for n in ("nats", "characters"))
         return {"bits_per_character": nats / characters / math.log(2)}
 
+    def incomparable(self, other: Objective) -> str | None:
+        """Any vocabulary compares, but not one that is cut off before a passage ends."""
+        if not isinstance(other, NextToken):
+            return super().incomparable(other)
+        if other.length < self.length:
+            return f"it reads {other.length:,} tokens of a passage, these have {self.length:,}"
+        return None
+
     def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
         shares = frequencies(target, self.width)
         shape = (count, self.length + 1, self.width)

@@ -117,7 +117,7 @@ class Objective(Open):
         return self.directions[name]
 
     def incomparable(self, other: "Objective") -> str | None:
-        """Why losses under another objective, of the same rows, are none beside ours, if so."""
+        """Why losses of the same rows under another objective cannot stand beside ours, if so."""
         return None if other.output == self.output else "its output has another type or shape"
 
     def measure(self, predicted: Floats, target: NDArray[Any]) -> dict[str, float]:

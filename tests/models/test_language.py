@@ -7,9 +7,10 @@ import pytest
 from models.data import Tensors
 from models.generation import SAMPLING, Sampling
 from models.language import UNKNOWN_NATS, NextToken, frequencies
+from models.objectives import Classification
 from models.passages import PassageFeatures
 from models.texts import TextFeatures
-from models.vocabulary import PADDING, SPECIAL, BytePairs, Characters
+from models.vocabulary import PADDING, SPECIAL, BytePairs, Characters, Vocabulary
 
 VOCABULARY = Characters(known=tuple("ab"))
 OBJECTIVE = NextToken().beside(PassageFeatures(vocabulary=VOCABULARY, length=4))
@@ -45,6 +46,21 @@ def test_byte_pairs_are_measured_by_characters_too() -> None:
     assert np.count_nonzero(target) == 4
     losses = objective.losses(np.full((1, 5, objective.width), -3.0), target)
     assert (losses["nats"][0], losses["characters"][0]) == (12.0, 4.0)
+
+
+def test_bits_compare_across_vocabularies_unless_a_passage_is_cut_off() -> None:
+    def reading(vocabulary: Vocabulary, length: int) -> NextToken:
+        return NextToken().beside(PassageFeatures(vocabulary=vocabulary, length=length))
+
+    other = Characters(known=tuple("abc"))
+    assert other.size != VOCABULARY.size
+    assert OBJECTIVE.incomparable(reading(other, 4)) is None
+    assert OBJECTIVE.incomparable(reading(BytePairs(known=((97, 98),)), 5)) is None
+    assert OBJECTIVE.incomparable(reading(other, 3)) == (
+        "it reads 3 tokens of a passage, these have 4"
+    )
+    classes = Classification(target="text", labels=("a", "b"))
+    assert OBJECTIVE.incomparable(classes) == "its output has another type or shape"
 
 
 def test_the_best_constant_is_how_often_a_token_is_there() -> None:

@@ -27,7 +27,7 @@ from tasks.dataset import manifest, rows, tensors
 from tasks.evaluate import measure
 from tasks.gate import judge
 from tasks.jobs import CompressJob, EvaluateJob, GateJob, TrainJob
-from tasks.refs import Artifact, Dataset, Report, Verdict, Weights
+from tasks.refs import Artifact, Champion, Dataset, Report, Verdict, Weights
 from tasks.store import store
 from tasks.trainer import fit, predict, restore
 from tests.tasks.conftest import Made, cleaned
@@ -121,17 +121,23 @@ def rhymes(_made: Made) -> dict[str, Made_]:
     return {}
 
 
-@pytest.fixture(params=["characters", "byte pairs"])
-def made_rhymes(made: Made, rhymes: dict[str, Made_], request: pytest.FixtureRequest) -> Made_:
-    if request.param not in rhymes:
+def rhyming(rhymes: dict[str, Made_], name: str) -> Made_:
+    """The writer whose tokens are `characters` or `byte pairs`."""
+    if name not in rhymes:
         text = "".join(RHYME + f"verse {number}. " for number in range(70))
         store().put("raw/rhymes/cat.txt", text.encode())
-        vocabulary = Characters() if request.param == "characters" else BytePairs(merges=40)
-        rhymes[request.param] = produced(
+        vocabulary = Characters() if name == "characters" else BytePairs(merges=40)
+        rhymes[name] = produced(
             passages(vocabulary), NextToken(), rnn.Writer(size="tiny", dropout=0.0), LONGER,
             "int8-weights",
         )  # fmt: skip
-    return rhymes[request.param]
+    return rhymes[name]
+
+
+@pytest.fixture(params=["characters", "byte pairs"])
+def made_rhymes(made: Made, rhymes: dict[str, Made_], request: pytest.FixtureRequest) -> Made_:
+    del made
+    return rhyming(rhymes, request.param)
 
 
 def answers(served: Served, tensors: Tensors) -> list[dict[str, Any]]:
@@ -230,6 +236,25 @@ def test_a_served_language_model_goes_on_from_its_state(made_rhymes: Made_) -> N
 def test_a_state_of_its_own_keeps_a_champion_comparable(made_rhymes: Made_) -> None:
     manifest = made_rhymes.artifact.manifest
     assert incomparable(made_rhymes.dataset.signature, manifest) is None
+
+
+def test_a_champion_of_another_vocabulary_is_judged_by_its_bits(
+    made: Made, rhymes: dict[str, Made_]
+) -> None:
+    del made
+    ours, theirs = rhyming(rhymes, "byte pairs"), rhyming(rhymes, "characters")
+    champion = Champion(
+        digest="c" * 64, number=1, manifest=theirs.artifact.manifest, dataset=theirs.dataset
+    )
+    job = GateJob(
+        gate=Gate(), budget=Budget(quality_loss=0.5, slowdown=100), dataset=ours.dataset,
+        artifact=ours.artifact, report=ours.report, champion=champion,
+    )  # fmt: skip
+    found = judge(job, lambda _: None).comparison
+    assert found is not None
+    assert (found.rows, found.seen) == (ours.dataset.rows["test"], 0)
+    expected = theirs.verdict.metrics["bits_per_character"]
+    assert found.champion_metric == pytest.approx(expected)
 
 
 def test_a_replay_finds_one_fingerprint_for_training_and_compression(made_rhymes: Made_) -> None:
