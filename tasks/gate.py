@@ -29,6 +29,7 @@ from tasks.refs import (
     Champion,
     Comparison,
     Dataset,
+    Difference,
     Report,
     SliceComparison,
     Verdict,
@@ -78,7 +79,14 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
         fresh = unseen(job.champion.dataset, job.dataset)
     named = named_slices(gate, members.whole())
     large = {n: s for n, s in named.items() if np.count_nonzero(s.chosen & fresh) >= SMALLEST_SLICE}
-    refused = [*broken_floors(gate, objective, metrics), *_over_budget(job, metrics)]
+    uncompressed = store().get_table(job.report.losses)
+    compression = compare(
+        objective,
+        ours,
+        {name: uncompressed[name].to_numpy() for name in ours},
+        gate.confidence,
+    )
+    refused = [*broken_floors(gate, objective, metrics), *_over_budget(job, metrics, compression)]
     comparison, obstacle = None, None
     slices: tuple[SliceComparison, ...] = ()
     if job.champion is not None:
@@ -89,13 +97,6 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
             comparison = against(job.champion, gate, objective, mine, theirs, left_out)
             rest = {n: Slice(s.chosen[fresh], s.margin) for n, s in large.items()}
             slices = slice_by_slice(gate, objective, mine, theirs, rest)
-    uncompressed = store().get_table(job.report.losses)
-    compression = compare(
-        objective,
-        ours,
-        {name: uncompressed[name].to_numpy() for name in ours},
-        gate.confidence,
-    )
     decided, reasons = decision(gate, refused, obstacle, comparison, slices)
     verdict: dict[str, Any] = {
         "decision": decided,
@@ -244,7 +245,7 @@ def broken_floors(gate: Gate, objective: Objective, metrics: dict[str, float]) -
     return broken
 
 
-def _over_budget(job: GateJob, metrics: dict[str, float]) -> list[str]:
+def _over_budget(job: GateJob, metrics: dict[str, float], compression: Difference) -> list[str]:
     cost: Any = job.artifact.observed.get("cpu_microseconds") or {}
     chosen, plain = cost.get(job.artifact.chosen, {}), cost.get(UNCOMPRESSED, {})
     slow = [b for b, spent in chosen.items() if spent > job.budget.slowdown * plain[b]]
@@ -259,8 +260,9 @@ def _over_budget(job: GateJob, metrics: dict[str, float]) -> list[str]:
     if not job.artifact.within_budget:
         return ["no compressed form is within the budget of size and quality"]
     if loss > job.budget.quality_loss:
+        by = compression.worse_by
         return [
-            f"compression costs {loss:.2%} of {primary.name} on the test rows, the budget is"
-            f" {job.budget.quality_loss:.2%}"
+            f"compression costs {loss:.2%} of {primary.name} on the test rows (paired interval"
+            f" {by.low:+.2%} to {by.high:+.2%}), the budget is {job.budget.quality_loss:.2%}"
         ]
     return []

@@ -135,7 +135,13 @@ def test_compression_that_cost_more_than_its_budget_is_refused(trained: Trained)
     )
     found = verdict(trained, budget=Budget(quality_loss=0.5), report=told)
     assert found.decision == "refuse"
-    assert "compression costs" in found.reasons[0]
+    assert found.compression is not None
+    by = found.compression.worse_by
+    assert re.fullmatch(
+        r"compression costs \d+\.\d\d% of rmse on the test rows \(paired interval"
+        rf" {re.escape(f'{by.low:+.2%} to {by.high:+.2%}')}\), the budget is 50\.00%",
+        found.reasons[0],
+    )
 
 
 def test_no_form_within_the_budget_is_refused(trained: Trained) -> None:
