@@ -7,7 +7,8 @@ modelmint run reviews
 
 Expect an accuracy of 0.857, where TF-IDF and logistic regression have 0.853: triples of characters
 make the difference. LSTMs that read both ways stand beside all that with --set
-model.size=small: 0.838, from 14,000 reviews.
+model.size=small: 0.838, from 14,000 reviews, which the gate refuses without --set
+gate.floors.accuracy=0.8.
 """
 
 import os
@@ -59,7 +60,7 @@ line = Line(
         clip=1.0,
     ),
     gate=Gate(
-        floors={"accuracy": 0.83, "calibration_error": 0.1}, margin=0.01, slices={"label": 0.05}
+        floors={"accuracy": 0.853, "calibration_error": 0.1}, margin=0.01, slices={"label": 0.05}
     ),
     budget=Budget(quality_loss=0.01, size_mb=12.0),
     example=Example(
