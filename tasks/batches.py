@@ -20,7 +20,7 @@ from torch import Tensor
 from models.data import Tensors
 from models.padding import LENGTH, joined, trimmed
 from models.splits import Subset
-from tasks.dataset import manifest, without
+from tasks.dataset import kept_rows, without
 from tasks.optimization import generator
 from tasks.refs import Dataset
 from tasks.store import store
@@ -64,10 +64,9 @@ class Stored:
     """The rows of one split of a dataset, read from the store; a block is a partition."""
 
     def __init__(self, dataset: Dataset, subset: Subset) -> None:
-        found = manifest(dataset)
+        found = kept_rows(dataset)
         self.signature = dataset.signature
         self.labels = [label for label, split in found.splits.items() if split == subset]
-        # Not the partitions' statistics: of many partitions they outweigh a window of rows.
         parts = [p for p in found.partitions if set(self.labels) & set(p.labels)]
         self.counts = tuple(sum(p.labels.get(label, 0) for label in self.labels) for p in parts)
         # Not the partitions' statistics: of many partitions they outweigh a window of rows.

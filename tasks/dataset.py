@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from models.data import Tensors
 from models.digests import Digest
@@ -59,6 +60,31 @@ class DatasetManifest(Frozen):
     kind: Literal["modelmint.dataset/1"] = "modelmint.dataset/1"
 
 
+class Kept(BaseModel):
+    """The kept rows of a partition: of a record with statistics, which can outweigh the rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: Digest
+    labels: dict[str, int]
+
+
+class KeptRows(BaseModel):
+    """What reading the rows takes of a dataset's manifest; the rest of it is not made objects."""
+
+    model_config = ConfigDict(frozen=True)
+
+    partitions: tuple[Kept, ...]
+    excluded: dict[str, tuple[int, ...]]
+    splits: dict[str, Subset]
+
+
+def kept_rows(dataset: Dataset) -> KeptRows:
+    """Where the rows of the dataset are."""
+    return KeptRows.model_validate_json(store().get_content(dataset.digest))
+
+
 def manifest(dataset: Dataset) -> DatasetManifest:
     """The manifest a dataset refers to."""
     return DatasetManifest.model_validate_json(store().get_content(dataset.digest))
@@ -66,7 +92,7 @@ def manifest(dataset: Dataset) -> DatasetManifest:
 
 def partitions(dataset: Dataset, subset: Subset) -> Iterator[pl.DataFrame]:
     """The rows of one split, a table for each partition, in canonical order."""
-    found = manifest(dataset)
+    found = kept_rows(dataset)
     labels = [label for label, split in found.splits.items() if split == subset]
     for partition in found.partitions:
         if not set(labels) & set(partition.labels):
