@@ -138,6 +138,8 @@ def test_a_new_object_costs_only_itself_and_meets_the_champion(first: Production
     comparison = second.verdict.comparison
     assert comparison is not None
     assert comparison.champion == first.version.digest
+    # Its rows were found again; the split is by hash, so it had seen none of the test.
+    assert (comparison.seen, comparison.unknown) == (0, "")
     # Test rows keep their split: those of the first version are still among them.
     before = set(rows(first.dataset, "test").get_column("identity"))
     assert before <= set(rows(second.dataset, "test").get_column("identity"))
