@@ -148,7 +148,7 @@ def _bare(name: str, training: Training, gate: Gate) -> None:
     confidence = spec.gate.confidence
     report = evaluate.bare(spec.model, dataset, weights, confidence, profile, threads)
     artifact = compress.bare(spec.model, spec.training, spec.budget, dataset, weights)
-    champion = with_dataset(name, champion_for(name, artifact.digest))
+    champion = with_dataset(spec, champion_for(name, artifact.digest))
     verdict = decide.bare(
         spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
     )

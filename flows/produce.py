@@ -83,7 +83,7 @@ def produce(
         confidence = spec.gate.confidence
         report = evaluate(spec.model, dataset, weights, confidence, profile, threads)
         artifact = compress(spec.model, spec.training, spec.budget, dataset, weights)
-        champion = with_dataset(line, champion_for(line, artifact.digest))
+        champion = with_dataset(spec, champion_for(line, artifact.digest))
         verdict = decide(
             spec.gate, spec.budget, dataset, artifact, report, champion, profile, threads
         )

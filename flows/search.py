@@ -11,7 +11,6 @@ from prefect.artifacts import create_table_artifact
 from pydantic import JsonValue
 
 from models import catalog
-from models.changes import UnknownSettingError
 from models.space import Space, of_line
 from models.spec import Line, Training
 from tasks import cluster
@@ -75,7 +74,7 @@ def search(
 def _trained(spec: Line, trial: Trial, dataset: Dataset) -> Trial:
     try:
         changed = trial.line(spec)
-    except UnknownSettingError as error:
+    except ValueError as error:
         if trial.number == 0:
             # The line's own settings go together: there is no such setting.
             raise

@@ -94,6 +94,11 @@ class NextToken(Objective):
             return f"it reads {other.length:,} tokens of a passage, these have {self.length:,}"
         return None
 
+    def unlike(self, ours: Mapping[str, Floats], theirs: Mapping[str, Floats]) -> str | None:
+        """A vocabulary that takes more tokens for a text may have cut it off sooner."""
+        shorter = int(np.count_nonzero(ours["characters"] != theirs["characters"]))
+        return f"{shorter:,} passages are cut off at other characters" if shorter else None
+
     def constant(self, target: NDArray[Any], count: int) -> tuple[str, Floats]:
         shares = frequencies(target, self.width)
         shape = (count, self.length + 1, self.width)

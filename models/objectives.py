@@ -120,6 +120,11 @@ class Objective(Open):
         """Why losses of the same rows under another objective cannot stand beside ours, if so."""
         return None if other.output == self.output else "its output has another type or shape"
 
+    def unlike(self, ours: Mapping[str, Floats], theirs: Mapping[str, Floats]) -> str | None:
+        """Why two models' losses, [n] each, are not of the same, if so."""
+        del ours, theirs
+        return None
+
     def measure(self, predicted: Floats, target: NDArray[Any]) -> dict[str, float]:
         """The metrics of predictions, float [n, ...], for their targets."""
         found = self.metrics(self.losses(predicted, target))

@@ -69,7 +69,6 @@ class Stored:
         self.labels = [label for label, split in found.splits.items() if split == subset]
         parts = [p for p in found.partitions if set(self.labels) & set(p.labels)]
         self.counts = tuple(sum(p.labels.get(label, 0) for label in self.labels) for p in parts)
-        # Not the partitions' statistics: of many partitions they outweigh a window of rows.
         self.parts = [(p.rows, found.excluded.get(p.name, ())) for p in parts]
 
     @cached_property

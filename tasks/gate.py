@@ -91,8 +91,9 @@ def judge(job: GateJob, emit: Emit) -> Verdict:
     slices: tuple[SliceComparison, ...] = ()
     if job.champion is not None:
         obstacle, theirs = rival(job.champion, job.dataset, fresh)
+        mine = chosen(ours, fresh)
+        obstacle = obstacle or objective.unlike(mine, theirs)
         if obstacle is None:
-            mine = chosen(ours, fresh)
             left_out = int(np.count_nonzero(~fresh))
             comparison = against(job.champion, gate, objective, mine, theirs, left_out)
             rest = {n: Slice(s.chosen[fresh], s.margin) for n, s in large.items()}
@@ -257,6 +258,8 @@ def _over_budget(job: GateJob, metrics: dict[str, float], compression: Differenc
         ]
     primary = job.dataset.signature.objective.primary
     loss = primary.loss(metrics[primary.name], job.report.metrics[primary.name].value)
+    if job.artifact.chosen in job.budget.exclude:
+        return ["no form is left within the budget but those of budget.exclude"]
     if not job.artifact.within_budget:
         return ["no compressed form is within the budget of size and quality"]
     if loss > job.budget.quality_loss:

@@ -146,15 +146,20 @@ def recorded_output(kind: type[R], stage: StageRecord) -> R:
     return found
 
 
-def with_dataset(line: str, champion: Champion | None) -> Champion | None:
+def with_dataset(line: Line, champion: Champion | None) -> Champion | None:
     """The champion with the dataset its recipe names, or with why that cannot be had."""
     if champion is None:
         return None
-    place = version_folder(line, champion.digest) + VERSION_FILE
+    place = version_folder(line.name, champion.digest) + VERSION_FILE
     try:
-        recipe = proven_recipe(store().get(place).content, line, champion.digest)
-        if "clean" not in recipe.stages:
-            raise CannotReplayError("its recipe has no stage clean")
+        recipe = proven_recipe(store().get(place).content, line.name, champion.digest)
+        before, now = (
+            one.data.model_dump(mode="json", exclude={"split"})
+            for one in (recorded_line(recipe), line)
+        )
+        if before != now:
+            # What tells a row from every other may be another then, and no row be known again.
+            raise CannotReplayError("it was cleaned by other settings than the line has now")
         found = recorded_output(Dataset, recipe.stages["clean"])
     except (CannotReplayError, IntegrityError, MissingError, ValueError) as error:
         return champion.model_copy(update={"unknown": str(error).partition("\n")[0]})

@@ -37,6 +37,8 @@ def measure(job: ScoresJob, emit: Emit) -> Scores:
     b = chosen(losses(job.b, job.dataset_b), fresh)
     emit({"scored": left})
     objective = job.dataset_b.signature.objective
+    if obstacle := objective.unlike(b, a):
+        return _none(f"A cannot be scored on B's rows: {obstacle}")
     return _judged(objective, a, b, job.confidence, len(fresh) - left)
 
 

@@ -43,7 +43,7 @@ def up(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
     screen = Console(stderr=True)
-    begins = supervisor.supervisor(home()).running() is None
+    begins = not any(one.pid for one in supervisor.status())
     try:
         with screen.status("starting the stack"):
             found = supervisor.up(ended)
@@ -55,7 +55,7 @@ def up(
             _stay(ended, screen)
     except BaseException:
         if begins and not detach:
-            # Nobody stays who would end what this command has started.
+            # Nobody stays who would end what this command has started, which is all there is.
             ended.set()
         raise
     finally:

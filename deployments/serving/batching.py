@@ -16,7 +16,7 @@ alone.
 
 import asyncio
 import math
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ import numpy as np
 
 from deployments.serving import metrics
 from deployments.serving.protocol import ProtocolError, Tensors
-from deployments.serving.session import Served
+from deployments.serving.session import Served, stacked
 
 MOST_WAITING = 1024
 """Requests that may wait for one version."""
@@ -62,6 +62,8 @@ class Waiting:
     """What to do instead of computing the tensors, of which there are none."""
     origin: Any = None
     """What a trace has to know of where it came from."""
+    admitted: bool = False
+    """Whether it is the rest of a request that was let in before, with all its bytes."""
 
     def fits(self, other: "Waiting") -> bool:
         """Whether both can be rows of one batch: all lengths but the first are equal."""
@@ -76,6 +78,8 @@ class Batching:
         self._slots = slots
         self._threads = ThreadPoolExecutor(slots, "modelmint-compute")
         self._queues: OrderedDict[Name, _Queue] = OrderedDict()
+        self._begun: Counter[Name] = Counter()
+        """Bytes of requests that are computed in turns and have begun."""
         self._pauses: dict[Name, _Pause] = {}
 
     async def run(
@@ -83,14 +87,28 @@ class Batching:
     ) -> Tensors:
         """The outputs, computed alone or with others; `deadline` is in the loop's time.
 
-        Raises ProtocolError: 429 when too many wait, 504 when the deadline passes, and what
-        `Served.run` raises.
+        Many rows are computed some at a time, with others' requests between them. Raises
+        ProtocolError: 429 when too many wait, 504 when the deadline passes, and what `Served.run`
+        raises.
         """
         size = sum(tensor.nbytes for tensor in tensors.values())
-        answer = asyncio.get_running_loop().create_future()
-        waiting = Waiting(tensors, rows, size, answer, origin=self._origin())
-        found: Tensors = await self._wait(served, waiting, key, deadline)
-        return found
+        most, name = served.turn_rows or rows, (served.line, served.digest)
+        found: list[Tensors] = []
+        try:
+            for start in range(0, rows, most):
+                part = {n: t[start : start + most] for n, t in tensors.items()}
+                answer = asyncio.get_running_loop().create_future()
+                waiting = Waiting(
+                    part if rows > most else tensors, min(most, rows - start), 0 if found else size,
+                    answer, origin=self._origin(), admitted=bool(found),
+                )  # fmt: skip
+                found.append(await self._wait(served, waiting, key, deadline))
+                if rows > most and len(found) == 1:
+                    self._begun[name] += size
+        finally:
+            if rows > most and found:
+                self._begun[name] -= size
+        return found[0] if len(found) == 1 else stacked(found)
 
     async def turn(self, served: Served, work: Callable[[], T], key: str, deadline: float) -> T:
         """What `work` gives, done in one of the slots when its turn has come.
@@ -108,7 +126,7 @@ class Batching:
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues[name] = _Queue(served)
-        queue.put(key, waiting, self._slots)
+        queue.put(key, waiting, self._slots, self._begun[name])
         self._start(loop)
         try:
             async with asyncio.timeout_at(deadline):
@@ -199,11 +217,14 @@ class _Queue:
         self._keys: OrderedDict[str, deque[Waiting]] = OrderedDict()
         self._gauge = metrics.queue(served.line)
 
-    def put(self, key: str, waiting: Waiting, slots: int) -> None:
-        """Raises ProtocolError 429 when the queue is full and the key's share used up."""
-        if self._full(waiting):
+    def put(self, key: str, waiting: Waiting, slots: int, begun: int) -> None:
+        """Raises ProtocolError 429 when the queue is full and the key's share used up.
+
+        `begun` bytes are held by requests whose rest comes again.
+        """
+        if not waiting.admitted and self._full(waiting, begun):
             self._purge()
-        while self._full(waiting):
+        while not waiting.admitted and self._full(waiting, begun):
             largest = max(self._keys, key=lambda name: len(self._keys[name]), default=key)
             mine = len(self._keys.get(key, ()))
             refusal = ProtocolError(
@@ -213,6 +234,8 @@ class _Queue:
                 retry_after=math.ceil(self.length * self.served.row_seconds / slots),
             )
             if largest == key or len(self._keys[largest]) <= mine + 1:
+                raise refusal
+            if self._keys[largest][-1].admitted:
                 raise refusal
             self._pop(largest, newest=True).answer.set_exception(refusal)
         self._keys.setdefault(key, deque()).append(waiting)
@@ -238,10 +261,9 @@ class _Queue:
                     return batch
         return batch
 
-    def _full(self, waiting: Waiting) -> bool:
-        return self.length >= MOST_WAITING or (
-            self.length > 0 and self._bytes + waiting.size > MOST_BYTES
-        )
+    def _full(self, waiting: Waiting, begun: int) -> bool:
+        held = self._bytes + begun
+        return self.length >= MOST_WAITING or (held > 0 and held + waiting.size > MOST_BYTES)
 
     def _pop(self, key: str, newest: bool = False) -> Waiting:
         """Take a key's next request; the key goes to the end of the line."""

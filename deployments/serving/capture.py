@@ -111,16 +111,22 @@ class Capture:
         with self._lock:
             gathered, self._gathered = self._gathered, {}
             self._rows = self._bytes = 0
+        self._bound()
         while gathered:  # what is written is let go of
             (line, digest), parts = gathered.popitem()
-            folder = self._folder / line / digest
-            folder.mkdir(parents=True, exist_ok=True)
-            for some in _together(parts):
-                whole = {n: joined([part[n] for part in some]) for n in some[0]}
-                name = f"{time.time_ns() // 1_000_000}-{_rows(whole)}-{secrets.token_hex(8)}"
-                write(folder / f"{name}.safetensors", samples.save(whole))
-        self._bound()
+            try:
+                self._write_parts(self._folder / line / digest, parts)
+            except Exception as error:  # of one line: what others sent is written all the same
+                metrics.not_captured(line).inc(sum(map(_rows, parts)))
+                _log.warning("captured inputs of %s cannot be written: %s", line, error)
         self._written.set()
+
+    def _write_parts(self, folder: Path, parts: list[Tensors]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for some in _together(parts):
+            whole = {n: joined([part[n] for part in some]) for n in some[0]}
+            name = f"{time.time_ns() // 1_000_000}-{_rows(whole)}-{secrets.token_hex(8)}"
+            write(folder / f"{name}.safetensors", samples.save(whole))
 
     def _bound(self) -> None:
         files = self._files()

@@ -7,7 +7,7 @@ has acknowledged it.
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,9 +51,6 @@ class Follower:
         self._closed = threading.Event()
         self._lines: Mapping[str, Line] = MappingProxyType({})
         self._state, self._stamp = State(), (0, 0, 0)
-        self._opening: dict[tuple[str, str], str] = {}
-        """Digests of versions that another worker has opened and this one is to, by line and
-        number. Until then they are out of memory, so that no other change waits for that."""
 
     def close(self) -> None:
         """No longer be one of the workers that follow the state."""
@@ -72,17 +69,20 @@ class Follower:
             self._acknowledge()
 
     def follow(self) -> None:
-        """From now on serve what other workers write into `state.json`, in a thread."""
+        """From now on serve what other workers write into `state.json`.
 
-        def look() -> None:
-            while not self._closed.wait(FOLLOW_SECONDS):
-                try:
-                    self.refresh()
-                except (OSError, ValueError):
-                    _log.exception("state.json cannot be followed")
-                    time.sleep(1)
+        In one thread, and in another open what they have opened: no other change waits for that.
+        """
+        for name, work in (("follow", self.refresh), ("open", self._open_all)):
+            threading.Thread(target=self._again, args=[work], name=name, daemon=True).start()
 
-        threading.Thread(target=look, name="follow", daemon=True).start()
+    def _again(self, work: Callable[[], None]) -> None:
+        while not self._closed.wait(FOLLOW_SECONDS):
+            try:
+                work()
+            except (OSError, ValueError):
+                _log.exception("state.json cannot be followed")
+                time.sleep(1)
 
     def refresh(self) -> None:
         """Serve what `state.json` says now; raises ValueError when it cannot be read."""
@@ -122,18 +122,18 @@ class Follower:
             return
         state = read_state(self.root)
         self._lines = self._fitted(self._opened(state, whole))
-        self._opening = {
-            (name, number): digest
-            for (name, number), digest in self._opening.items()
-            if name in self._lines and self._lines[name].idle.get(number) == digest
-        }
         self._state, self._stamp = state, found
         self._acknowledge()
 
     def _opened(self, state: State, whole: bool) -> dict[str, Line]:
         """The lines as they are to be; what is in memory already is not opened again."""
         lines = {
-            name: Line(one.default, {}, {}, {}, one.previous, one.canary, one.shadow)
+            name: Line(
+                default=one.default,
+                previous=one.previous,
+                canary=one.canary,
+                shadow=one.shadow,
+            )
             for name, one in state.lines.items()
         }
         for name, number, must in in_order(state):
@@ -145,24 +145,41 @@ class Follower:
                 continue
             filled = {one: list(found.versions) for one, found in lines.items()}
             rests = before.idle.get(number) == digest
-            fits = not rests and self._memory.room(filled, name, number)
-            if not must and not (fits and whole):
+            if not must and (rests or not self._memory.room(filled, name, number)):
                 lines[name] = replace(line, idle={**line.idle, number: digest})
-                if fits:
-                    self._opening[name, number] = digest
-                continue
-            try:
-                lines[name] = line.holding(
-                    open_proven(self.root, self._trust, name, number, digest)
-                )
-            except Exception as error:  # one version must never stop the others
-                reason = error.message if isinstance(error, ProtocolError) else "internal error"
-                lines[name] = replace(line, failed={**line.failed, number: Failed(digest, reason)})
-                unexpected = not isinstance(error, ProtocolError)
-                _log.error(
-                    "%s version %s is not served: %s", name, number, reason, exc_info=unexpected
-                )
+            elif not must and not whole:
+                lines[name] = replace(line, opening={**line.opening, number: digest})
+            else:
+                lines[name] = self._with_opened(line, name, number, digest)
         return lines
+
+    def _with_opened(self, line: Line, name: str, number: str, digest: str) -> Line:
+        """The line with the version in memory, or with why that failed."""
+        try:
+            return line.holding(open_proven(self.root, self._trust, name, number, digest))
+        except Exception as error:  # one version must never stop the others
+            reason = error.message if isinstance(error, ProtocolError) else "internal error"
+            unexpected = not isinstance(error, ProtocolError)
+            _log.error("%s version %s is not served: %s", name, number, reason, exc_info=unexpected)
+            line = line.without(number)
+            return replace(line, failed={**line.failed, number: Failed(digest, reason)})
+
+    def _open_all(self) -> None:
+        for name, line in self._lines.items():
+            for number, digest in line.opening.items():
+                opened = self._with_opened(Line(), name, number, digest)
+                with self._changes:
+                    self._put_opened(name, number, digest, opened)
+
+    def _put_opened(self, name: str, number: str, digest: str, opened: Line) -> None:
+        """Serve what was opened, if it is still to be."""
+        line = self._lines.get(name)
+        if line is not None and line.opening.get(number) == digest:
+            left = line.without(number)
+            versions = {**left.versions, **opened.versions}
+            line = replace(left, versions=versions, failed={**left.failed, **opened.failed})
+            self._lines = self._fitted({**self._lines, name: line})
+            self._acknowledge()
 
     def _fitted(self, lines: Mapping[str, Line]) -> Mapping[str, Line]:
         """The lines with as many versions out of memory as its budget asks for."""
@@ -204,7 +221,7 @@ class Follower:
             for name, line in self._lines.items()
             for number, one in line.failed.items()
         }
-        opening = [f"{name}/{number}" for name, number in self._opening]
+        opening = [f"{name}/{one}" for name, line in self._lines.items() for one in line.opening]
         self.workers.acknowledge(self._state.generation, failed, opening)
 
     def _everywhere(self, name: str, number: str) -> None:

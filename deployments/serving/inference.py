@@ -110,7 +110,7 @@ class Inference:
             if rows <= served.inline_rows:
                 outputs = served.run(tensors)
             else:
-                outputs = await self._in_turns(call, tensors, rows)
+                outputs = await self._batching.run(served, tensors, rows, key.id, call.deadline)
             if name is None:
                 return Found(outputs, None)
             metrics.lookups(served.line, "miss").inc()
@@ -119,17 +119,6 @@ class Inference:
         except BaseException:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
-
-    async def _in_turns(self, call: Call, tensors: Tensors, rows: int) -> Tensors:
-        """The outputs; of many rows so many at a time that others have their turn in between."""
-        served = call.served
-        most = served.turn_rows or rows
-        found: list[Tensors] = []
-        for start in range(0, rows, most):
-            part = {name: tensor[start : start + most] for name, tensor in tensors.items()}
-            count = min(most, rows - start)
-            found.append(await self._batching.run(served, part, count, call.key.id, call.deadline))
-        return found[0] if len(found) == 1 else stacked(found)
 
     async def run_chunks(self, call: Call, chunks: Iterator[Tensors], rows: int) -> Tensors:
         """Charge for so many rows and compute them chunk by chunk, others in between.

@@ -27,6 +27,8 @@ class Line:
     failed: Mapping[str, Failed] = field(default_factory=dict)
     idle: Mapping[str, str] = field(default_factory=dict)
     """Digests of versions that are to be served and not in memory: opened when asked for."""
+    opening: Mapping[str, str] = field(default_factory=dict)
+    """Those of versions that another worker has opened, and that this one has not yet."""
     previous: tuple[str, ...] = ()
     canary: Canary | None = None
     shadow: Shadow | None = None
@@ -46,7 +48,7 @@ class Line:
         """The digest of every version that is to be served."""
         failed = {number: one.digest for number, one in self.failed.items()}
         held = {number: one.digest for number, one in self.versions.items()}
-        return held | failed | dict(self.idle)
+        return held | failed | dict(self.idle) | dict(self.opening)
 
     @property
     def needed(self) -> set[str]:
@@ -70,6 +72,7 @@ class Line:
             versions={n: v for n, v in self.versions.items() if n != number},
             failed={n: f for n, f in self.failed.items() if n != number},
             idle={n: d for n, d in self.idle.items() if n != number},
+            opening={n: d for n, d in self.opening.items() if n != number},
         )
 
     def holding(self, served: Served) -> "Line":

@@ -130,7 +130,11 @@ def versions(repository: Repository, key: ApiKey, only_ready: bool) -> list[dict
         for number, digest in line.idle.items():
             one = _listed(name, number, line, digest, "READY")
             found.append(one | {"reason": "out of memory: opened when asked for"})
-        for number, failed in {} if only_ready else line.failed.items():
+        if only_ready:
+            continue
+        for number, digest in line.opening.items():
+            found.append(_listed(name, number, line, digest, "LOADING"))
+        for number, failed in line.failed.items():
             one = _listed(name, number, line, failed.digest, "UNAVAILABLE")
             found.append(one | {"reason": failed.reason})
     return found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from deployments.serving.folder import DIGEST, LINE, NUMBER, exclusive, matches, stored
-from deployments.serving.following import FOLLOW_SECONDS, Follower
+from deployments.serving.following import Follower
 from deployments.serving.line import Failed, Line
 from deployments.serving.opening import open_proven
 from deployments.serving.placed import meant
@@ -37,30 +37,8 @@ class Repository(Follower):
 
     def __init__(self, root: Path, trust: Trust, memory: int | None = None) -> None:
         super().__init__(root, trust, memory)
-        self._waking = threading.Lock()
-
-    def follow(self) -> None:
-        """From now on serve what other workers write, opening what they opened beside that."""
-        super().follow()
-
-        def look() -> None:
-            while not self._closed.wait(FOLLOW_SECONDS):
-                for (name, number), digest in list(self._opening.items()):
-                    self._open(name, number, digest)
-
-        threading.Thread(target=look, name="open", daemon=True).start()
-
-    def _open(self, name: str, number: str, digest: str) -> None:
-        try:
-            self.wake(name, number)
-        except ProtocolError:  # it failed, which is told, or it is no longer to be served
-            pass
-        except Exception:  # one version must never stop the others
-            _log.exception("%s version %s is not opened", name, number)
-        with self._changes:
-            if self._opening.get((name, number)) == digest:
-                del self._opening[name, number]
-            self._acknowledge()
+        self._waking: dict[str, threading.Lock] = {}
+        """By digest."""
 
     def default(self, name: str) -> Served:
         """The version that answers when none is named; raises ProtocolError 404 or 503."""
@@ -82,11 +60,12 @@ class Repository(Follower):
         """A version as `get` gives it, opened first when it was out of memory.
 
         Raises ProtocolError 404 or 503; takes as long as opening does, and keeps only those
-        waiting who ask for a version that is out of memory too.
+        waiting who ask for the same version.
         """
         if number is None or number not in self.line(name).idle:
             return self.get(name, number)
-        with self._waking:
+        meant = self.line(name).idle.get(number, "")
+        with self._waking.setdefault(meant, threading.Lock()):
             digest = self.line(name).idle.get(number)
             if digest is None:
                 return self.get(name, number)

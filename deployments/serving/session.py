@@ -37,8 +37,9 @@ BATCHED_ROWS = 32
 MOST_ROWS, MOST_SECONDS = 64, 0.1
 """Bounds of a batch: what comes next waits for it."""
 MOST_PAUSE = 0.01
-TURN_ROWS = 256
-"""Most rows in a turn: a small CNN takes some 150 kB a row while it computes."""
+TURN_SECONDS = 0.02
+"""About how long a turn of a large request is. What a row takes in memory while it is computed goes
+with its time: a small CNN some 150 kB in 75 microseconds, a turn then 40 MB."""
 GAIN_SECONDS = 0.0001
 """What batching must save a row: about what a queue and a thread cost a request."""
 GATHERED = 1.1
@@ -170,7 +171,7 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
         gathered_rows = max(1, min(MOST_ROWS, int(INLINE_SECONDS / paces.together)))
     turn_rows = None
     if paces and all(spec.shape[0] == -1 for spec in (*inputs, *outputs)):
-        turn_rows = max(BATCHED_ROWS, min(TURN_ROWS, int(MOST_SECONDS / paces.together)))
+        turn_rows = max(BATCHED_ROWS, int(TURN_SECONDS / paces.together))
     return Served(
         line, number, digest, signature, inputs, outputs, session, inline_rows, seconds,
         batch_rows, pause, gathered_rows, turn_rows,

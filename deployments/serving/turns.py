@@ -52,6 +52,7 @@ class Turns:
         A turn comes about every `pace` seconds.
         """
         refused: list[Refused] = []
+        given_up: list[tuple[str, Answer, Asked]] = []
         if self._crowded() or self._heavy(asked):
             refused += self._late()
         while (crowded := self._crowded()) or self._heavy(asked):
@@ -68,14 +69,20 @@ class Turns:
             )
             largest = max(self._keys, key=weight)
             if weight(largest) <= weight(key) + (1 if crowded else asked.size):
+                # Nobody gives way for one that does not fit all the same.
+                for name, other, before in reversed(given_up):
+                    self._add(name, other, before)
                 return [*refused, Refused(answer, error)]
-            newest = next(reversed(self._keys[largest].asked))
+            newest, last = next(reversed(self._keys[largest].asked.items()))
             self.drop(largest, newest)
-            refused.append(Refused(newest, error))
+            given_up.append((largest, newest, last))
+        self._add(key, answer, asked)
+        return [*refused, *(Refused(one, error) for _, one, _ in given_up)]
+
+    def _add(self, key: str, answer: Answer, asked: Asked) -> None:
         mine = self._keys.setdefault(key, _Key())
         mine.asked[answer] = asked
         self._count(1, mine, asked)
-        return refused
 
     def take(self) -> tuple[Answer, Asked] | None:
         """The next request; its key goes to the end of the line."""

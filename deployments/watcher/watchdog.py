@@ -40,8 +40,11 @@ AWAY = re.compile(
 # Also an object that was gone when it was to be read: what is listed anew is there.
 SHORT = re.compile(r"\b(KilledWorker|LostWorkerError|MissingError|ended without an answer)\b")
 WAS_AWAY = "something was away"
-LEASE = "watchdog.lease"
-"""Held while a run is started again: of several watchers one does it."""
+LEASE, LEASE_SECONDS = "watchdog.lease", 20.0
+"""Held while a run is started again: of several watchers one does it. For no longer is it waited:
+a run whose beat was heard before that might look silent after it."""
+OUTAGES = 24
+"""Times a run is started again for outages in a day: hourly, after the first few."""
 PAUSE, LONGER, LONGEST = 15.0, 4, 3600.0
 """Seconds before what failed so is tried again, how many times that the next time, and at most."""
 WORKERS_WORD = "Flow run infrastructure exited"
@@ -52,7 +55,7 @@ that it is started again."""
 
 
 class _Death(NamedTuple):
-    """Why a run counts as dead, and whether that may be mended only so often."""
+    """Why a run counts as dead, and whether it may come to that `tries` times only."""
 
     reason: str
     counted: bool = True
@@ -191,23 +194,25 @@ class Watchdog:
             log.error("run %s: %s; look what it did, and run it again", run.name, reason)
             self.runs.crash(run, f"{reason}; what changes production is not begun again by itself")
             return
-        before = self.runs.resumed(run.id)
-        tried = sum(map(_counted, before))
-        if death.counted and tried >= self.settings.tries:
+        with lease(LEASE, str(run.id), LEASE_SECONDS):
+            # Or another watcher was quicker, or the run lives.
+            if self.runs.is_still(run):
+                self._begin_again(run, death)
+
+    def _begin_again(self, run: FlowRun, death: _Death) -> None:
+        reason, before = death.reason, self.runs.resumed(run.id)
+        tried = sum(_counted(one) == death.counted for one in before)
+        if tried >= (self.settings.tries if death.counted else OUTAGES):
             log.error(
                 "run %s: %s, and was started again %d times: given up", run.name, reason, tried
             )
             self.runs.crash(run, f"{reason}; started again {tried} times, given up")
             self._given_up.add(run.id)
             return
-        with lease(LEASE, str(run.id)):
-            if not self.runs.is_still(run):
-                # Another watcher was quicker, or the run lives.
-                return
-            log.warning("run %s: %s; it is started again (%d)", run.name, reason, len(before) + 1)
-            with suppress(StoreError):
-                end(line_of(run), str(run.id))
-            self.runs.resume(run, reason, len(before) + 1)
+        log.warning("run %s: %s; it is started again (%d)", run.name, reason, len(before) + 1)
+        with suppress(StoreError):
+            end(line_of(run), str(run.id))
+        self.runs.resume(run, reason, len(before) + 1)
 
 
 def _counted(reason: str) -> bool:

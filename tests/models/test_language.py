@@ -48,6 +48,12 @@ def test_byte_pairs_are_measured_by_characters_too() -> None:
     assert (losses["nats"][0], losses["characters"][0]) == (12.0, 4.0)
 
 
+def test_passages_that_are_cut_off_at_other_characters_do_not_compare() -> None:
+    whole, cut = ({"characters": np.array([4.0, last])} for last in (9.0, 7.0))
+    assert NextToken().unlike(whole, whole) is None
+    assert NextToken().unlike(whole, cut) == "1 passages are cut off at other characters"
+
+
 def test_bits_compare_across_vocabularies_unless_a_passage_is_cut_off() -> None:
     def reading(vocabulary: Vocabulary, length: int) -> NextToken:
         return NextToken().beside(PassageFeatures(vocabulary=vocabulary, length=length))

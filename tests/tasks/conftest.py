@@ -120,9 +120,9 @@ def trained(made: Made, _trained: Trained) -> Trained:
     return _trained
 
 
-def recipe_of(name: str, trained: Trained, seed: int = 0) -> Recipe:
-    """The recipe of a version of line `name` that stands for the trips' network."""
-    line = Line(
+def line_of(name: str, seed: int = 0) -> Line:
+    """A line of the trips' data and network."""
+    return Line(
         name=name,
         title=name,
         data=samples.TRIPS,
@@ -130,6 +130,11 @@ def recipe_of(name: str, trained: Trained, seed: int = 0) -> Recipe:
         model=MODEL,
         training=Training(seed=seed, device="cpu"),
     )
+
+
+def recipe_of(name: str, trained: Trained, seed: int = 0) -> Recipe:
+    """The recipe of a version of line `name` that stands for the trips' network."""
+    line = line_of(name, seed)
     digests = (trained.dataset, trained.weights, trained.report, trained.artifact)
     runs = []
     for stage, ref in zip(DETERMINED, digests, strict=True):

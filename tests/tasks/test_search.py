@@ -97,3 +97,7 @@ def test_settings_that_do_not_go_together_are_a_failed_trial() -> None:
     found = _trained(line, trial, None)  # type: ignore[arg-type]
     assert "batch_size 169 cannot be cut into 2" in found.error
     assert found.value is None
+    flights = catalog.find("flights")
+    trial = Trial(number=1, settings={"training.label_smoothing": 0.05})
+    found = _trained(flights, trial, None)  # type: ignore[arg-type]
+    assert "a number has no classes" in found.error

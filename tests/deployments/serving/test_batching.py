@@ -135,6 +135,30 @@ def test_many_rows_are_computed_in_turns_with_others_between_them(
     assert [len(rows) for rows in held.rows] == [4, 4, 2]
 
 
+def test_a_request_in_turns_counts_with_all_its_bytes_until_its_end(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "MOST_BYTES", 100)
+
+    async def story(line: Batching, served: Served, held: Held) -> None:
+        served = replace(served, turn_rows=4)
+        first = ask(line, served, 1.0, rows=12)  # 96 bytes
+        await settled()
+        other = ask(line, served, 2.0, key="b", rows=1)
+        held.go.set()
+        await other
+        held.go.clear()
+        with pytest.raises(ProtocolError) as refused:
+            # Its first turn is over, the others are not.
+            await ask(line, served, 3.0, key="c", rows=1)
+        assert refused.value.code == "overloaded"
+        held.go.set()
+        assert len((await first)["prediction"]) == 12
+        assert len((await ask(line, served, 3.0, key="c", rows=3))["prediction"]) == 3
+
+    play(story)
+
+
 def test_keys_take_turns(play: Any) -> None:
     async def story(line: Batching, served: Served, held: Held) -> None:
         asked = [ask(line, served, value, "greedy") for value in range(6)]

@@ -14,6 +14,7 @@ import safetensors.numpy
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from deployments.serving import following
 from deployments.serving import repository as repository_module
 from deployments.serving.folder import hold
 from deployments.serving.following import TRITON_FILE
@@ -372,7 +373,7 @@ def test_a_version_that_another_worker_opens_slowly_keeps_no_rollback_waiting(
     for number, version in versions.items():
         version.place(root, number)
     go, began = threading.Event(), threading.Event()
-    real = repository_module.open_proven
+    real = following.open_proven
 
     def slowly(*given: Any) -> Any:
         if threading.current_thread().name == "open" and "3" in given:
@@ -380,7 +381,7 @@ def test_a_version_that_another_worker_opens_slowly_keeps_no_rollback_waiting(
             assert go.wait(60)
         return real(*given)
 
-    monkeypatch.setattr(repository_module, "open_proven", slowly)
+    monkeypatch.setattr(following, "open_proven", slowly)
     asked, other = Repository(root, here), Repository(root, here)
     with ThreadPoolExecutor(1) as loading:
         try:
@@ -411,14 +412,14 @@ def test_a_version_that_another_worker_cannot_open_is_told(
 ) -> None:
     version = table()
     version.place(root, "1")
-    real = repository_module.open_proven
+    real = following.open_proven
 
     def damaged(*given: Any) -> Any:
         if threading.current_thread().name == "open":
             raise ProtocolError(422, "its disk is damaged", "unfit_version")
         return real(*given)
 
-    monkeypatch.setattr(repository_module, "open_proven", damaged)
+    monkeypatch.setattr(following, "open_proven", damaged)
     asked, other = Repository(root, here), Repository(root, here)
     for repository in (asked, other):
         repository.restore()

@@ -50,6 +50,18 @@ def test_where_too_many_wait_the_key_with_most_gives_way(monkeypatch: pytest.Mon
     assert line.rest() == ["a1", "b1", "a2", "b2"]
 
 
+def test_nobody_gives_way_for_one_that_does_not_fit_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting, "MOST_BYTES", 128)
+    line = Line()
+    for key in "ab":
+        for number in range(6):
+            assert line.put(key, f"{key}{number}", size=10) == {}
+    assert line.put("c", "c0", size=50) == {"c0": 429}
+    assert len(line.rest()) == 12
+
+
 def test_where_bytes_are_short_the_key_with_most_of_them_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
