@@ -4,8 +4,8 @@
 
 Two to four minutes a case on two idle cores, ten for verses; cases that are not run keep their
 figures. Lines of each family; `reviews/lstm` is the line with the settings that benchmarks.quality
-has for it; reviews, speech and verses need the data they name. Expect ratios of 1 and more. Every run
-is a process of its own with the line's number of threads (1), from the same cleaned rows, and
+has for it; reviews, speech and verses need the data they name. Expect ratios of 1 and more. Every
+run is a process of its own with the line's number of threads (1), from the same cleaned rows, and
 judges the validation rows after every epoch; `without validation` leaves that out of the bare
 loop's time only.
 
