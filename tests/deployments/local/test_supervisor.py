@@ -107,7 +107,9 @@ def test_an_up_in_the_foreground_that_ends_while_it_starts_leaves_nothing(
         psutil.Process(json.loads(record.read_text())["pid"]).kill()
     said = "".join(foreground.communicate(timeout=180))
     assert foreground.returncode == 1
-    assert ("Aborted" if how == "Ctrl-C" else "nothing is up") in said
+    # Killed between two questions, or while it answered one.
+    told = ["Aborted"] if how == "Ctrl-C" else ["nothing is up", "supervisor does not answer"]
+    assert any(words in said for words in told), said
     assert home.processes() == []
 
 
