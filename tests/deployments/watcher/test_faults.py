@@ -162,3 +162,15 @@ def test_a_store_that_dies_in_a_run_costs_nothing(home: Home) -> None:
     before = completed(home)
     land(home, "after")
     until(lambda: completed(home) == before + 1, seconds=400)
+
+
+def test_a_dask_scheduler_that_dies_in_a_run_costs_nothing(home: Home) -> None:
+    before = completed(home)
+    land(home, "scheduled")
+    until(lambda: completed(home) == before + 1, seconds=400)
+    run = clicked(home, 406)
+    until(lambda: training(home, run))
+    kill(home, "dask-scheduler")
+    until(lambda: home.state(run) == "COMPLETED", seconds=500)
+    versions = [version["digest"] for version in home.versions(LINE)]
+    assert len(versions) == len(set(versions))
