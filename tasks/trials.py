@@ -41,9 +41,11 @@ class Trials(ExitStack):
             some = trimmed({name: np.resize(t, (batch, *t.shape[1:])) for name, t in rows.items()})
             np.savez(self._folder / f"{batch}.npz", allow_pickle=False, **some)
         command = [sys.executable, "-m", "tasks.trials", str(self._folder)]
-        self._process = self.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        # Ends it, and minds not if it has ended before.
+        self.callback(self._process.communicate)
 
     def peak(self, name: str, model: bytes) -> int | None:
         """Most bytes a session and a request add to a process; None where the system tells none.
@@ -53,9 +55,15 @@ class Trials(ExitStack):
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         (self._folder / "model").write_bytes(model)
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise MemoryError(f"{name} was not tried: the process that tries networks was killed")
+        answer: dict[str, Any] = json.loads(line)
         if answer.get("status") == -signal.SIGKILL or answer.get("lack"):
             raise MemoryError(f"{name} was not tried: {answer.get('refused', 'it was killed')}")
         if "status" in answer:

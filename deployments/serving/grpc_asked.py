@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from deployments.serving.http import INLINE_BYTES, name, request_id
+from deployments.serving.http import INLINE_BYTES, request_id, take_id
 from deployments.serving.inference import in_thread
 from deployments.serving.protocol import ProtocolError
 
@@ -41,7 +41,7 @@ class Asked:
 
     def name(self) -> None:
         """Let the message's id name the request where the metadata does not."""
-        name(self.request, getattr(self.message, "id", None))
+        take_id(self.request, getattr(self.message, "id", None))
         request_id(self.request)
 
     def deadline(self, seconds: float) -> float:

@@ -77,7 +77,7 @@ def identity(given: str | None, inside: str | None = None) -> str:
     return inside if inside and REQUEST_ID.fullmatch(inside) else os.urandom(16).hex()
 
 
-def name(request: Request, inside: str | None) -> bool:
+def take_id(request: Request, inside: str | None) -> bool:
     """Let a well-formed id inside of a request name it where no header does; whether it does."""
     if not inside or not REQUEST_ID.fullmatch(inside):
         return False

@@ -26,8 +26,8 @@ from deployments.serving.http import (
     header,
     may_store,
     media_type,
-    name,
     request_id,
+    take_id,
 )  # fmt: skip
 from deployments.serving.inference import Call, Found, Inference, in_thread
 from deployments.serving.protocol import (
@@ -83,7 +83,7 @@ class Predictions:
         small = len(body) <= INLINE_BYTES
         unpack = partial(unpacked, body, header_length)
         opened = unpack() if small else await in_thread(unpack, call.deadline)
-        if name(request, opened.id) and "trial" in request.scope["state"]:
+        if take_id(request, opened.id) and "trial" in request.scope["state"]:
             served = await self._served(request)  # whose turn it is depends on the id
             call = call._replace(served=served)
         check = partial(checked, opened, served.inputs, served.outputs)

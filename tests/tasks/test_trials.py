@@ -74,6 +74,15 @@ def test_bytes_that_are_no_network_are_told_and_the_next_is_tried(
     assert trials.peak("fp32", plain)
 
 
+def test_a_process_of_trials_that_was_killed_is_no_property_of_a_network(
+    trials: Trials, plain: bytes
+) -> None:
+    trials._process.kill()
+    trials._process.wait()
+    with pytest.raises(MemoryError, match="the process that tries networks was killed"):
+        trials.peak("fp32", plain)
+
+
 def test_what_the_machine_lacks_is_no_property_of_a_network(
     trials: Trials, plain: bytes, rows: Tensors
 ) -> None:
