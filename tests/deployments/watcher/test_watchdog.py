@@ -1,89 +1,26 @@
-"""The watchdog and what it asks of Prefect: a real server and store, a clock that is set."""
+"""The watchdog: a real Prefect and store, a clock that is set."""
 
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import (
-    ConcurrencyLimitStrategy,
-    ConcurrencyOptions,
     FlowRun,
     StateType,
 )
-from prefect.exceptions import ObjectAlreadyExists
-from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled, State
+from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from deployments.watcher.runs import HEARTBEAT, HEARTBEAT_SETTING, RESUMED, Runs
-from deployments.watcher.settings import Settings
 from deployments.watcher.watchdog import Watchdog
 from tasks import lease as leases
 from tasks.lease import lease
 from tasks.store import store
 from tasks.turn import key
-from tests.deployments.watcher.conftest import Clock
-
-POOL, OTHERS = "modelmint", "of-another-team"
-SETTINGS = Settings(silent=30.0, pending=90.0, tries=2)
-
-
-@pytest.fixture(scope="module")
-def runs(prefect_service: str) -> Iterator[Runs]:
-    del prefect_service
-    runs = Runs(POOL)
-    for pool in (POOL, OTHERS):
-        with suppress(ObjectAlreadyExists):
-            runs.client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-    yield runs
-    runs.client._client.close()
-
-
-@pytest.fixture
-def line() -> str:
-    """A name that no other test's runs have."""
-    return f"line-{uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def started(runs: Runs, line: str) -> Iterator[Callable[..., FlowRun]]:
-    """A production of the line in the given state; its deployment runs one at a time."""
-    client = runs.client
-    deployment = client.create_deployment(
-        flow_id=client.create_flow_from_name("produce"),
-        name=line,
-        enforce_parameter_schema=False,
-        work_pool_name=POOL,
-        concurrency_limit=1,
-        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
-    )
-    made: list[UUID] = []
-
-    def start(*states: State[Any]) -> FlowRun:
-        run = client.create_flow_run_from_deployment(deployment, parameters={"line": line})
-        made.append(run.id)
-        for state in states:
-            client.set_flow_run_state(run.id, state)
-        return run
-
-    yield start
-    for run in made:
-        client.set_flow_run_state(run, Completed(), force=True)
-
-
-@pytest.fixture
-def watchdog(runs: Runs, bucket: str, clock: Clock) -> Watchdog:
-    return Watchdog(SETTINGS, runs)
-
-
-def state(runs: Runs, run: FlowRun) -> tuple[StateType | None, str | None]:
-    now = runs.client.read_flow_run(run.id)
-    return now.state_type, now.state_name
+from tests.deployments.watcher.conftest import OTHERS, POOL, SETTINGS, Clock, state
 
 
 def test_a_silent_run_is_started_again_and_has_its_slot_back(
@@ -476,46 +413,3 @@ def test_a_command_that_died_is_written_down_and_not_started_again(
         # No line of ours: it may live, and beat somewhere else.
         assert state(runs, others)[0] == StateType.RUNNING
     runs.client.set_flow_run_state(others.id, Completed())
-
-
-def test_alive_is_what_is_due_or_going(
-    runs: Runs, started: Callable[..., FlowRun], line: str
-) -> None:
-    assert line not in runs.alive()
-    run = started()
-    assert runs.alive()[line].id == run.id
-    for now in (Pending(), Running()):
-        runs.client.set_flow_run_state(run.id, now)
-        assert runs.alive()[line].id == run.id
-    runs.client.set_flow_run_state(run.id, Completed())
-    assert line not in runs.alive()
-
-
-def test_runs_that_came_to_no_end_are_found_from_a_moment_on(
-    runs: Runs, started: Callable[..., FlowRun], line: str
-) -> None:
-    moment = time.time()
-    run = started(Pending(), Running(), Failed())
-    started(Pending(), Running(), Completed())
-    assert [found.id for found in runs.ended_since(line, moment)] == [run.id]
-    assert runs.ended_since(line, time.time() + 1) == []
-
-
-def test_an_event_told_twice_is_one(runs: Runs, line: str) -> None:
-    for number in (1, 1, 2):
-        runs.tell(
-            {
-                "id": str(UUID(int=number)),
-                "event": "data.arrived",
-                "resource": {"prefect.resource.id": f"modelmint.line.{line}"},
-                "payload": {},
-            }
-        )
-    wanted = {"filter": {"resource": {"id": [f"modelmint.line.{line}"]}}}
-    for _ in range(100):
-        # The server writes events down some at a time.
-        found = runs.client._client.post("/events/filter", json=wanted).json()["events"]
-        if len({event["id"] for event in found}) == 2:
-            break
-        time.sleep(0.2)
-    assert sorted(event["id"] for event in found) == [str(UUID(int=n)) for n in (1, 2)]
