@@ -82,7 +82,7 @@ def create(
 
     state: dict[str, Any] = {}
     if tracing is None:  # which is told of every request
-        state[STATE] = Direct(repository, access, traffic, capture, max_body)
+        state[STATE] = Direct(repository, access, traffic, inference, capture, max_body)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:

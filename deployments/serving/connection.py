@@ -97,9 +97,12 @@ class Connection(HttpToolsProtocol):
         return cycle.keep_alive and not cycle.disconnected and not self.flow.write_paused
 
     def answer(self, cycle: RequestResponseCycle, *parts: bytes) -> None:
-        """Write a whole response."""
+        """Write a whole response, and close where the server ends or what follows is no HTTP."""
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(b"".join(parts))
+        if not cycle.disconnected:
+            self.transport.write(b"".join(parts))
+        if not cycle.keep_alive:
+            self.transport.close()
         cycle.on_response()
 
     def give_up(self, cycle: RequestResponseCycle) -> None:

@@ -1,9 +1,10 @@
-"""Small `infer` requests to quick networks, answered without the application.
+"""Small `infer` requests, answered without the application.
 
-What came at once, over all connections, is computed together where rows may be: nobody waits for
-it. The checks, charges, counts and words are those of the application (`predictions`): whatever is
-not plainly an answer with status 200 is left to it, and nothing has happened to it by then. So here
-are no errors, canaries, shadows, deadlines or caches.
+What came at once for a quick network, over all connections, is computed together where rows may be:
+nobody waits for it. What takes longer is looked up, waits and is computed as `inference` has it.
+The checks, charges, counts and words are those of the application (`predictions`): whatever is not
+plainly an answer with status 200 is left to it, and is not charged by then. So here are no errors,
+canaries, shadows or deadlines of the caller's.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ from deployments.serving import metrics
 from deployments.serving.access import Access
 from deployments.serving.batching import compute, fit
 from deployments.serving.capture import Capture
-from deployments.serving.http import INLINE_BYTES, NO_STORE, identity
-from deployments.serving.inference import quick
+from deployments.serving.http import DUE, INLINE_BYTES, NO_STORE, identity
+from deployments.serving.inference import CACHE, Call, Inference, quick
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Charge, Counts
 from deployments.serving.protocol import (
@@ -88,13 +89,15 @@ class Direct:
         repository: Repository,
         access: Access,
         traffic: Traffic,
+        inference: Inference,
         capture: Capture | None,
         max_body: int,
     ) -> None:
         self._repository, self._access, self._traffic = repository, access, traffic
-        self._capture = capture
+        self._inference, self._capture = inference, capture
         self._most = min(max_body, INLINE_BYTES)
         self._asked: list[Asked] = []
+        self._waiting: set[asyncio.Task[None]] = set()
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._head = b""
 
@@ -122,19 +125,39 @@ class Direct:
             return False
         tensors = request.tensors
         rows = max(map(len, tensors.values()))
-        if not quick(served, rows):
+        at_once = quick(served, rows)
+        if not at_once and key.limits.any:  # which may refuse it once it is charged
             return False
         named = identity(_text(fields.get(b"x-request-id")), request.id)
-        if not self._asked:
-            asyncio.get_running_loop().call_soon(self._answer_some)
         store = NO_STORE not in fields.get(b"cache-control", b"").lower()
         size = len(body)
-        self._asked.append(
-            Asked(
-                connection, cycle, key, served, request, tensors, rows, size, named, store, start
-            )
+        one = Asked(
+            connection, cycle, key, served, request, tensors, rows, size, named, store, start
         )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        if at_once:
+            if not self._asked:
+                loop.call_soon(self._answer_some)
+            self._asked.append(one)
+        else:
+            task = loop.create_task(self._answer_later(one, loop.time() + self._inference.seconds))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
         return True
+
+    async def _answer_later(self, one: Asked, due: float) -> None:
+        served, call = one.served, Call(one.key, one.served, one.size, due, one.store)
+        try:
+            found = await self._inference.run(call, one.tensors)
+            content, json_length = render(one.request, served.line, served.number, found.outputs)
+        except Exception:  # the application meets it again, in the time that is left
+            one.cycle.scope[DUE] = due  # type: ignore[literal-required]
+            one.connection.give_up(one.cycle)
+            return
+        cache = "" if found.hit is None else f"{CACHE}: {'hit' if found.hit else 'miss'}\r\n"
+        self._inference.answered(call, "infer", one.start, one.rows, len(content))
+        self._write(one, content, json_length, cache)
+        self._note(one, time.perf_counter() - one.start)
 
     def _served(self, key: ApiKey, name: str, number: str | None) -> Served | None:
         """The version that answers, where that takes no more than looking it up."""
@@ -165,7 +188,7 @@ class Direct:
                 if not one.cycle.response_complete:
                     one.connection.give_up(one.cycle)
             if answered:
-                loop.call_soon(self._note, answered)  # once the answers are on their way
+                loop.call_soon(self._note_all, answered)  # once the answers are on their way
 
     def _answer(self, batch: list[Asked]) -> Iterator[tuple[Asked, float]]:
         """Compute, charge and write what can be; what was answered, and after how many seconds."""
@@ -184,23 +207,25 @@ class Direct:
                 self._write(one, content, json_length)
                 yield one, time.perf_counter() - one.start
 
-    def _note(self, answered: list[tuple[Asked, float]]) -> None:
+    def _note_all(self, answered: list[tuple[Asked, float]]) -> None:
         for one, spent in answered:
-            served = one.served
-            state = {"headers": served.headers, "request_id": one.identity, "key": one.key}
-            self._traffic.note(state, 200, int(spent * 1e9))
-            metrics.answers(served.line, served.number, "infer").add(spent, one.rows)
-            if self._capture is not None and one.store:
-                self._capture.take(served, one.tensors)
+            metrics.answers(one.served.line, one.served.number, "infer").add(spent, one.rows)
+            self._note(one, spent)
 
-    def _write(self, one: Asked, content: bytes, json_length: int | None) -> None:
+    def _note(self, one: Asked, spent: float) -> None:
+        state = {"headers": one.served.headers, "request_id": one.identity, "key": one.key}
+        self._traffic.note(state, 200, int(spent * 1e9))
+        if self._capture is not None and one.store:
+            self._capture.take(one.served, one.tensors)
+
+    def _write(self, one: Asked, content: bytes, json_length: int | None, more: str = "") -> None:
         form = (
             f"content-length: {len(content)}\r\ncontent-type: {JSON}\r\n"
             if json_length is None
             else f"content-length: {len(content)}\r\ncontent-type: {BINARY}\r\n"
             f"{HEADER_LENGTH}: {json_length}\r\n"
         )
-        told = f"{form}x-request-id: {one.identity}\r\n\r\n".encode()
+        told = f"{more}{form}x-request-id: {one.identity}\r\n\r\n".encode()
         head = self._first(one.connection.server_state.default_headers)
         one.connection.answer(one.cycle, head, one.served.header_lines, told, content)
 

@@ -22,6 +22,8 @@ from deployments.serving.protocol import JSON, ProtocolError
 
 TIMEOUT = "modelmint-timeout-ms"
 NO_STORE = b"no-store"
+DUE = "modelmint.due"
+"""Where a request's scope says when its answer is due, where that was settled before."""
 INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
@@ -161,7 +163,8 @@ def deadline(request: Request, seconds: float) -> float:
         if not (text.isascii() and text.isdigit() and len(text) < 7 and 0 < int(text) <= 600_000):
             raise ProtocolError(400, f"{TIMEOUT} must be 1 to 600000 milliseconds")
         seconds = min(seconds, int(text) / 1000)
-    return asyncio.get_running_loop().time() + seconds
+    due: float | None = request.scope.get(DUE)
+    return due if due is not None else asyncio.get_running_loop().time() + seconds
 
 
 def as_object(body: bytes) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from deployments.serving.session import Served, stacked
 
 LOOKUP_SECONDS = 0.0002
 """Computing that takes less is not looked up in the cache, which costs nearly as much."""
+CACHE = "modelmint-cache"
+"""The header that tells whether the response cache had the answer: `hit` or `miss`."""
 T = TypeVar("T")
 
 

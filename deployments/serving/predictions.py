@@ -29,7 +29,7 @@ from deployments.serving.http import (
     request_id,
     take_id,
 )  # fmt: skip
-from deployments.serving.inference import Call, Found, Inference, in_thread
+from deployments.serving.inference import CACHE, Call, Found, Inference, in_thread
 from deployments.serving.protocol import (
     BINARY,
     HEADER_LENGTH,
@@ -187,7 +187,7 @@ def asking(request: Request, served: Served, seconds: float) -> Call:
 def _headers(served: Served, found: Found) -> dict[str, str]:
     headers = {**served.headers}
     if found.hit is not None:
-        headers["modelmint-cache"] = "hit" if found.hit else "miss"
+        headers[CACHE] = "hit" if found.hit else "miss"
     return headers
 
 

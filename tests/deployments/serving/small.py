@@ -20,6 +20,7 @@ from deployments.serving.access import Access
 from deployments.serving.app import create
 from deployments.serving.connection import Connection
 from deployments.serving.direct import Direct
+from deployments.serving.inference import DEFAULTS, Settings
 from deployments.serving.keys import EVERYTHING, Limits
 from deployments.serving.recorder import Recorder
 from deployments.serving.repository import Repository
@@ -54,7 +55,7 @@ class Here(NamedTuple):
 
 
 @contextmanager
-def serving(table: Any, here: Any, root: Path) -> Iterator[Here]:
+def serving(table: Any, here: Any, root: Path, settings: Settings = DEFAULTS) -> Iterator[Here]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(session, "GATHERED", 1e9)
         patched.setattr(connection, "HELD_SECONDS", 30.0)
@@ -79,7 +80,9 @@ def serving(table: Any, here: Any, root: Path) -> Iterator[Here]:
 
         patched.setattr(Direct, "take", seen)
         patched.setattr(direct, "compute", computed)
-        app = create(repository, access, Recorder(repository), traffic, max_body=100_000)
+        app = create(
+            repository, access, Recorder(repository), traffic, max_body=100_000, settings=settings
+        )
         listening = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(app, http=Connection, ws="none", log_config=None)
         running = uvicorn.Server(config)
@@ -107,7 +110,8 @@ def serving(table: Any, here: Any, root: Path) -> Iterator[Here]:
 
 def request(key: dict[str, str]) -> bytes:
     body = orjson.dumps(GOOD)
-    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\nauthorization: {key['authorization']}\r\n"
+    named = "".join(f"{name}: {value}\r\n" for name, value in key.items())
+    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\n{named}"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
