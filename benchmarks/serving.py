@@ -3,7 +3,7 @@
     python -m benchmarks.serving [--peers litserve,bentoml,...] [--connections 1,8,64,512]
 
 One row a request. In binary every one is another row, in JSON all are alike and `no-store`, so that
-no cache answers; a peer gets one row again and again. Keys, usage, audit and metrics
+no cache answers; a peer gets one row again and again in JSON. Keys, usage, audit and metrics
 are on. The load comes from wrk (Debian: wrk), which shares the cores with the server.
 """
 
@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.measuring import ROOT, cpu_seconds, options, publish
 from benchmarks.served import MODELS, Model, Served, model, modelmint
-from benchmarks.serving_peers import PACKAGES, request, serving
+from benchmarks.serving_peers import BINARY, PACKAGES, request, serving
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 
@@ -142,10 +142,14 @@ def main() -> None:
                 place.mkdir()
                 most = 32 if found.name == "wide" else 1
                 with serving(name, found, place, given.venvs, most) as server:
-                    load = Load(*request(name, found), server.headers, vary=False)
-                    for connections in numbers:
-                        figures = measure(server, load, connections, given.seconds, place)
-                        rows.append(row(found, name, "json", connections, *figures))
+                    loads = {"json": Load(*request(name, found), server.headers, vary=False)}
+                    if name in BINARY:
+                        forms = given.forms.split(",")
+                        loads = {form: ours(found, form, server.headers) for form in forms}
+                    for form, load in loads.items():
+                        for connections in numbers:
+                            figures = measure(server, load, connections, given.seconds, place)
+                            rows.append(row(found, name, form, connections, *figures))
     publish("serving", {"rows": rows}, rows, ["onnxruntime", "starlette", "uvicorn"], given.json)
 
 
