@@ -97,12 +97,12 @@ def serving(name: str, found: Model, folder: Path, venvs: Path, most: int) -> It
         said = (folder / f"{name}.log").read_text()[-3000:]
         raise RuntimeError(f"{name} does not serve: {error}\n{said}") from None
     finally:
-        # Workers of some outlive their parent: the whole session ends.
+        # Workers of some outlive their parent: the whole session ends. Triton takes its time to.
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal_number)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(20)
 
 
 def request(name: str, found: Model) -> tuple[str, bytes]:

@@ -2,7 +2,8 @@
 
 PyTriton's wheel brings Triton's server and of its backends the one for Python, so ONNX Runtime runs
 inside that: two processes, one a core, each with this file as its model. Started, it writes a model
-repository and becomes `tritonserver`.
+repository and becomes `tritonserver`. It joins what waits while both compute, also for a network
+that gains nothing by it: a batch goes from process to process at once.
 
 The backend embeds `libpython` and heeds no variable of Python's: the library of the Python that
 made the venv must be found before the system's, whose patch release may be another, and the venv by
@@ -49,18 +50,18 @@ class TritonPythonModel:
         return [triton.InferenceResponse([triton.Tensor("probabilities", one)]) for one in parts]
 
 
-def configuration(most: int) -> str:
-    """Two instances; requests that wait while both compute are joined, if `most` lets them be."""
+def configuration() -> str:
+    """The model as Triton is told of it."""
 
     def block(kind: str, tensor: Any) -> str:
         datatype = "UINT8" if "uint8" in tensor.type else "FP32"
-        dims = [*([] if most > 1 else [-1]), *tensor.shape[1:]]
+        dims = tensor.shape[1:]
         return f'{kind} {{ name: "{tensor.name}" data_type: TYPE_{datatype} dims: {dims} }}\n'
 
     network = session()
     return (
         'backend: "python"\ninstance_group { kind: KIND_CPU count: 2 }\n'
-        + (f"max_batch_size: {most}\ndynamic_batching {{ }}\n" if most > 1 else "")
+        + "max_batch_size: 32\ndynamic_batching { }\n"
         + block("input", network.get_inputs()[0])
         + block("output", network.get_outputs()[0])
     )
@@ -91,7 +92,7 @@ if __name__ == "__main__":
     version = folder / "repository" / file.stem / "1"
     version.mkdir(parents=True)
     (version / "model.py").symlink_to(Path(__file__).resolve())
-    (version.parent / "config.pbtxt").write_text(configuration(int(os.environ["MOST_ROWS"])))
+    (version.parent / "config.pbtxt").write_text(configuration())
     # To import it takes seconds, and its server is another program.
     package = Path(sysconfig.get_path("purelib"), "pytriton")
     server = package / "tritonserver"
