@@ -3,7 +3,7 @@
     python -m benchmarks.serving [--peers litserve,bentoml,...] [--connections 1,8,64,512]
 
 One row a request. In binary every one is another row, in JSON all are alike and `no-store`, so that
-no cache answers; a peer gets one row again and again. Keys, usage, audit and metrics
+no cache answers; a peer gets one row again and again in JSON. Keys, usage, audit and metrics
 are on. The load comes from wrk (Debian: wrk), which shares the cores with the server.
 """
 
@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.measuring import ROOT, cpu_seconds, options, publish
 from benchmarks.served import MODELS, Model, Served, model, modelmint
-from benchmarks.serving_peers import PACKAGES, request, serving
+from benchmarks.serving_peers import BINARY, PACKAGES, request, serving
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 
@@ -95,6 +95,15 @@ def ours(found: Model, form: str, headers: Mapping[str, str]) -> Load:
                              "content-type": "application/octet-stream"})  # fmt: skip
 
 
+def theirs(
+    name: str, found: Model, forms: Iterable[str], headers: Mapping[str, str]
+) -> dict[str, Load]:
+    """One row to a peer, by form: JSON, or for a few of them what our server gets."""
+    if name in BINARY:
+        return {form: ours(found, form, headers) for form in forms}
+    return {"json": Load(*request(name, found), headers, vary=False)}
+
+
 def main() -> None:
     """Measure and publish."""
     parser = options(__doc__, turns=1)
@@ -142,10 +151,14 @@ def main() -> None:
                 place.mkdir()
                 most = 32 if found.name == "wide" else 1
                 with serving(name, found, place, given.venvs, most) as server:
-                    load = Load(*request(name, found), server.headers, vary=False)
-                    for connections in numbers:
-                        figures = measure(server, load, connections, given.seconds, place)
-                        rows.append(row(found, name, "json", connections, *figures))
+                    loads = theirs(name, found, given.forms.split(","), server.headers)
+                    if name == "torchserve":
+                        # Java compiles in its first seconds.
+                        measure(server, loads["json"], 8, 10, place)
+                    for form, load in loads.items():
+                        for connections in numbers:
+                            figures = measure(server, load, connections, given.seconds, place)
+                            rows.append(row(found, name, form, connections, *figures))
     publish("serving", {"rows": rows}, rows, ["onnxruntime", "starlette", "uvicorn"], given.json)
 
 

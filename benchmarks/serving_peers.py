@@ -3,8 +3,9 @@
 A venv is made in the folder given by `--venvs` when it is not there yet. Peers get two processes,
 one a core (KServe's SDK one, since its workers share no model), JSON as their documentation sends
 it, and batching where the network gains by it and they have it; they have no keys, quotas, audit or
-version on their answers. Triton is not among them: the one binary on PyPI, PyTriton's, embeds an
-older CPython 3.11, which does not start with the library of a newer one.
+version on their answers. TorchServe needs Java. Triton also gets raw tensors; it is PyTriton's,
+whose wheel brings the server with its Python backend alone, so it runs the network in that: no
+package of PyPI or Debian brings its ONNX backend, nor OpenVINO's model server.
 """
 
 import os
@@ -28,6 +29,15 @@ PACKAGES = {
     "mlflow": (),
     "ray": ("ray[serve]", "onnxruntime", "numpy"),
     "kserve": ("kserve", "onnxruntime", "numpy"),
+    "torchserve": (
+        "torchserve",
+        "torch-model-archiver",
+        "torch==2.13.0",
+        "pyyaml",
+        "onnxruntime",
+        "numpy",
+    ),
+    "triton": ("nvidia-pytriton", "onnxruntime", "numpy<2"),
     "bare": (),
 }
 """What is installed for each; MLflow's own server is in the environment of the project, and so is
@@ -36,8 +46,12 @@ READY = {
     "litserve": "/health",
     "ray": "/-/healthz",
     "kserve": "/v2/models/network/ready",
+    "torchserve": "/ping",
+    "triton": "/v2/health/ready",
 }
 """The path that answers once a peer serves whose script starts it."""
+BINARY = ("triton",)
+"""Peers that are asked as our server is, in both forms."""
 
 
 class Peer(NamedTuple):
@@ -83,12 +97,12 @@ def serving(name: str, found: Model, folder: Path, venvs: Path, most: int) -> It
         said = (folder / f"{name}.log").read_text()[-3000:]
         raise RuntimeError(f"{name} does not serve: {error}\n{said}") from None
     finally:
-        # Workers of some outlive their parent: the whole session ends.
+        # Workers of some outlive their parent: the whole session ends. Triton takes its time to.
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal_number)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(20)
 
 
 def request(name: str, found: Model) -> tuple[str, bytes]:
@@ -96,8 +110,12 @@ def request(name: str, found: Model) -> tuple[str, bytes]:
     rows = found.rows[:1].tolist()
     if name in ("litserve", "ray"):
         return "/predict", orjson.dumps({"data": rows[0]})
+    if name == "torchserve":
+        return "/predictions/network", orjson.dumps({"data": rows[0]})
     if name in ("kserve", "bare"):
         return "/v2/models/network/infer", found.json()
+    if name == "triton":
+        return f"/v2/models/{found.name}/infer", found.json()
     if name == "bentoml":
         return "/predict", orjson.dumps({"data": rows})
     return "/invocations", orjson.dumps({"inputs": {found.input: rows}})

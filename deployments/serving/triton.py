@@ -1,4 +1,11 @@
-"""The same folder in Triton: a line is a model, a version number is a Triton version."""
+r"""The same folder in Triton: a line is a model, a version number is a Triton version.
+
+    tritonserver --model-repository ... --disable-auto-complete-config \
+        --model-control-mode explicit --load-model <line>
+
+Without these it takes the server's own folders for models, too, and ends, and of a line that has no
+configuration it guesses one.
+"""
 
 from deployments.serving.session import Served
 from models.program import Program
