@@ -3,6 +3,7 @@
 It imports neither ONNX Runtime nor anything of the server. `decoding` starts it and asks it.
 """
 
+import os
 import resource
 import signal
 from multiprocessing.connection import Connection
@@ -33,6 +34,8 @@ class Limits(NamedTuple):
     """Bytes of address space beyond what a decoder has when it begins."""
     seconds: int = 5
     """CPU seconds; by the clock it is the request's deadline."""
+    nice: int = 0
+    """How much lower than the server's its priority is, up to 19."""
 
 
 def message(head: dict[str, Any], *content: bytes) -> bytes:
@@ -53,6 +56,7 @@ def parts(found: bytes) -> tuple[dict[str, Any], bytes]:
 def decode(connection: Connection, limits: Limits) -> None:
     """The life of a decoder: it ends with whoever asks it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(limits.nice)
     _bound(limits.memory)
     known: dict[str, Signature] = {}
     connection.send_bytes(message({"ready": True}))
