@@ -101,7 +101,8 @@ def create(
                 yield state
         finally:
             warming.cancel()
-            await anyio.to_thread.run_sync(inference.decoders.close)
+            await anyio.to_thread.run_sync(inference.close)
+            await anyio.to_thread.run_sync(traffic.close)
             if capture is not None:
                 await anyio.to_thread.run_sync(capture.close)
             if tracing is not None:

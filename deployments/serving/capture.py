@@ -197,7 +197,7 @@ def _size(tensors: Tensors) -> int:
     for array in tensors.values():
         width = array.itemsize
         if array.dtype == object:
-            width = max(len(str(text).encode()) for text in array.flat)
+            width = max(len(samples.packed(text)) for text in array.flat)
         found += array.size * width
     return found
 

@@ -29,6 +29,9 @@ HEAD_SECONDS = 10.0
 """Until the headers of a request must have come, from its first byte or that of the connection."""
 LARGEST_HEAD = 65_536
 """Bytes of a request line and headers that come in parts; uvicorn would keep any number."""
+FRAMING = 8
+"""Bytes that may frame a byte of a body: a chunk of one has five around it. More than that, and
+`LARGEST_HEAD` for the trailers, are a flood of padded sizes, extensions or trailers."""
 
 
 class Connection(HttpToolsProtocol):
@@ -43,6 +46,8 @@ class Connection(HttpToolsProtocol):
         self._awaited: float | None = None
         """Since when headers are waited for that have not come whole, in the loop's time."""
         self._head_size = 0
+        self._framing: int | None = None
+        """Bytes that came and are neither body nor needed to frame it; None while none is due."""
         self._looking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -57,16 +62,30 @@ class Connection(HttpToolsProtocol):
             self._come(len(data), self.scope is not before)
         elif self._awaited is not None:
             self._awaited = None
+        if self._framing is not None and self.scope is before:
+            self._framing += len(data)
+            if self._framing > LARGEST_HEAD:
+                self._free()
+                message = f"chunk sizes and trailers are over {LARGEST_HEAD:,} bytes"
+                self._refuse(ProtocolError(413, message, "too_large"))
         if self._held is not None and self._letting_go is None:
             self._letting_go = self.loop.call_later(HELD_SECONDS, self._let_go)
 
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        # Trailers are dropped: they may change nothing of what was asked.
+        self.headers, self._framing = [], 0
+
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
+        if self._framing is not None:
+            self._framing -= FRAMING * len(body)
         if self._held is not None and len(self._held.body) > INLINE_BYTES:
             self._let_go()  # uvicorn reads no more of it until somebody asks for the body
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._framing = None
         held = self._free()
         if held is not None:
             assert self._direct is not None
@@ -154,6 +173,9 @@ class Connection(HttpToolsProtocol):
         """Answer as the application would, and close."""
         if self.transport.is_closing():
             return
+        if self._framing is not None and self.cycle.response_complete:
+            self.transport.close()  # it was answered before its body had come
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             if not self.cycle.more_body:  # what came before was right, and is answered first
                 self.cycle.keep_alive = False
@@ -162,7 +184,8 @@ class Connection(HttpToolsProtocol):
             if self.cycle.response_started:
                 self.transport.close()  # it would be read as part of that response
                 return
-        named = identity(str(dict(self.headers or ()).get(b"x-request-id", b""), "latin-1"))
+        fields = dict(self.scope["headers"]) if self.scope else {}
+        named = identity(str(fields.get(b"x-request-id", b""), "latin-1"))
         told = {"error": error.message, "code": error.code, "request_id": named}
         content = orjson.dumps(told)
         lines = [b"%b: %b\r\n" % one for one in self.server_state.default_headers]

@@ -3,8 +3,10 @@
 It imports neither ONNX Runtime nor anything of the server. `decoding` starts it and asks it.
 """
 
+import os
 import resource
 import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,8 @@ class Limits(NamedTuple):
     """Bytes of address space beyond what a decoder has when it begins."""
     seconds: int = 5
     """CPU seconds; by the clock it is the request's deadline."""
+    nice: int = 0
+    """How much lower than the server's its priority is, up to 19."""
 
 
 def message(head: dict[str, Any], *content: bytes) -> bytes:
@@ -53,27 +57,29 @@ def parts(found: bytes) -> tuple[dict[str, Any], bytes]:
 def decode(connection: Connection, limits: Limits) -> None:
     """The life of a decoder: it ends with whoever asks it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(limits.nice)
     _bound(limits.memory)
     known: dict[str, Signature] = {}
-    connection.send_bytes(message({"ready": True}))
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # whoever asks is gone
+        connection.send_bytes(message({"ready": True}))
+        while True:
             head, payload = parts(connection.recv_bytes())
-        except EOFError:
-            return
-        spent = resource.getrusage(resource.RUSAGE_SELF)
-        most = int(spent.ru_utime + spent.ru_stime) + 1 + limits.seconds
-        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
-        try:
-            answer = _answer(head, payload, known)
-        except RefusedRequest as error:
-            answer = message({"refused": str(error)})
-        except MemoryError:
-            answer = message({"refused": "to decode it takes more memory than a request may"})
-        except Exception as error:
-            # Whatever a library raises, the bytes caused it; its words may quote them.
-            answer = message({"failed": f"{type(error).__name__} at {_place(error)}"})
-        connection.send_bytes(answer)
+            spent = resource.getrusage(resource.RUSAGE_SELF)
+            most = int(spent.ru_utime + spent.ru_stime) + 1 + limits.seconds
+            resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+            connection.send_bytes(_answered(head, payload, known))
+
+
+def _answered(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -> bytes:
+    try:
+        return _answer(head, payload, known)
+    except RefusedRequest as error:
+        return message({"refused": str(error)})
+    except MemoryError:
+        return message({"refused": "to decode it takes more memory than a request may"})
+    except Exception as error:
+        # Whatever a library raises, the bytes caused it; its words may quote them.
+        return message({"failed": f"{type(error).__name__} at {_place(error)}"})
 
 
 def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -> bytes:

@@ -53,7 +53,6 @@ _LENGTH = HEADER_LENGTH.encode()
 class Connected(Protocol):
     """The connection that a request came over."""
 
-    headers: list[tuple[bytes, bytes]]
     server_state: "ServerState"
 
     def ready(self, cycle: "RequestResponseCycle") -> bool: ...
@@ -109,8 +108,9 @@ class Direct:
             return False
         if not connection.ready(cycle):
             return False
-        fields = dict(connection.headers)
-        if len(fields) != len(connection.headers) or not UNUSUAL.isdisjoint(fields):
+        headers = list(scope["headers"])
+        fields = dict(headers)
+        if len(fields) != len(headers) or not UNUSUAL.isdisjoint(fields):
             return False
         if fields.get(b"content-type", MEDIA_TYPES[0]) not in MEDIA_TYPES:
             return False

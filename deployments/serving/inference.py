@@ -28,6 +28,8 @@ LOOKUP_SECONDS = 0.0002
 """Computing that takes less is not looked up in the cache, which costs nearly as much."""
 CACHE = "modelmint-cache"
 """The header that tells whether the response cache had the answer: `hit` or `miss`."""
+LOWEST = 19
+"""The priority of what nobody waits for."""
 T = TypeVar("T")
 
 
@@ -75,6 +77,8 @@ class Inference:
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         self.seconds = settings.seconds
         self.decoders = Decoders(settings.limits)
+        # What nobody waits for takes none of those turns; its process starts when it is needed.
+        self.shadow_decoders = Decoders(settings.limits._replace(decoders=1, nice=LOWEST))
         self._ledger = ledger
         self._batching = Batching(settings.slots)
         self._cache = Cache(settings.cache_bytes, settings.uncached)
@@ -145,6 +149,11 @@ class Inference:
         Raises what the work raises, and ProtocolError: 429 for a full queue, 504 past the deadline.
         """
         return await self._batching.turn(call.served, work, call.key.id, call.deadline)
+
+    def close(self) -> None:
+        """End what decodes."""
+        for decoders in (self.decoders, self.shadow_decoders):
+            decoders.close()
 
     def answered(self, call: Call, verb: str, start: float, rows: int, size: int) -> None:
         """Count an answer of `size` bytes; the request came at `start` of `time.perf_counter`."""

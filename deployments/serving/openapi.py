@@ -10,6 +10,7 @@ from deployments.serving.events import EVENTS
 from deployments.serving.folder import DIGEST, LINE, NUMBER
 from deployments.serving.keys import SLOWEST
 from deployments.serving.openai_protocol import CompletionRequest, speaks_openai
+from deployments.serving.refusals import refusals
 
 Json = dict[str, Any]
 _JSON, _BINARY = "application/json", "application/octet-stream"
@@ -302,7 +303,7 @@ def _operation(method: str, path: str) -> Json:
     )
     kind = "text/plain" if answer is _TEXT else _JSON
     shape = _schema("OpenAIError" if speaks_openai(path) else "Error")
-    error = {"description": "Refused", "headers": _HEADERS, "content": {_JSON: {"schema": shape}}}
+    refused = refusals(method, general, content is not None)
     found: Json = {
         "summary": summary,
         "operationId": method.lower() + re.sub(r"\W+", "_", path).rstrip("_"),
@@ -312,7 +313,8 @@ def _operation(method: str, path: str) -> Json:
                 "headers": _HEADERS,
                 "content": {kind: {"schema": answer}},
             },
-            "default": error,
+            **{f"{status}": _refusal(when, shape) for status, when in refused.items()},
+            "default": _refusal("Refused", shape),
         },
     }
     if general in _STREAMED:
@@ -328,6 +330,10 @@ def _operation(method: str, path: str) -> Json:
     if path in _OPEN:
         found["security"] = []
     return found
+
+
+def _refusal(when: str, shape: Json) -> Json:
+    return {"description": when, "headers": _HEADERS, "content": {_JSON: {"schema": shape}}}
 
 
 def _parameter(place: str, name: str, schema: Json) -> Json:

@@ -120,7 +120,8 @@ class Predictions:
         kind, inference = media_type(request), self._inference
 
         def read(other: Served) -> Tensors:
-            return inference.decoders.read(other, body, kind, inference.seconds).result()[0]
+            asked = inference.shadow_decoders.read(other, body, kind, inference.seconds)
+            return asked.result()[0]
 
         answered.background = self._traffic.mirror(served, tensors, read, len(body))
         return answered

@@ -101,16 +101,20 @@ class Served:
             "modelmint-digest": self.digest,
         }
 
-    def run(self, tensors: Tensors) -> Tensors:
-        """Every output by name; raises ProtocolError 400 when the network refuses the values."""
+    def run(self, tensors: Tensors, options: onnxruntime.RunOptions | None = None) -> Tensors:
+        """Every output by name; raises ProtocolError 400 when the network refuses the values.
+
+        So it does when `options` end it before its time; what torch computes takes none.
+        """
         most, rows = self.turn_rows, len(next(iter(tensors.values())))
         if most is not None and rows > most:
             starts = range(0, rows, most)
             parts = ({n: t[at : at + most] for n, t in tensors.items()} for at in starts)
-            return stacked([self.run(part) for part in parts])
+            return stacked([self.run(part, options) for part in parts])
         names = self.names
+        more = () if options is None or isinstance(self.session, Program) else (options,)
         try:
-            return dict(zip(names, self.session.run(names, tensors), strict=True))
+            return dict(zip(names, self.session.run(names, tensors, *more), strict=True))
         except (Fail, InvalidArgument, ProgramError) as error:
             # Without the error's words, which quote values.
             _log.info("%s/%s refused an input: %s", self.line, self.number, type(error).__name__)

@@ -5,15 +5,12 @@ requests again after they were answered; its answers are compared and go to nobo
 does is counted over all workers.
 """
 
-import logging
-import os
-import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -27,24 +24,14 @@ from deployments.serving.journal import Journal
 from deployments.serving.keys import ApiKey
 from deployments.serving.protocol import Tensors
 from deployments.serving.repository import Repository
-from deployments.serving.session import Served, finite
+from deployments.serving.session import Served
+from deployments.serving.shadowing import SHADOW, Mirrored, Read, Shadowing, told
 from deployments.serving.state import Canary, Shadow
 
 ROLES = ("production", "canary")
 COUNTED = ("requests", "refused", "failed", "nanoseconds", "slowest_nanoseconds")
 CANARY = tuple(f"{role}_{name}" for role in ROLES for name in COUNTED)
-SHADOW = (
-    "requests", "failed", "dropped", "rows", "different_rows", "largest_difference_millionths",
-    "nanoseconds",
-)  # fmt: skip
-WAITING = 64
-"""Requests that may wait for the shadow; the next ones are dropped, and counted."""
-WAITING_BYTES = 64_000_000
-SAME = 0.01
-"""Largest difference of two numbers, relative to the larger one, that counts as none."""
 Message = MutableMapping[str, Any]
-Read = Callable[[Served], Tensors]
-_log = logging.getLogger("modelmint.serving")
 
 
 class Traffic:
@@ -55,9 +42,7 @@ class Traffic:
         self._one_wake = anyio.CapacityLimiter(1)
         self._open: dict[str, tuple[str, Counters]] = {}
         self._opening = threading.Lock()
-        self._waiting: queue.Queue[_Mirrored] = queue.Queue(WAITING)
-        self._bytes = 0
-        threading.Thread(target=self._keep_shadowing, name="shadow", daemon=True).start()
+        self._shadowing = Shadowing(self._counters, self._shadows)
 
     async def choose(self, request: Request) -> Served:
         """The version that answers; raises ProtocolError 404 or 503.
@@ -138,13 +123,17 @@ class Traffic:
         # What only an objective reads, such as how to sample, is no input of a network.
         inputs = {spec.name: tensors[spec.name] for spec in served.inputs}
         size = kept + sum(tensor.nbytes for tensor in inputs.values())
-        mirrored = _Mirrored(served, other, line.shadow, inputs, read, size)
-        return BackgroundTask(self._enqueue, mirrored)
+        mirrored = Mirrored(served, other, line.shadow, inputs, read, size)
+        return BackgroundTask(self._shadowing.offer, mirrored)
+
+    def close(self) -> None:
+        """Compute nothing more for a shadow."""
+        self._shadowing.close()
 
     def compared(self, line: str, trial: Canary | Shadow) -> dict[str, Any]:
         """What was counted of a trial."""
         found = self._counters(line, trial).read()
-        return _canary(found) if isinstance(trial, Canary) else _shadow(found)
+        return _canary(found) if isinstance(trial, Canary) else told(found)
 
     def forget(self, line: str, kind: str, but: Canary | Shadow | None) -> None:
         """Drop what was counted of trials that have ended."""
@@ -170,38 +159,10 @@ class Traffic:
         what = "failed" if state["broken"] >= 500 else "refused"
         self._counters(headers["modelmint-model"], trial).add(**{f"{role}_{what}": 1})
 
-    async def _enqueue(self, one: "_Mirrored") -> None:
-        size = one.size
-        try:
-            if self._bytes + size > WAITING_BYTES:
-                raise queue.Full
-            self._waiting.put_nowait(one)
-            self._bytes += size
-        except queue.Full:
-            self._counters(one.served.line, one.trial).add(dropped=1)
-
-    def _keep_shadowing(self) -> None:
-        # Whoever waits for an answer goes first.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        while True:
-            one = self._waiting.get()
-            served, other, tensors = one.served, one.other, one.tensors
-            self._bytes -= one.size
-            counters = self._counters(served.line, one.trial)
-            try:
-                given = tensors if one.read is None else one.read(other)
-                start = time.perf_counter_ns()
-                theirs = other.run({spec.name: given[spec.name] for spec in other.inputs})
-                spent = time.perf_counter_ns() - start
-                rows, different, distance = _difference(served, other, served.run(tensors), theirs)
-            except Exception as error:  # whatever the shadow cannot do concerns no caller
-                _log.info("shadow %s/%s: %s", other.line, other.number, type(error).__name__)
-                counters.add(requests=1, failed=1)
-                continue
-            counters.add(
-                requests=1, rows=rows, different_rows=different, nanoseconds=spent,
-            )  # fmt: skip
-            counters.top("largest_difference_millionths", int(min(distance, 1e6) * 1e6))
+    def _shadows(self, line: str, trial: Shadow) -> bool:
+        """Whether the trial goes on."""
+        found = self._repository.lines.get(line)
+        return found is not None and found.shadow == trial
 
     def _counters(self, line: str, trial: Canary | Shadow) -> Counters:
         name = f"{line}-{trial.kind}"
@@ -217,39 +178,6 @@ class Traffic:
         return self._folder / f"{line}-{trial.kind}-{trial.id}.counters"
 
 
-class _Mirrored(NamedTuple):
-    """A request that was answered by one version and is to be computed by another."""
-
-    served: Served
-    other: Served
-    trial: Shadow
-    tensors: Tensors
-    read: Read | None
-    size: int
-    """Bytes it holds while it waits."""
-
-
-def _difference(
-    served: Served, other: Served, ours: Tensors, theirs: Tensors
-) -> tuple[int, int, float]:
-    """Rows, rows answered differently, and the largest distance relative to our spread."""
-    first, second = ours[served.outputs[0].name], theirs[other.outputs[0].name]
-    answers = [
-        [next(iter(answer.values())) for answer in one.signature.objective.answer(output)]
-        for one, output in ((served, first), (other, second))
-    ]
-    different = sum(not _same(a, b) for a, b in zip(*answers, strict=True))
-    if first.shape != second.shape or not finite(second):
-        return len(first), different, float("inf")
-    return len(first), different, served.signature.closeness(second, first)
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= SAME * max(abs(one), abs(other))
-    return one == other
-
-
 def _canary(found: dict[str, int]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for role in ROLES:
@@ -262,12 +190,3 @@ def _canary(found: dict[str, int]) -> dict[str, Any]:
             "slowest_ms": round(found[f"{role}_slowest_nanoseconds"] / 1e6, 3),
         }
     return told
-
-
-def _shadow(found: dict[str, int]) -> dict[str, Any]:
-    computed = found["requests"] - found["failed"]
-    return {
-        **{n: found[n] for n in ("requests", "failed", "dropped", "rows", "different_rows")},
-        "largest_difference": found["largest_difference_millionths"] / 1e6,
-        "mean_ms": round(found["nanoseconds"] / max(1, computed) / 1e6, 3),
-    }

@@ -9,7 +9,7 @@ WORDS = TensorSpec(name="words", datatype="BYTES", shape=(-1, 2))
 
 def test_texts_and_numbers_come_back_as_they_were() -> None:
     given = {
-        "words": np.array([["", "whale"], ["白鲸", "a b "]], object),
+        "words": np.array([["", "whale"], ["白鲸", "a b "], ["\0", "\0a\0\0"]], object),
         "numbers": np.array([[1.5, np.nan]], np.float32),
     }
     found = load(save(given), (WORDS,))
@@ -23,8 +23,6 @@ def test_texts_and_numbers_come_back_as_they_were() -> None:
     ]
 
 
-def test_what_cannot_be_kept_or_is_no_text_is_refused() -> None:
-    with pytest.raises(ValueError, match="a zero character"):
-        save({"words": np.array([["a\0", "b"]], object)})
+def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no texts"):
         load(save({"words": np.zeros((1, 2), np.uint8)}), (WORDS,))

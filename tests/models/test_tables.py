@@ -311,6 +311,7 @@ def test_a_list_of_records_and_a_csv_are_read_alike() -> None:
         (b"km,zone\n1,a\n", "text/csv", "the CSV has no column toll"),
         (b"km,toll,zone\nfar,1,a\n", "text/csv", "not readable as text/csv"),
         (b"", "text/csv", "not readable as text/csv"),
+        (b"x," * 10_000 + b"y\n", "text/csv", "the CSV has over 10,000 columns"),
     ],
 )
 def test_a_request_that_does_not_fit_is_refused(

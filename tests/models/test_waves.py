@@ -5,7 +5,7 @@ import wave
 import numpy as np
 import pytest
 
-from models.waves import read_wave, write_wave
+from models.waves import MOST_CHUNKS, read_wave, write_wave
 
 SAMPLES = np.random.default_rng(0).integers(-32768, 32768, 500).astype(np.int16)
 CLIP = write_wave(SAMPLES, 8000)
@@ -53,6 +53,18 @@ def test_other_chunks_are_passed_over() -> None:
 def test_what_is_no_such_clip_is_refused_with_the_reason(payload: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_wave(payload, 8000)
+
+
+def test_a_flood_of_chunks_is_not_walked_through() -> None:
+    remark = b"LIST" + struct.pack("<I", 1) + b"a\0"
+    for count in (MOST_CHUNKS - 2, MOST_CHUNKS):
+        content = CLIP[8:12] + remark * count + CLIP[12:]
+        whole = b"RIFF" + struct.pack("<I", len(content)) + content
+        if count < MOST_CHUNKS:
+            np.testing.assert_array_equal(read_wave(whole, 8000), SAMPLES)
+        else:
+            with pytest.raises(ValueError, match="over 1,000 chunks before them"):
+                read_wave(whole, 8000)
 
 
 def test_a_header_that_promises_gigabytes_costs_none() -> None:

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 import orjson
@@ -22,11 +23,16 @@ from tasks.recipe import DETERMINED, recipe
 from tasks.refs import Artifact, Dataset, Ref, Report, Snapshot, Verdict, Version, Weights
 from tasks.register import register
 from tasks.results import StageResults
+from tasks.scoring import Scoring, scoring
+from tasks.served import served
 from tasks.snapshot import list_objects, raw_prefix, take_snapshot
 from tasks.stage import StageRun
 from tasks.store import BUCKET_SETTING, store
 from tests.conftest import environment, new_bucket, tell_workers
 from tests.tasks import samples
+from tests.tasks.scored import LINE
+
+_prefixes = (f"incoming/{number}/" for number in count())
 
 
 class Made(NamedTuple):
@@ -194,3 +200,22 @@ def registered(name: str, trained: Trained, verdict: Verdict, seed: int = 0) -> 
         trained.report,
         verdict,
     )
+
+
+@pytest.fixture
+def version(trained: Trained, verdict: Verdict) -> Version:
+    """The tiny network for the trips as a registered version."""
+    return registered(LINE, trained, verdict)
+
+
+@pytest.fixture
+def how(version: Version) -> Scoring:
+    found = scoring(*served(LINE, version.number))
+    assert found.output == f"scored/{LINE}/{version.digest[:16]}/"
+    return found
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of this test's own; the bucket is shared."""
+    return next(_prefixes)

@@ -6,10 +6,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
-from pathlib import Path
 
 import numpy as np
 import orjson
@@ -18,75 +14,27 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from models.data import Piece
-from models.digests import IntegrityError, Manifest, bytes_digest
+from models.digests import IntegrityError, Manifest
 from models.images import Images, ImageSize
 from models.objectives import Regression
-from models.pieces import csv_pieces
 from models.signature import MODEL_FILE, SIGNATURE_FILE
 from models.splits import ByHash
-from models.tables import Tables
-from tasks import score_object as worker
 from tasks.promotion import promote, version_folder
 from tasks.recorded import ChangedCodeError
-from tasks.refs import Verdict, Version
+from tasks.refs import Version
 from tasks.score import Scored, score
-from tasks.scoring import ScoredObject, Scoring, Source, scoring
+from tasks.scoring import Scoring, scoring
 from tasks.served import NoChampionError, Served, served
 from tasks.snapshot import EmptyPrefixError, list_prefix
 from tasks.store import store
 from tests.deployments.serving.versions import LABELS, image_version
 from tests.tasks import samples
-from tests.tasks.conftest import Made, Trained, registered
-
-LINE = "scored-trips"
-_prefixes = (f"incoming/{number}/" for number in count())
-
-
-@pytest.fixture
-def version(trained: Trained, verdict: Verdict) -> Version:
-    """The tiny network for the trips as a registered version."""
-    return registered(LINE, trained, verdict)
-
-
-@pytest.fixture
-def how(version: Version) -> Scoring:
-    found = scoring(*served(LINE, version.number))
-    assert found.output == f"scored/{LINE}/{version.digest[:16]}/"
-    return found
-
-
-@pytest.fixture
-def prefix() -> str:
-    """A prefix of this test's own; the bucket is shared."""
-    return next(_prefixes)
-
-
-def unlabelled(numbers: range, *others: str) -> bytes:
-    """Trips of which nobody knows yet how long they took."""
-    lines = [samples.trip(number).rpartition(",")[0] for number in numbers]
-    return "\n".join(["trip,zone,km", *lines, *others, ""]).encode()
+from tests.tasks.conftest import Made
+from tests.tasks.scored import LINE, objects, read, source, unlabelled
 
 
 def run(how: Scoring, prefix: str) -> Scored:
     return score.bare(how, prefix, list_prefix(prefix))
-
-
-def objects(found: Scored) -> dict[str, ScoredObject]:
-    manifest = orjson.loads(store().get(found.stored[0]).content)
-    listed = [ScoredObject.model_validate(one) for one in manifest["objects"]]
-    return {one.key: one for one in listed}
-
-
-def read(one: ScoredObject) -> pl.DataFrame:
-    content = store().get(str(one.output)).content
-    assert bytes_digest(content) == one.blake3
-    return pl.read_parquet(io.BytesIO(content))
-
-
-def source(key: str) -> Source:
-    [listed] = store().list(key)
-    return Source(key=key, etag=listed.etag)
 
 
 def test_every_row_is_answered_as_the_model_answers_it(how: Scoring, prefix: str) -> None:
@@ -180,81 +128,6 @@ def test_another_reference_table_is_another_output(how: Scoring, prefix: str) ->
     assert other.place(source(f"{prefix}a.csv")) != how.place(source(f"{prefix}a.csv"))
 
 
-def test_two_at_once_leave_one_output(how: Scoring, prefix: str) -> None:
-    key = f"{prefix}a.csv"
-    store().put(key, unlabelled(range(50)))
-    texts = how.model_dump_json(), source(key).model_dump_json()
-    with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(lambda _: worker.score_object(*texts), range(4)))
-    [record] = found
-    written = [item.key for item in store().list(f"{how.output}{key}/")]
-    assert len(written) == 2
-    assert ScoredObject.model_validate_json(record).output in written
-
-
-def test_what_is_written_already_is_what_is_recorded(how: Scoring, prefix: str) -> None:
-    key = f"{prefix}a.csv"
-    store().put(key, unlabelled(range(50), "50,north,far"))
-    texts = how.model_dump_json(), source(key).model_dump_json()
-    whole = ScoredObject.model_validate_json(worker.score_object(*texts))
-    output = str(whole.output)
-    # The same rows in other bytes, as another release of a library writes them.
-    packed = io.BytesIO()
-    pq.write_table(pq.read_table(io.BytesIO(store().get(output).content)), packed)
-    store().delete(output.replace(".parquet", ".json"))
-    store().put(output, packed.getvalue())
-    again = ScoredObject.model_validate_json(worker.score_object(*texts))
-    assert again.blake3 == bytes_digest(packed.getvalue()) != whole.blake3
-    assert again.model_copy(update={"blake3": whole.blake3}) == whole
-    assert ScoredObject.model_validate_json(worker.score_object(*texts)) == again
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
-def test_an_object_in_pieces_gives_the_same_rows(
-    how: Scoring, prefix: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = unlabelled(range(200), "201,north,5000")
-    if name.endswith(".parquet"):
-        packed = io.BytesIO()
-        pl.read_csv(content).write_parquet(packed)
-        content = packed.getvalue()
-    store().put(prefix + name, content)
-    texts = how.model_dump_json(), source(prefix + name).model_dump_json()
-    whole = ScoredObject.model_validate_json(worker.score_object(*texts))
-    table = read(whole)
-    monkeypatch.setattr(worker, "PIECE", 500)
-    apart = how.model_copy(update={"output": f"pieces/{prefix}"})
-    record = worker.score_object(apart.model_dump_json(), texts[1])
-    pieces = ScoredObject.model_validate_json(record)
-    assert pieces.refusals == whole.refusals
-    assert read(pieces).equals(table)
-    content = store().get(str(pieces.output)).content
-    assert pq.read_metadata(io.BytesIO(content)).num_row_groups > 2
-
-
-def test_one_piece_at_a_time_is_in_memory(
-    how: Scoring, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive: list[int] = []
-
-    class Payload(bytes):
-        def __del__(self) -> None:
-            alive.remove(len(self))
-
-    def pieces(self: Tables, name: str, path: Path, size: int) -> Iterator[Piece]:
-        for first, payload in csv_pieces(path, 500):
-            assert not alive
-            alive.append(len(payload))
-            yield Piece(first, Payload(payload))
-
-    store().put(f"{prefix}a.csv", unlabelled(range(200)))
-    monkeypatch.setattr(Tables, "pieces", pieces)
-    texts = how.model_dump_json(), source(f"{prefix}a.csv").model_dump_json()
-    found = ScoredObject.model_validate_json(worker.score_object(*texts))
-    content = store().get(str(found.output)).content
-    assert pq.read_metadata(io.BytesIO(content)).num_row_groups > 2
-
-
 def test_an_object_overwritten_since_it_was_listed_is_missed_and_scored_next_time(
     how: Scoring, prefix: str
 ) -> None:
@@ -333,22 +206,6 @@ def test_changed_cleaning_is_refused(version: Version) -> None:
     recipe = verified.recipe.model_copy(update={"stages": stages})
     with pytest.raises(ChangedCodeError, match="samples:clean has changed since"):
         scoring(found, verified.model_copy(update={"recipe": recipe}))
-
-
-def test_of_very_many_reasons_the_first_are_counted_one_by_one(
-    how: Scoring, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "REASONS", 2)
-    others = (f"{number},north,{word}" for number, word in enumerate("abca"))
-    store().put(f"{prefix}a.csv", unlabelled(range(5), *others))
-    texts = how.model_dump_json(), source(f"{prefix}a.csv").model_dump_json()
-    found = ScoredObject.model_validate_json(worker.score_object(*texts))
-    assert (found.rows, found.scored) == (9, 5)
-    assert {r.reason: r.rows for r in found.refusals} == {
-        "'a' is no number": 2,
-        "'b' is no number": 1,
-        worker.OTHER: 1,
-    }
 
 
 def test_a_line_that_generates_is_not_scored(

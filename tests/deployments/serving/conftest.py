@@ -10,6 +10,8 @@ import pytest
 
 from deployments.local.store import environment, store
 from models.trust import Trust
+from tests.deployments.serving.bad import key
+from tests.deployments.serving.sequences import opinion_version, tones_version
 from tests.deployments.serving.server import Answer, Server, exchange
 from tests.deployments.serving.versions import (
     Version,
@@ -148,6 +150,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with default limits of a line of each kind, to which bad requests are sent."""
+    root = tmp_path_factory.mktemp("bad") / "repository"
+    server = Server(root)
+    kinds = (table_version(), image_version(), lookup_version(), opinion_version(), tones_version())
+    try:
+        for version in kinds:
+            version.place(root, "1")
+            assert server.load(version, "1").status == 200
+            assert server.promote(version.line, "1").status == 200
+        yield server
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def quiet(exposed: Server) -> dict[str, str]:
+    """The header of a tenant of it who does nothing wrong."""
+    return key(exposed, "quiet", "predict:air-time")
 
 
 @pytest.fixture

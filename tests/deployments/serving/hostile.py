@@ -29,7 +29,8 @@ class HostileFeatures(TableFeatures):
             case b"spin":
                 while True:
                     pass
-            case b"wait":
+            case _ if b"wait" in payload:
+                RELEASE.with_suffix(".begun").touch()
                 while not RELEASE.exists():
                     time.sleep(0.01)
             case b"sleep":

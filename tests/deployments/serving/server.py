@@ -125,6 +125,11 @@ def exchange(
         body = orjson.dumps(body)
         headers.setdefault("content-type", "application/json")
     connection.request(method, path, body, headers)
+    return answer_to(connection)
+
+
+def answer_to(connection: http.client.HTTPConnection) -> Answer:
+    """The answer to what was asked over the connection."""
     response = connection.getresponse()
     found = {name.lower(): value for name, value in response.getheaders()}
     return Answer(response.status, found, response.read())

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from deployments.serving import capture as capturing
 from deployments.serving.capture import Capture, rates
 from deployments.serving.session import Served
+from models import samples
 from models.tensors import TensorSpec
 from tests.deployments.serving.letters import letters
 
@@ -279,6 +280,19 @@ def test_a_long_row_makes_no_file_of_many_short_ones_large(
     assert all(file["numbers"].nbytes <= 40_000 for file in files)
     texts = [row.tobytes().rstrip(b"\0") for file in files for row in file["numbers"]]
     assert sorted(map(len, texts)) == sorted(lengths)
+
+
+@pytest.mark.usefixtures("no_store")
+def test_a_text_with_a_zero_character_is_kept_and_costs_no_other_row(tmp_path: Path) -> None:
+    before = dropped("zeros")
+    texts = [["a\0", "\0"], ["b", "c"], ["\0\0d", ""]]
+    with closing(Capture(tmp_path, {"zeros": 1.0}, seconds=600)) as capture:
+        for some in (texts[:1], texts[1:]):
+            capture.take(served("zeros"), {"numbers": np.array(some, object)})
+    [path] = tmp_path.glob("*/*/*.safetensors")
+    words = TensorSpec(name="numbers", datatype="BYTES", shape=(-1, 2))
+    assert samples.load(path.read_bytes(), [words])["numbers"].tolist() == texts
+    assert dropped("zeros") == before
 
 
 def test_a_store_that_does_not_answer_keeps_nothing_from_being_written(

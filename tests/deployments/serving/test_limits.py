@@ -5,7 +5,6 @@ import http.client
 import io
 import re
 import socket
-import struct
 import zlib
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import tritonclient.http as triton
 from PIL import Image
 
+from tests.deployments.serving.bad import chunk, huge_image
 from tests.deployments.serving.server import Answer
 
 INFER = "/v2/models/air-time/infer"
@@ -69,17 +69,8 @@ def test_another_encoding_is_refused(shared: Any, encoding: str) -> None:
     assert (answer.status, answer.json["code"]) == (415, "media_type")
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    check = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
-
-
 def test_a_small_image_of_ten_gigabytes_is_refused_by_its_header(shared: Any) -> None:
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    body = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    body += chunk(b"IDAT", zlib.compress(b"\0" * 50_000)) + chunk(b"IEND", b"")
-    assert len(body) < 1000
-    answer = shared.ask("POST", PREDICT, body, content_type="image/png")
+    answer = shared.ask("POST", PREDICT, huge_image(), content_type="image/png")
     assert (answer.status, answer.json["code"]) == (400, "refused_request")
     assert "pixels" in answer.json["error"]
 

@@ -180,7 +180,7 @@ def image_version(line: str = "clothes") -> Version:
     return assemble(line, model, features, Classification(target="kind", labels=LABELS), sample)
 
 
-def own_version(nodes: list[Any], numbers: Any) -> Version:
+def own_version(nodes: list[Any], numbers: Any, **weights: Any) -> Version:
     """A regression of `numbers` [n, 2]; its network ends in `y` [n, 1] and has weights `w`."""
     ends = [helper.make_node("Reshape", ["y", "shape"], ["prediction"])]
     model = network(
@@ -189,6 +189,7 @@ def own_version(nodes: list[Any], numbers: Any) -> Version:
         [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])],
         w=np.array([[1.0], [2.0]], np.float32),
         shape=np.array([-1], np.int64),
+        **weights,
     )
     output = onnxruntime.InferenceSession(model).run(None, {"numbers": numbers})[0]
     parts = [FittedNumber(name=name, unit="", mean=0, deviation=1) for name in ("a", "b")]
