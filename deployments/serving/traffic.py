@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.counters import Counters
+from deployments.serving.disk import written
 from deployments.serving.http import request_id
 from deployments.serving.journal import Journal
 from deployments.serving.keys import ApiKey
@@ -55,6 +56,7 @@ class Traffic:
         self._one_wake = anyio.CapacityLimiter(1)
         self._open: dict[str, tuple[str, Counters]] = {}
         self._opening = threading.Lock()
+        self._uncounted: set[str] = set()
         self._waiting: queue.Queue[_Mirrored] = queue.Queue(WAITING)
         self._bytes = 0
         threading.Thread(target=self._keep_shadowing, name="shadow", daemon=True).start()
@@ -143,7 +145,8 @@ class Traffic:
 
     def compared(self, line: str, trial: Canary | Shadow) -> dict[str, Any]:
         """What was counted of a trial."""
-        found = self._counters(line, trial).read()
+        with written(self._path(line, trial)):
+            found = self._counters(line, trial).read()
         return _canary(found) if isinstance(trial, Canary) else _shadow(found)
 
     def forget(self, line: str, kind: str, but: Canary | Shadow | None) -> None:
@@ -156,19 +159,18 @@ class Traffic:
     def _count(self, headers: dict[str, str], trial: Canary, status: int, spent: int) -> None:
         line = headers["modelmint-model"]
         role = "canary" if headers["modelmint-version"] == trial.version else "production"
-        counters = self._counters(line, trial)
         changes = {"requests": 1, "nanoseconds": spent}
         if status >= 400:
             changes["failed" if status >= 500 else "refused"] = 1
-        counters.add(**{f"{role}_{name}": change for name, change in changes.items()})
-        counters.top(f"{role}_slowest_nanoseconds", spent)
+        added = {f"{role}_{name}": change for name, change in changes.items()}
+        self._add(line, trial, added, (f"{role}_slowest_nanoseconds", spent))
 
     def _count_broken(self, state: dict[str, Any]) -> None:
         """An answer that had begun as a success and was not brought to its end."""
         headers, trial = state["headers"], state["trial"]
         role = "canary" if headers["modelmint-version"] == trial.version else "production"
         what = "failed" if state["broken"] >= 500 else "refused"
-        self._counters(headers["modelmint-model"], trial).add(**{f"{role}_{what}": 1})
+        self._add(headers["modelmint-model"], trial, {f"{role}_{what}": 1})
 
     async def _enqueue(self, one: "_Mirrored") -> None:
         size = one.size
@@ -178,7 +180,7 @@ class Traffic:
             self._waiting.put_nowait(one)
             self._bytes += size
         except queue.Full:
-            self._counters(one.served.line, one.trial).add(dropped=1)
+            self._add(one.served.line, one.trial, {"dropped": 1})
 
     def _keep_shadowing(self) -> None:
         # Whoever waits for an answer goes first.
@@ -187,7 +189,6 @@ class Traffic:
             one = self._waiting.get()
             served, other, tensors = one.served, one.other, one.tensors
             self._bytes -= one.size
-            counters = self._counters(served.line, one.trial)
             try:
                 given = tensors if one.read is None else one.read(other)
                 start = time.perf_counter_ns()
@@ -196,12 +197,31 @@ class Traffic:
                 rows, different, distance = _difference(served, other, served.run(tensors), theirs)
             except Exception as error:  # whatever the shadow cannot do concerns no caller
                 _log.info("shadow %s/%s: %s", other.line, other.number, type(error).__name__)
-                counters.add(requests=1, failed=1)
+                self._add(served.line, one.trial, {"requests": 1, "failed": 1})
                 continue
-            counters.add(
-                requests=1, rows=rows, different_rows=different, nanoseconds=spent,
-            )  # fmt: skip
-            counters.top("largest_difference_millionths", int(min(distance, 1e6) * 1e6))
+            added = {
+                "requests": 1, "rows": rows, "different_rows": different, "nanoseconds": spent,
+            }  # fmt: skip
+            largest = int(min(distance, 1e6) * 1e6)
+            self._add(served.line, one.trial, added, ("largest_difference_millionths", largest))
+
+    def _add(
+        self,
+        line: str,
+        trial: Canary | Shadow,
+        added: dict[str, int],
+        largest: tuple[str, int] | None = None,
+    ) -> None:
+        try:
+            counters = self._counters(line, trial)
+        except OSError as error:  # no answer is to fail for that
+            if trial.id not in self._uncounted:
+                self._uncounted.add(trial.id)
+                _log.error("%s of %s is not counted until it can be: %s", trial.kind, line, error)
+            return
+        counters.add(**added)
+        if largest is not None:
+            counters.top(*largest)
 
     def _counters(self, line: str, trial: Canary | Shadow) -> Counters:
         name = f"{line}-{trial.kind}"

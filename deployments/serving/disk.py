@@ -1,0 +1,36 @@
+"""Files on a disk that may be full: room is taken before it is needed, a refusal names the file."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deployments.serving.protocol import ProtocolError
+
+_log = logging.getLogger("modelmint.serving")
+
+
+def allocate(handle: int, size: int) -> None:
+    """Give an open file at least `size` bytes, all of them on disk, its own holes included.
+
+    Who writes into a hole of a mapped file is killed by SIGBUS when the disk is full. Raises
+    OSError, and leaves the file as long as it was.
+    """
+    before = os.fstat(handle).st_size
+    try:
+        os.posix_fallocate(handle, 0, max(size, before))
+    except OSError:
+        os.ftruncate(handle, before)
+        raise
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Answers an OSError inside, such as of a full disk, with ProtocolError 503."""
+    try:
+        yield
+    except OSError as error:
+        _log.error("%s cannot be written: %s", path, error)
+        message = f"the server cannot write {path.name}: {error.strerror}"
+        raise ProtocolError(503, message, "disk") from None
