@@ -2,12 +2,16 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deployments.serving.protocol import ProtocolError
 
+ROOM = 1_000_000
+"""Bytes that a worker may write until it has started."""
+WAIT_SECONDS = 1.0
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -23,6 +27,22 @@ def allocate(handle: int, size: int) -> None:
     except OSError:
         os.ftruncate(handle, before)
         raise
+
+
+def full(*folders: Path) -> list[Path]:
+    """Those of the folders on whose disk no worker can start."""
+    free = {folder: os.statvfs(folder) for folder in folders}
+    return [folder for folder, one in free.items() if one.f_bavail * one.f_frsize < ROOM]
+
+
+def wait_for_room(*folders: Path) -> None:
+    """Wait until a worker can start: without room it would end, to be started again, and again."""
+    told = False
+    while found := full(*folders):
+        if not told:
+            _log.error("the disk of %s is full: this worker starts once there is room", found[0])
+            told = True
+        time.sleep(WAIT_SECONDS)
 
 
 @contextmanager

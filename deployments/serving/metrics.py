@@ -15,11 +15,14 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client import exposition as text
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from deployments.serving import metric_files
+
 FOLDER_SETTING = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = text.CONTENT_TYPE_LATEST
 _VERSION = ("line", "version")
 _SECONDS = (.0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30)  # fmt: skip
 
+metric_files.install()
 _latency = Histogram(
     "modelmint_request_seconds",
     "Seconds from the head of a request to its answer, of answers with status 200.",

@@ -57,6 +57,11 @@ def application() -> ASGIApp:
     options = Options.model_validate_json(os.environ[SETTING])
     _end_with_parent()
     configure(options.log_level, options.log_format)
+    from deployments.serving import metric_files
+    from deployments.serving.disk import wait_for_room
+
+    wait_for_room(options.private, options.repository)
+    metric_files.begin(options.private / "metrics")
     from deployments.serving.access import Access
     from deployments.serving.app import create
     from deployments.serving.capture import SETTING as CAPTURE
