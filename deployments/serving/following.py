@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import orjson
 
+from deployments.serving.disk import written
 from deployments.serving.folder import exclusive, stamp
 from deployments.serving.line import Failed, Line
 from deployments.serving.memory import Memory, in_order
@@ -109,8 +110,12 @@ class Follower:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """The state as it is now, to this thread of this worker alone."""
-        with exclusive(self._changes, self.root / ".changes.lock"):
+        """The state as it is now, to this thread of this worker alone.
+
+        Raises ProtocolError 503 when what is changed cannot be written.
+        """
+        changing = exclusive(self._changes, self.root / ".changes.lock")
+        with written(self.root / STATE_FILE), changing:
             self._catch_up()
             yield
 
@@ -122,8 +127,9 @@ class Follower:
             return
         state = read_state(self.root)
         self._lines = self._fitted(self._opened(state, whole))
-        self._state, self._stamp = state, found
+        self._state = state
         self._acknowledge()
+        self._stamp = found  # last: what could not be acknowledged is to be once more
 
     def _opened(self, state: State, whole: bool) -> dict[str, Line]:
         """The lines as they are to be; what is in memory already is not opened again."""

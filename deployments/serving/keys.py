@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 import orjson
 from pydantic import Field, StringConstraints, ValidationError
 
+from deployments.serving.disk import written
 from deployments.serving.protocol import ProtocolError
 from models.digests import Digest
 from models.files import write
@@ -266,7 +267,7 @@ class Keys:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        with self._changes, self._lock.open("a") as lock:
+        with self._changes, written(self._path), self._lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one server take turns
             self.refresh()
             yield

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +75,9 @@ class Ledger:
         self._rates: Any = None
         self._pairs: dict[tuple[str, str], tuple[int, int]] = {}
         """The slots of a key's total and of its line."""
+        # While there is room; without it, which is logged, whoever is to be counted is told.
+        with suppress(ProtocolError), self._open():
+            pass
 
     def admit(self, key: ApiKey) -> None:
         """Take one request from the key's rate; raises ProtocolError 429 when none is left."""

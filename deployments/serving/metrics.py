@@ -42,6 +42,9 @@ _queued = Gauge(
 )
 _cached = Counter("modelmint_cache", "Requests that asked the response cache.", ("line", "result"))
 
+_not_journaled = Counter(
+    "modelmint_journal_lost", "Requests that the journal could not keep.", ("cause",)
+)
 _not_captured = Counter(
     "modelmint_capture_dropped_rows", "Rows chosen for monitoring that were not kept.", ("line",)
 )
@@ -87,6 +90,11 @@ def lookups(line: str, result: str) -> Counter:
 def not_captured(line: str) -> Counter:
     """Counts a line's rows that were chosen to be captured and for which there was no room."""
     return _not_captured.labels(line)
+
+
+def not_journaled(count: int) -> None:
+    """Count requests that the journal lost for want of room on its disk."""
+    _not_journaled.labels("disk").inc(count)
 
 
 def refused(status: int, code: str) -> None:
