@@ -1,18 +1,38 @@
-"""Files on a disk that may be full: room is taken before it is needed, a refusal names the file."""
+"""Files on a disk that may be full, or damaged: room is taken before it is needed, and a refusal
+names the file."""
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from deployments.serving.protocol import ProtocolError
 
 ROOM = 1_000_000
 """Bytes that a worker may write until it has started."""
-WAIT_SECONDS = 1.0
+M = TypeVar("M", bound=BaseModel)
 _log = logging.getLogger("modelmint.serving")
+
+
+class Damaged(ProtocolError, ValueError):
+    """A file of the server itself cannot be read: 503 for who would change it, naming it."""
+
+
+def parsed(path: Path, model: type[M]) -> M:
+    """What is in a file; raises Damaged, which tells none of it."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise Damaged(503, f"{path.name} cannot be read: {error.strerror}", "damaged") from None
+    except ValidationError as error:
+        one = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, one["loc"])) or "its beginning"
+        message = f"{path.name} is damaged at {where} ({one['msg']}): restore it"
+        raise Damaged(503, message, "damaged") from None
 
 
 def allocate(handle: int, size: int) -> None:
@@ -33,16 +53,6 @@ def full(*folders: Path) -> list[Path]:
     """Those of the folders on whose disk no worker can start."""
     free = {folder: os.statvfs(folder) for folder in folders}
     return [folder for folder, one in free.items() if one.f_bavail * one.f_frsize < ROOM]
-
-
-def wait_for_room(*folders: Path) -> None:
-    """Wait until a worker can start: without room it would end, to be started again, and again."""
-    told = False
-    while found := full(*folders):
-        if not told:
-            _log.error("the disk of %s is full: this worker starts once there is room", found[0])
-            told = True
-        time.sleep(WAIT_SECONDS)
 
 
 @contextmanager

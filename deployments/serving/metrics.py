@@ -42,6 +42,12 @@ _queued = Gauge(
 )
 _cached = Counter("modelmint_cache", "Requests that asked the response cache.", ("line", "result"))
 
+_unreadable = Gauge(
+    "modelmint_unreadable",
+    "Workers that cannot read a file and go on with what it held.",
+    ("file",),
+    multiprocess_mode="livesum",
+)
 _not_journaled = Counter(
     "modelmint_journal_lost", "Requests that the journal could not keep.", ("cause",)
 )
@@ -90,6 +96,11 @@ def lookups(line: str, result: str) -> Counter:
 def not_captured(line: str) -> Counter:
     """Counts a line's rows that were chosen to be captured and for which there was no room."""
     return _not_captured.labels(line)
+
+
+def unreadable(file: str, now: bool) -> None:
+    """Tell whether this process cannot read a file of the server."""
+    _unreadable.labels(file).set(now)
 
 
 def not_journaled(count: int) -> None:
