@@ -23,7 +23,7 @@ class Damaged(ProtocolError, ValueError):
 
 
 def parsed(path: Path, model: type[M]) -> M:
-    """What is in a file; raises Damaged, which tells none of it."""
+    """What is in a file; raises Damaged, which tells no value of it."""
     try:
         return model.model_validate_json(path.read_bytes())
     except OSError as error:

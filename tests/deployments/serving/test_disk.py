@@ -1,6 +1,7 @@
 """A model server whose disk is full, or whose files are damaged: it answers, refuses what it could
 not keep, and goes on."""
 
+import logging
 import os
 import re
 import signal
@@ -10,7 +11,13 @@ from typing import Any
 import pytest
 
 from deployments.serving.disk import ROOM
-from tests.deployments.disks import fill, small_disk
+from deployments.serving.journal import Journal
+from deployments.serving.keys import Keys
+from deployments.serving.protocol import ProtocolError
+from deployments.serving.repository import Repository
+from deployments.serving.state import Canary
+from deployments.serving.traffic import Traffic
+from tests.deployments.disks import ends, fill, small_disk
 from tests.deployments.serving.test_control import (
     BODY,
     INFER,
@@ -73,6 +80,33 @@ def test_requests_are_answered_and_what_cannot_be_written_is_refused(
         assert eventually(lambda: server.ask("GET", "/v1/requests/last").json["requests"] != [])
         assert server.stop() == 0
         assert "Traceback" not in server.log
+
+
+def test_what_a_trial_does_is_counted_once_there_is_room_and_no_answer_fails(
+    here: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = Canary(version="2", percent=50)
+    headers = {"modelmint-model": "air-time", "modelmint-version": "2", "modelmint-digest": "0"}
+    key, _ = Keys(tmp_path / "keys").create("acme", ("predict:*",))
+    state = {"headers": headers, "key": key, "trial": canary}
+    journal = Journal(tmp_path / "requests")
+    with small_disk(tmp_path / "disk", 1) as disk:
+        traffic = Traffic(Repository(tmp_path / "repository", here), journal, disk / "trials")
+        (disk / "trials").mkdir()
+        filler = fill(disk)
+
+        def note() -> None:
+            with caplog.at_level(logging.ERROR):
+                for _ in range(3):
+                    traffic.note(state, 200, 1000)
+            assert caplog.text.count("No space left on device") == 1
+            with pytest.raises(ProtocolError, match="No space left on device"):
+                traffic.compared("air-time", canary)
+
+        assert ends(note) == 0
+        filler.unlink()
+        traffic.note(state, 200, 1000)
+        assert traffic.compared("air-time", canary)["canary"]["requests"] == 1
 
 
 def test_no_server_starts_on_a_full_disk(start: Any, tmp_path: Path) -> None:
