@@ -94,7 +94,7 @@ def usage(
     days: Annotated[int, typer.Option(min=1, max=366, help="Today and the days before.")] = 7,
     as_json: AsJson = False,
 ) -> None:
-    """Requests, rows and bytes of every day, key and line."""
+    """Requests, rows and bytes of every day, key and line; `*` is what a rate refused."""
     found = _served("GET", f"/v1/usage?days={days}")
     show(as_json, found, lambda: table(found["usage"]))
 

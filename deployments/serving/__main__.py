@@ -56,6 +56,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"state.json cannot be read: restore it, or delete it to start empty\n{error}")
     metrics.share(private / "metrics")
+    _check_room(private, options.repository)
     try:
         Keys(private).first(options.first_key or private / "first-key")
     except (OSError, ValueError, ProtocolError) as error:
@@ -120,6 +121,13 @@ def _check_free(host: str, **ports: int | None) -> None:
                 socket.create_server((host, port)).close()
         except OSError as error:
             sys.exit(f"{name} cannot listen at {host}:{port}: {error.strerror}")
+
+
+def _check_room(*folders: Path) -> None:
+    from deployments.serving.disk import full
+
+    for folder in full(*folders):
+        sys.exit(f"the disk of {folder} is full: make room")
 
 
 def _check_capture() -> None:

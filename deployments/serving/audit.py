@@ -17,6 +17,7 @@ from typing import IO, Any
 import orjson
 from pydantic import JsonValue
 
+from deployments.serving.disk import written
 from models.digests import Digest, IntegrityError, json_digest
 from models.open import Frozen
 
@@ -59,8 +60,12 @@ class Audit:
     def append(
         self, actor: str, action: str, target: str, request: str, **detail: JsonValue
     ) -> Entry:
-        """Put an action on disk; raises OSError, and IntegrityError when the end is damaged."""
-        with self._locked() as stream:
+        """Put an action on disk.
+
+        Raises ProtocolError 503 when that cannot be written, and IntegrityError when the end is
+        damaged.
+        """
+        with written(self._path), self._locked() as stream:
             last = _last(stream)
             entry = Entry(
                 sequence=last.sequence + 1 if last else 1,

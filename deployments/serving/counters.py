@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from deployments.serving.disk import allocate
+
 
 class Counters:
     """The counters kept in `path`, mapped into every process that opens it; thread-safe.
 
-    The kernel keeps the page, and frees the lock, when a process dies, so nothing is lost.
+    The kernel keeps the page, and frees the lock, when a process dies, so nothing is lost. Raises
+    OSError when there is no room for it on the disk.
     """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
@@ -21,8 +24,7 @@ class Counters:
         self._threads = threading.Lock()
         self._file = path.open("a+b")
         size = 8 * len(names)
-        if self._file.seek(0, 2) < size:
-            self._file.truncate(size)
+        allocate(self._file.fileno(), size)
         self._map = mmap.mmap(self._file.fileno(), size)
 
     def add(self, **changes: int) -> None:

@@ -87,11 +87,15 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     for leftover in (incoming, damaged):
         shutil.rmtree(leftover, ignore_errors=True)
     incoming.mkdir(parents=True)
-    for name, content in files.items():
-        with (incoming / name).open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+    try:
+        for name, content in files.items():
+            with (incoming / name).open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+    except OSError:  # a full disk needs the room
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
     sync_folder(incoming)
     if folder.exists():
         folder.rename(damaged)

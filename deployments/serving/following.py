@@ -15,6 +15,8 @@ from types import MappingProxyType
 
 import orjson
 
+from deployments.serving import metrics
+from deployments.serving.disk import Damaged, written
 from deployments.serving.folder import exclusive, stamp
 from deployments.serving.line import Failed, Line
 from deployments.serving.memory import Memory, in_order
@@ -51,6 +53,7 @@ class Follower:
         self._closed = threading.Event()
         self._lines: Mapping[str, Line] = MappingProxyType({})
         self._state, self._stamp = State(), (0, 0, 0)
+        self._damaged = False
 
     def close(self) -> None:
         """No longer be one of the workers that follow the state."""
@@ -80,13 +83,18 @@ class Follower:
         while not self._closed.wait(FOLLOW_SECONDS):
             try:
                 work()
+            except Damaged:  # which is logged once
+                time.sleep(1)
             except (OSError, ValueError):
                 _log.exception("state.json cannot be followed")
                 time.sleep(1)
 
     def refresh(self) -> None:
-        """Serve what `state.json` says now; raises ValueError when it cannot be read."""
-        if stamp(self.root / STATE_FILE) != self._stamp:
+        """Serve what `state.json` says now.
+
+        Raises Damaged, a ProtocolError 503, when it cannot be read; what was served still is.
+        """
+        if self._damaged or stamp(self.root / STATE_FILE) != self._stamp:
             with self._changes:
                 self._catch_up()
 
@@ -109,8 +117,12 @@ class Follower:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """The state as it is now, to this thread of this worker alone."""
-        with exclusive(self._changes, self.root / ".changes.lock"):
+        """The state as it is now, to this thread of this worker alone.
+
+        Raises ProtocolError 503 when what is changed cannot be written.
+        """
+        changing = exclusive(self._changes, self.root / ".changes.lock")
+        with written(self.root / STATE_FILE), changing:
             self._catch_up()
             yield
 
@@ -118,12 +130,27 @@ class Follower:
         """Serve what the file says; what need not answer at once is opened by `whole` alone."""
         path = self.root / STATE_FILE
         found = stamp(path)
-        if found == self._stamp:
+        if found == self._stamp and not self._damaged:
             return
-        state = read_state(self.root)
+        state = self._read()
         self._lines = self._fitted(self._opened(state, whole))
-        self._state, self._stamp = state, found
+        self._state = state
         self._acknowledge()
+        self._stamp = found  # last: what could not be acknowledged is to be once more
+
+    def _read(self) -> State:
+        try:
+            state = read_state(self.root)
+        except Damaged as error:
+            if not self._damaged:
+                _log.error("%s; what it held is served on", error)
+                metrics.unreadable(STATE_FILE, True)
+            self._damaged = True
+            raise
+        if self._damaged:
+            metrics.unreadable(STATE_FILE, False)
+        self._damaged = False
+        return state
 
     def _opened(self, state: State, whole: bool) -> dict[str, Line]:
         """The lines as they are to be; what is in memory already is not opened again."""

@@ -105,7 +105,7 @@ class Inference:
         """
         key, served = call.key, call.served
         rows = max(len(tensor) for tensor in tensors.values())
-        self._ledger.charge(key, served.line, rows, call.size)
+        day = self._ledger.charge(key, served.line, rows, call.size)
         try:
             store = call.store and not quick(served, rows)
             name = self._cache.key(served, key.tenant, tensors) if store else None
@@ -123,7 +123,7 @@ class Inference:
             self._cache.put(name, outputs)
             return Found(outputs, False)
         except BaseException:
-            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
+            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows), day)
             raise
 
     async def run_chunks(self, call: Call, chunks: Iterator[Tensors], rows: int) -> Tensors:
@@ -132,14 +132,14 @@ class Inference:
         Raises as `run` does.
         """
         key, served = call.key, call.served
-        self._ledger.charge(key, served.line, rows, call.size)
+        day = self._ledger.charge(key, served.line, rows, call.size)
         found: list[Tensors] = []
         try:
             while chunk := await in_thread(partial(next, chunks, None), call.deadline):
                 count = len(next(iter(chunk.values())))
                 found.append(await self._batching.run(served, chunk, count, key.id, call.deadline))
         except BaseException:
-            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
+            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows), day)
             raise
         return stacked(found)
 

@@ -2,13 +2,16 @@
 
 Every worker appends to a file of its own and begins another when that is large; the oldest go when
 all together are. What was written in the last quarter of a second is lost when a worker is killed.
+What a full disk does not take waits until it does; of too much the oldest is lost, and counted.
 """
 
+import logging
 import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -17,9 +20,14 @@ import anyio
 import anyio.to_thread
 import orjson
 
+from deployments.serving import metrics
 from deployments.serving.protocol import ProtocolError
 
 FLUSH_SECONDS = 0.25
+AGAIN_SECONDS = 5.0
+"""Until a disk that took nothing is tried again."""
+KEPT = 100_000
+"""Entries that wait for it; about 30 MB."""
 FILE_BYTES = 16_000_000
 TOTAL_BYTES = 256_000_000
 """About a million requests."""
@@ -31,6 +39,7 @@ LOOKUPS = 2
 """Lookups of a worker at once: each may read all files."""
 WAITING = 8
 """Lookups of a key that may be under way in a worker."""
+_log = logging.getLogger("modelmint.serving")
 
 
 class Journal:
@@ -53,14 +62,35 @@ class Journal:
         self._lines.append(orjson.dumps(entry))
 
     def flush(self) -> None:
-        """Write what was noted."""
+        """Write what was noted; raises OSError, and then what is not written waits on."""
         with self._writing:
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if not lines:
-                return
+            self._flush()
+
+    def _flush(self) -> None:
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if not lines:
+            return
+        content, written = b"".join(line + b"\n" for line in lines), 0
+        try:
             if self._file is None or self._file.tell() > self._file_bytes:
                 self._file = self._begun()
-            self._file.write(b"\n".join(lines) + b"\n")
+            while written < len(content):  # a disk that is nearly full takes a part
+                written += self._file.write(content[written:])
+        except OSError:
+            whole = content.rfind(b"\n", 0, written) + 1
+            self._lines.extendleft(content[whole:].splitlines()[::-1])
+            self._drop()
+            if self._file is not None and written > whole:
+                self._file.seek(whole - written, os.SEEK_CUR)
+                self._file.truncate()
+            raise
+
+    def _drop(self) -> None:
+        lost = len(self._lines) - KEPT
+        for _ in range(lost):
+            self._lines.popleft()
+        if lost > 0:
+            metrics.not_journaled(lost)
 
     async def look_up(self, request: str, key: str, every: bool) -> list[dict[str, Any]]:
         """What `find` finds of the key with that id, or of every key, beside the event loop.
@@ -89,8 +119,19 @@ class Journal:
         Once a file has any, older ones are read only where they were written to after that was
         begun, by other workers, or up to a minute before, as by one that was killed.
         """
-        self.flush()
+        with self._writing:
+            with suppress(OSError):  # it is there to be read all the same
+                self._flush()
+            waiting = b"\n".join(self._lines.copy())
         needle = b'"request":' + orjson.dumps(request)
+
+        def matching(content: bytes) -> list[dict[str, Any]]:
+            return [
+                one
+                for one in _entries(content, needle)
+                if one["request"] == request and key in (None, one.get("key"))
+            ]
+
         found: list[dict[str, Any]] = []
         since = 0
         for path in sorted(self._folder.glob("*.jsonl"), reverse=True):
@@ -100,14 +141,11 @@ class Journal:
                 content = path.read_bytes()
             except FileNotFoundError:  # it was the oldest
                 continue
-            entries = [
-                one
-                for one in _entries(content, needle)
-                if one["request"] == request and key in (None, one.get("key"))
-            ]
+            entries = matching(content)
             if entries and not found:
                 since = int(path.stem.partition("-")[0]) - TOGETHER_NANOSECONDS
             found += entries
+        found += [one for one in matching(waiting) if one not in found]
         return sorted(found, key=lambda entry: float(entry["at"]))[-FOUND:]
 
     def _begun(self) -> IO[bytes]:
@@ -119,19 +157,24 @@ class Journal:
                 break
             path.unlink(missing_ok=True)
             del sizes[path]
-        if self._file is not None:
-            self._file.close()
         path = self._folder / f"{time.time_ns():020d}-{os.getpid()}.jsonl"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if self._file is not None:
+            self._file.close()
         return os.fdopen(handle, "ab", buffering=0)
 
     def _keep_writing(self) -> None:
+        failing = False
         while True:
-            time.sleep(FLUSH_SECONDS)
+            time.sleep(AGAIN_SECONDS if failing else FLUSH_SECONDS)
             try:
                 self.flush()
-            except OSError:  # a full disk stops no answer
-                time.sleep(5)
+            except OSError as error:  # a full disk stops no answer
+                if not failing:
+                    _log.error("the journal waits, beyond %d entries it loses: %s", KEPT, error)
+                failing = True
+            else:
+                failing = False
 
 
 def _entries(content: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
@@ -140,7 +183,7 @@ def _entries(content: bytes, needle: bytes) -> Iterator[dict[str, Any]]:
     while at >= 0:
         end = content.find(b"\n", at)
         line = content[content.rfind(b"\n", 0, at) + 1 : end if end >= 0 else None]
-        if line.endswith(b"}"):
+        with suppress(orjson.JSONDecodeError):  # a part, alone or before another line
             yield orjson.loads(line)
         at = content.find(needle, end) if end >= 0 else -1
 

@@ -11,11 +11,12 @@ Scopes are `verb:line`, `*` for every line:
 import fcntl
 import hashlib
 import hmac
+import logging
 import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +24,9 @@ from typing import Annotated, Literal
 import orjson
 from pydantic import Field, StringConstraints, ValidationError
 
+from deployments.serving import metrics
+from deployments.serving.disk import Damaged, parsed, written
+from deployments.serving.folder import stamp
 from deployments.serving.protocol import ProtocolError
 from models.digests import Digest
 from models.files import write
@@ -43,6 +47,7 @@ SLOWEST = 1 / 86_400
 """Requests a second: one a day."""
 MOST_SHOWN, LONGEST_SHOWN = 1000, 256
 """Headers whose key is remembered: hashing costs a small request a twentieth of its time."""
+_log = logging.getLogger("modelmint.serving")
 
 
 class Limits(Frozen):
@@ -104,10 +109,17 @@ class KeyFile(Frozen):
     keys: tuple[ApiKey, ...] = ()
 
 
+def read_keys(folder: Path) -> KeyFile:
+    """The keys of a private folder, none for a new one; raises Damaged if unreadable."""
+    path = folder / KEYS_FILE
+    return parsed(path, KeyFile) if path.exists() else KeyFile()
+
+
 class Keys:
     """The keys of a server, read again when another process changed them; thread-safe.
 
-    Raises ValueError when `keys.json` cannot be read: with no keys nobody could ask anything.
+    Raises Damaged, a ValueError, when `keys.json` cannot be read: with no keys nobody could ask
+    anything. When that happens later, the keys that were read before count on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,27 +127,38 @@ class Keys:
         self._path, self._lock = folder / KEYS_FILE, folder / ".keys.lock"
         self._changes = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
+        self._damaged: tuple[int, int, int] | None = None
+        """When the file was last changed, as `stamp` tells it: that was read, that cannot be."""
         self._checked = 0.0
         self._keys: dict[str, ApiKey] = {}
         self._shown: dict[str, ApiKey] = {}
         """By the headers that were right lately; begun anew with every change of the keys."""
-        self.refresh()
+        self._read()
 
     def refresh(self) -> None:
-        """Read the file if it is not the one that was read last."""
+        """Read the file if it is not the one that was read last, and can be."""
         self._checked = time.monotonic()
+        if self._damaged is None or self._damaged != stamp(self._path):
+            with suppress(Damaged):  # which is logged
+                self._read()
+
+    def _read(self) -> None:
+        found = stamp(self._path)
+        if found == self._seen and self._damaged is None:
+            return
         try:
-            found = self._path.stat()
-        except FileNotFoundError:
-            self._seen, self._keys, self._shown = None, {}, {}
-            return
-        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-        if stamp == self._seen:
-            return
-        content = KeyFile.model_validate_json(self._path.read_bytes())
+            content = read_keys(self._path.parent)
+        except Damaged as error:
+            if found != self._damaged:
+                _log.error("%s; the keys it held still count", error)
+                metrics.unreadable(KEYS_FILE, True)
+            self._damaged = found
+            raise
+        if self._damaged is not None:
+            metrics.unreadable(KEYS_FILE, False)
         self._keys = {key.id: key for key in content.keys}
         self._shown = {}  # last: what was found in older keys goes into the older one
-        self._seen = stamp
+        self._seen, self._damaged = found, None
 
     def all(self) -> list[ApiKey]:
         """Every key, also those that no longer count, oldest first."""
@@ -266,9 +289,10 @@ class Keys:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        with self._changes, self._lock.open("a") as lock:
+        """The keys as they are now; ProtocolError 503 unless they can be read and written."""
+        with self._changes, written(self._path), self._lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one server take turns
-            self.refresh()
+            self._read()
             yield
 
     def _write(self, keys: dict[str, ApiKey]) -> None:

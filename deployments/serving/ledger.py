@@ -1,37 +1,42 @@
 """What every key used, exact across the workers of a server, also after one was killed.
 
-One file a day (UTC) of fixed slots, mapped into every worker and changed under a kernel lock. The
-kernel keeps the pages and frees the lock when a worker dies, so nothing is lost but by a power cut,
-and the files are the record that `usage` reads. Rates follow the token bucket (RFC 3290).
+One file a day (UTC) of counters, and one of the tokens that keys have left, which no midnight fills
+again; both mapped into every worker and changed under one kernel lock. The kernel keeps the pages
+and frees the lock when a worker dies, so nothing is lost but by a power cut, and the files are the
+record that `usage` reads. Room for a day is taken the day before. Rates follow the token bucket
+(RFC 3290).
 """
 
 import fcntl
-import mmap
+import logging
 import operator
-import os
 import struct
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deployments.serving.keys import ApiKey, Limits
 from deployments.serving.protocol import ProtocolError
+from deployments.serving.slots import NAME_BYTES, Slots
 
-SLOT = struct.Struct("<64s5q2d")
-"""Name; requests, refused, rows, bytes in, bytes out; tokens left and when they were counted."""
+SLOT = struct.Struct(f"<{NAME_BYTES}s5q16x")
+"""Name; requests, refused, rows, bytes in, bytes out. Tokens were behind them in files written
+before they had a file of their own: such a day goes on, and every bucket begins full once."""
 COUNTERS = struct.Struct("<5q")
 TOKENS = struct.Struct("<2d")
-COUNTERS_AT, TOKENS_AT = 64, 104
-"""Where in a slot they are."""
-SLOTS = 1024
+"""Tokens left and when they were counted, behind the id of a key."""
+RATES = "rates"
 DAY = 86_400
 TOTAL = ""
 """The line under which all lines of a key are counted together."""
+EVERY = "*"
+"""The line of requests that were refused before any line was looked at."""
+_log = logging.getLogger("modelmint.serving")
 
 
 class Counts(NamedTuple):
@@ -63,13 +68,16 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder, self._now = folder, now
         self._threads = threading.Lock()
+        self._lock = (folder / ".lock").open("w")
+        weakref.finalize(self, self._lock.close)
         self._day = -1
-        self._file: Any = None
-        self._map: Any = None
-        self._close: Callable[[], object] = lambda: None
-        self._slots: dict[bytes, int] = {}
+        self._today: Any = None
+        self._rates: Any = None
         self._pairs: dict[tuple[str, str], tuple[int, int]] = {}
         """The slots of a key's total and of its line."""
+        # While there is room; without it, which is logged, whoever is to be counted is told.
+        with suppress(ProtocolError), self._open():
+            pass
 
     def admit(self, key: ApiKey) -> None:
         """Take one request from the key's rate; raises ProtocolError 429 when none is left."""
@@ -81,7 +89,7 @@ class Ledger:
             allowed = left >= 1
             self._leave(key, left - allowed, now)
             if not allowed:
-                self._count(self._slot(key.id, TOTAL), Counts(refused=1))
+                self._add(self._pair(key.id, EVERY), Counts(refused=1))
         if not allowed:
             raise ProtocolError(
                 429,
@@ -95,59 +103,62 @@ class Ledger:
         if not key.limits.any:
             return True
         with self._open() as now:
-            return self._allows(key, 1, 1, now)
+            used = self._counts(self._today.at(_name(key.id, TOTAL)))
+            return self._allows(key, used, 1, 1, now)
 
     def take(self, charges: Sequence[Charge]) -> list[bool]:
         """Admit, charge and count requests that are answered, all at once.
 
         Nothing happens to those, told by False, that `admit` or `charge` would refuse.
         """
-        allowed = []
-        sums: dict[tuple[str, str], Counts] = {}
-        with self._open() as now:
-            for key, line, counts in charges:
-                may = not key.limits.any or self._allows(key, counts.rows, counts.bytes_in, now)
-                allowed.append(may)
-                if may and key.limits.any:
-                    if key.limits.rate is not None:
-                        self._leave(key, self._left(key, key.limits.rate, now) - 1, now)
-                    self._add(key.id, line, counts)
-                elif may:
-                    name = key.id, line
-                    before = sums.get(name)
-                    sums[name] = counts if before is None else before.plus(counts)
-            for (identity, line), counts in sums.items():
-                self._add(identity, line, counts)
-        return allowed
+        try:
+            with self._open() as now:
+                for key, line, _ in charges:  # before anything is counted: there may be no room
+                    if (key.id, line) not in self._pairs:
+                        self._pair(key.id, line)
+                return self._taken(charges, now)
+        except ProtocolError:
+            return [False] * len(charges)
 
-    def charge(self, key: ApiKey, line: str, rows: int, size: int) -> None:
-        """Count a request of so many rows and bytes before it is computed.
+    def charge(self, key: ApiKey, line: str, rows: int, size: int) -> int:
+        """Count a request of so many rows and bytes before it is computed; on which day, for `add`.
 
         Raises ProtocolError 429 when that would go over the key's day, and counts the refusal.
         """
         with self._open() as now:
-            total = self._read(self._slot(key.id, TOTAL))
-            over = _over(key.limits, total, rows, size)
-            change = Counts(refused=1) if over else Counts(1, 0, rows, size)
-            self._add(key.id, line, change)
+            pair = self._pair(key.id, line)
+            over = _over(key.limits, self._counts(pair[0]), rows, size)
+            self._add(pair, Counts(refused=1) if over else Counts(1, 0, rows, size))
+            day = self._day
         if over:
             raise _exceeded(key, over, now)
+        return day
 
     def check(self, key: ApiKey, line: str, size: int) -> None:
         """Refuse, as `charge` does, a request of so many bytes and any rows at all."""
         if not key.limits.any:
             return
         with self._open() as now:
-            over = _over(key.limits, self._read(self._slot(key.id, TOTAL)), 1, size)
+            pair = self._pair(key.id, line)
+            over = _over(key.limits, self._counts(pair[0]), 1, size)
             if over:
-                self._add(key.id, line, Counts(refused=1))
+                self._add(pair, Counts(refused=1))
         if over:
             raise _exceeded(key, over, now)
 
-    def add(self, key: ApiKey, line: str, change: Counts) -> None:
-        """Count what became of a request that was charged."""
+    def add(self, key: ApiKey, line: str, change: Counts, day: int | None = None) -> None:
+        """Count what became of a request that was charged: today, or on the day of its charge.
+
+        What is given back belongs to that day: another one would begin with more than its quota.
+        """
         with self._open():
-            self._add(key.id, line, change)
+            if day is None or day == self._day:
+                self._add(self._pair(key.id, line), change)
+            elif self._path(day).exists():
+                earlier = Slots(self._path(day), SLOT.size)
+                for name in (TOTAL, line):
+                    _count(earlier, earlier.at(_name(key.id, name)), change)
+                earlier.close()
 
     def usage(self, days: int) -> list[dict[str, Any]]:
         """One record for every day, key and line with requests, the newest day first."""
@@ -159,7 +170,7 @@ class Ledger:
                 continue
             content = path.read_bytes()
             for offset in range(0, len(content) - SLOT.size + 1, SLOT.size):
-                name, *counts = SLOT.unpack_from(content, offset)[:6]
+                name, *counts = SLOT.unpack_from(content, offset)
                 key, _, line = name.rstrip(b"\0").decode().partition("/")
                 if line and any(counts):
                     date = _date(day)
@@ -168,85 +179,95 @@ class Ledger:
                     )
         return found
 
-    def _allows(self, key: ApiKey, rows: int, size: int, now: float) -> bool:
+    def _taken(self, charges: Sequence[Charge], now: float) -> list[bool]:
+        allowed = []
+        sums: dict[tuple[int, int], Counts] = {}
+        for key, line, counts in charges:
+            pair = self._pairs[key.id, line]
+            if not key.limits.any:
+                allowed.append(True)
+                before = sums.get(pair)
+                sums[pair] = counts if before is None else before.plus(counts)
+                continue
+            used = self._counts(pair[0])
+            may = self._allows(key, used, counts.rows, counts.bytes_in, now)
+            allowed.append(may)
+            if may:
+                if key.limits.rate is not None:
+                    self._leave(key, self._left(key, key.limits.rate, now) - 1, now)
+                self._add(pair, counts)
+        for pair, counts in sums.items():
+            self._add(pair, counts)
+        return allowed
+
+    def _allows(self, key: ApiKey, used: Counts, rows: int, size: int, now: float) -> bool:
         limits = key.limits
         if limits.rate is not None and self._left(key, limits.rate, now) < 1:
             return False
-        return not _over(limits, self._read(self._slot(key.id, TOTAL)), rows, size)
+        return not _over(limits, used, rows, size)
 
     def _left(self, key: ApiKey, rate: float, now: float) -> float:
         """Tokens in the key's bucket."""
         burst = key.limits.burst or max(1, int(rate))
-        tokens, at = TOKENS.unpack_from(self._map, self._slot(key.id, TOTAL) + TOKENS_AT)
+        place = self._rates.at(key.id.encode()) + NAME_BYTES
+        tokens, at = TOKENS.unpack_from(self._rates.map, place)
         return burst if at == 0 else min(burst, tokens + max(0.0, now - at) * rate)
 
     def _leave(self, key: ApiKey, tokens: float, now: float) -> None:
-        TOKENS.pack_into(self._map, self._slot(key.id, TOTAL) + TOKENS_AT, tokens, now)
+        place = self._rates.at(key.id.encode()) + NAME_BYTES
+        TOKENS.pack_into(self._rates.map, place, tokens, now)
 
-    def _add(self, key: str, line: str, change: Counts) -> None:
+    def _pair(self, key: str, line: str) -> tuple[int, int]:
         pair = self._pairs.get((key, line))
         if pair is None:
-            pair = self._pairs[key, line] = self._slot(key, TOTAL), self._slot(key, line)
-        for slot in pair:
-            self._count(slot, change)
+            pair = self._today.at(_name(key, TOTAL)), self._today.at(_name(key, line))
+            self._pairs[key, line] = pair
+        return pair
 
-    def _count(self, slot: int, change: Counts) -> None:
-        offset = slot + COUNTERS_AT
-        counts = COUNTERS.unpack_from(self._map, offset)
-        COUNTERS.pack_into(self._map, offset, *map(operator.add, counts, change))
+    def _add(self, pair: tuple[int, int], change: Counts) -> None:
+        for place in pair:
+            _count(self._today, place, change)
 
-    def _read(self, offset: int) -> Counts:
-        return Counts(*COUNTERS.unpack_from(self._map, offset + COUNTERS_AT))
+    def _counts(self, place: int) -> Counts:
+        return Counts(*COUNTERS.unpack_from(self._today.map, place + NAME_BYTES))
 
     @contextmanager
     def _open(self) -> Iterator[float]:
-        """Today's file, to this process and thread alone; yields the time in seconds."""
+        """Today's counters, to this process and thread alone; yields the time in seconds."""
         with self._threads:
-            now = self._now()
-            if now // DAY != self._day:
-                self._turn(int(now // DAY))
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
             try:
+                now = self._now()
+                if now // DAY != self._day:
+                    self._turn(int(now // DAY))
                 yield now
             finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _turn(self, day: int) -> None:
-        self._close()
-        handle = os.open(self._path(day), os.O_RDWR | os.O_CREAT, 0o600)
-        self._file = os.fdopen(handle, "r+b", buffering=0)
-        self._close = weakref.finalize(self, self._file.close)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        if os.fstat(handle).st_size == 0:
-            os.ftruncate(handle, SLOTS * SLOT.size)
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._map = mmap.mmap(handle, 0)
-        self._slots, self._pairs, self._day = {}, {}, day
-
-    def _slot(self, key: str, line: str) -> int:
-        name = f"{key}/{line}".encode()
-        found = self._slots.get(name)
-        return self._find(name) if found is None else found
-
-    def _find(self, name: bytes) -> int:
-        """The slot of that name, taken if there is none yet; another process may have taken it."""
-        size = os.fstat(self._file.fileno()).st_size
-        if size > len(self._map):
-            self._map.resize(size)
-        for offset in range(0, size, SLOT.size):
-            taken = SLOT.unpack_from(self._map, offset)[0].rstrip(b"\0")
-            if taken and taken != name:
-                self._slots[taken] = offset
-                continue
-            if not taken:
-                SLOT.pack_into(self._map, offset, name, *(0,) * 5, 0.0, 0.0)
-            self._slots[name] = offset
-            return offset
-        os.ftruncate(self._file.fileno(), size * 2)
-        return self._find(name)
+        if self._rates is None:
+            self._rates = Slots(self._folder / RATES, NAME_BYTES + TOKENS.size)
+        self._today = Slots(self._path(day), SLOT.size)
+        self._pairs, self._day = {}, day
+        try:
+            Slots(self._path(day + 1), SLOT.size).close()
+        except ProtocolError:
+            _log.error(
+                "unless there is room by then, nothing is answered from %s on", _date(day + 1)
+            )
 
     def _path(self, day: int) -> Path:
         return self._folder / f"{_date(day)}.ledger"
+
+
+def _name(key: str, line: str) -> bytes:
+    return f"{key}/{line}".encode()
+
+
+def _count(slots: Slots, place: int, change: Counts) -> None:
+    offset = place + NAME_BYTES
+    counts = COUNTERS.unpack_from(slots.map, offset)
+    COUNTERS.pack_into(slots.map, offset, *map(operator.add, counts, change))
 
 
 def _over(limits: Limits, used: Counts, rows: int, size: int) -> str:

@@ -15,11 +15,14 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client import exposition as text
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from deployments.serving import metric_files
+
 FOLDER_SETTING = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = text.CONTENT_TYPE_LATEST
 _VERSION = ("line", "version")
 _SECONDS = (.0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30)  # fmt: skip
 
+metric_files.install()
 _latency = Histogram(
     "modelmint_request_seconds",
     "Seconds from the head of a request to its answer, of answers with status 200.",
@@ -39,6 +42,15 @@ _queued = Gauge(
 )
 _cached = Counter("modelmint_cache", "Requests that asked the response cache.", ("line", "result"))
 
+_unreadable = Gauge(
+    "modelmint_unreadable",
+    "Workers that cannot read a file and go on with what it held.",
+    ("file",),
+    multiprocess_mode="livesum",
+)
+_not_journaled = Counter(
+    "modelmint_journal_lost", "Requests that the journal could not keep.", ("cause",)
+)
 _not_captured = Counter(
     "modelmint_capture_dropped_rows", "Rows chosen for monitoring that were not kept.", ("line",)
 )
@@ -84,6 +96,16 @@ def lookups(line: str, result: str) -> Counter:
 def not_captured(line: str) -> Counter:
     """Counts a line's rows that were chosen to be captured and for which there was no room."""
     return _not_captured.labels(line)
+
+
+def unreadable(file: str, now: bool) -> None:
+    """Tell whether this process cannot read a file of the server."""
+    _unreadable.labels(file).set(now)
+
+
+def not_journaled(count: int) -> None:
+    """Count requests that the journal lost for want of room on its disk."""
+    _not_journaled.labels("disk").inc(count)
 
 
 def refused(status: int, code: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from deployments.serving.disk import written
 from deployments.serving.folder import local, write_folder
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
@@ -19,7 +20,7 @@ def open_proven(
     """The version with this digest, from its folder below `root` or else from the source.
 
     Raises ProtocolError: 404 when it is in neither, 422 when it does not verify or fit, 502 when
-    the store does not answer, 503 when a trusted key cannot be read.
+    the store does not answer, 503 when a trusted key cannot be read or the folder not written.
     """
     folder = root / name / number
     try:
@@ -34,7 +35,8 @@ def open_proven(
                 raise
             # Absent or damaged here: proven in memory first, then put in place whole.
             files = read_verified(source, trust, name, digest).files
-            write_folder(folder, files)
+            with written(folder):
+                write_folder(folder, files)
     except IntegrityError as error:
         raise ProtocolError(422, f"{name} version {number}: {error}", "integrity") from None
     except TrustError as error:

@@ -10,6 +10,7 @@ import os
 import threading
 from typing import Any
 
+from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from models.promotions import Entry, Promotions, record_key
 
@@ -55,7 +56,7 @@ class Recorder:
         while not ended.wait(wait):
             try:
                 left = self.record() if self._repository.state.unrecorded else 0
-            except (OSError, ValueError):
+            except (OSError, ValueError, ProtocolError):
                 _log.exception("the state cannot be recorded")
                 left = 1
             wait = min(wait * 2, LONGEST_SECONDS) if left else EVERY_SECONDS

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from onnxruntime import RunOptions
 
-from deployments.serving.counters import Counters
 from deployments.serving.protocol import Tensors
 from deployments.serving.session import Served, finite
 from deployments.serving.state import Shadow
@@ -33,6 +32,8 @@ CLOSE_SECONDS = 2.0
 SAME = 0.01
 """Largest difference of two numbers, relative to the larger one, that counts as none."""
 Read = Callable[[Served], Tensors]
+Add = Callable[[str, Shadow, dict[str, int], tuple[str, int] | None], None]
+"""Counts for a line's trial, and a figure of which the largest is kept."""
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -51,15 +52,15 @@ class Mirrored(NamedTuple):
 class Shadowing:
     """The shadow's thread of one worker, and what waits for it.
 
-    `counters` gives those of a line's trial, and `goes_on` tells whether it has not ended.
+    `goes_on` tells whether a line's trial has not ended.
     """
 
     def __init__(
         self,
-        counters: Callable[[str, Shadow], Counters],
+        add: Add,
         goes_on: Callable[[str, Shadow], bool],
     ) -> None:
-        self._counters, self._goes_on = counters, goes_on
+        self._add, self._goes_on = add, goes_on
         self._waiting: queue.Queue[Mirrored | None] = queue.Queue(WAITING)
         self._lock, self._bytes = threading.Lock(), 0
         self._closed = threading.Event()
@@ -78,7 +79,7 @@ class Shadowing:
                 self._bytes += one.size
                 self._waiting.put_nowait(one)
         if not room:
-            self._counters(one.served.line, one.trial).add(dropped=1)
+            self._add(one.served.line, one.trial, {"dropped": 1}, None)
 
     def close(self) -> None:
         """Compute nothing more. A process that ends while ONNX Runtime computes is aborted."""
@@ -110,7 +111,6 @@ class Shadowing:
 
     def _compute(self, one: Mirrored, options: RunOptions) -> None:
         served, other, tensors = one.served, one.other, one.tensors
-        counters = self._counters(served.line, one.trial)
         try:
             given = tensors if one.read is None else one.read(other)
             start = time.perf_counter_ns()
@@ -121,10 +121,11 @@ class Shadowing:
         except Exception as error:  # whatever the shadow cannot do concerns no caller
             if self._wanted(one):
                 _log.info("shadow %s/%s: %s", other.line, other.number, type(error).__name__)
-                counters.add(requests=1, failed=1)
+                self._add(served.line, one.trial, {"requests": 1, "failed": 1}, None)
             return
-        counters.add(requests=1, rows=rows, different_rows=different, nanoseconds=spent)
-        counters.top("largest_difference_millionths", int(min(distance, 1e6) * 1e6))
+        added = {"requests": 1, "rows": rows, "different_rows": different, "nanoseconds": spent}
+        largest = "largest_difference_millionths", int(min(distance, 1e6) * 1e6)
+        self._add(served.line, one.trial, added, largest)
 
 
 def _difference(

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from deployments.serving.disk import parsed
 from deployments.serving.folder import LINE, NUMBER
 from models.digests import Digest
 from models.open import Frozen
@@ -94,6 +95,6 @@ class State(Frozen):
 
 
 def read_state(root: Path) -> State:
-    """The state of a repository folder, empty for a new one; raises ValueError if unreadable."""
+    """The state of a repository folder, empty for a new one; raises Damaged if unreadable."""
     path = root / STATE_FILE
-    return State.model_validate_json(path.read_bytes()) if path.exists() else State()
+    return parsed(path, State) if path.exists() else State()

@@ -5,6 +5,7 @@ requests again after they were answered; its answers are compared and go to nobo
 does is counted over all workers.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.counters import Counters
+from deployments.serving.disk import written
 from deployments.serving.http import request_id
 from deployments.serving.journal import Journal
 from deployments.serving.keys import ApiKey
@@ -32,6 +34,7 @@ ROLES = ("production", "canary")
 COUNTED = ("requests", "refused", "failed", "nanoseconds", "slowest_nanoseconds")
 CANARY = tuple(f"{role}_{name}" for role in ROLES for name in COUNTED)
 Message = MutableMapping[str, Any]
+_log = logging.getLogger("modelmint.serving")
 
 
 class Traffic:
@@ -42,7 +45,8 @@ class Traffic:
         self._one_wake = anyio.CapacityLimiter(1)
         self._open: dict[str, tuple[str, Counters]] = {}
         self._opening = threading.Lock()
-        self._shadowing = Shadowing(self._counters, self._shadows)
+        self._uncounted: set[str] = set()
+        self._shadowing = Shadowing(self._add, self._shadows)
 
     async def choose(self, request: Request) -> Served:
         """The version that answers; raises ProtocolError 404 or 503.
@@ -132,7 +136,8 @@ class Traffic:
 
     def compared(self, line: str, trial: Canary | Shadow) -> dict[str, Any]:
         """What was counted of a trial."""
-        found = self._counters(line, trial).read()
+        with written(self._path(line, trial)):
+            found = self._counters(line, trial).read()
         return _canary(found) if isinstance(trial, Canary) else told(found)
 
     def forget(self, line: str, kind: str, but: Canary | Shadow | None) -> None:
@@ -145,24 +150,41 @@ class Traffic:
     def _count(self, headers: dict[str, str], trial: Canary, status: int, spent: int) -> None:
         line = headers["modelmint-model"]
         role = "canary" if headers["modelmint-version"] == trial.version else "production"
-        counters = self._counters(line, trial)
         changes = {"requests": 1, "nanoseconds": spent}
         if status >= 400:
             changes["failed" if status >= 500 else "refused"] = 1
-        counters.add(**{f"{role}_{name}": change for name, change in changes.items()})
-        counters.top(f"{role}_slowest_nanoseconds", spent)
+        added = {f"{role}_{name}": change for name, change in changes.items()}
+        self._add(line, trial, added, (f"{role}_slowest_nanoseconds", spent))
 
     def _count_broken(self, state: dict[str, Any]) -> None:
         """An answer that had begun as a success and was not brought to its end."""
         headers, trial = state["headers"], state["trial"]
         role = "canary" if headers["modelmint-version"] == trial.version else "production"
         what = "failed" if state["broken"] >= 500 else "refused"
-        self._counters(headers["modelmint-model"], trial).add(**{f"{role}_{what}": 1})
+        self._add(headers["modelmint-model"], trial, {f"{role}_{what}": 1})
 
     def _shadows(self, line: str, trial: Shadow) -> bool:
         """Whether the trial goes on."""
         found = self._repository.lines.get(line)
         return found is not None and found.shadow == trial
+
+    def _add(
+        self,
+        line: str,
+        trial: Canary | Shadow,
+        added: dict[str, int],
+        largest: tuple[str, int] | None = None,
+    ) -> None:
+        try:
+            counters = self._counters(line, trial)
+        except OSError as error:  # no answer is to fail for that
+            if trial.id not in self._uncounted:
+                self._uncounted.add(trial.id)
+                _log.error("%s of %s is not counted until it can be: %s", trial.kind, line, error)
+            return
+        counters.add(**added)
+        if largest is not None:
+            counters.top(*largest)
 
     def _counters(self, line: str, trial: Canary | Shadow) -> Counters:
         name = f"{line}-{trial.kind}"

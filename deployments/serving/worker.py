@@ -1,5 +1,6 @@
 """One worker process of the model server: the application over the repository it follows."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -20,8 +21,10 @@ DRAIN_SECONDS = 8
 """Under the 10 s after which `deployments.local` and Docker kill."""
 SETTING = "MODELMINT_SERVER"
 """The variable that hands the options to the workers."""
+WAIT_SECONDS = 1.0
 COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Either names who is sent traces; without one there are none."""
+_log = logging.getLogger("modelmint.serving")
 
 
 class Options(BaseModel):
@@ -57,6 +60,10 @@ def application() -> ASGIApp:
     options = Options.model_validate_json(os.environ[SETTING])
     _end_with_parent()
     configure(options.log_level, options.log_format)
+    from deployments.serving import metric_files
+
+    _wait(options)
+    metric_files.begin(options.private / "metrics")
     from deployments.serving.access import Access
     from deployments.serving.app import create
     from deployments.serving.capture import SETTING as CAPTURE
@@ -103,6 +110,36 @@ def application() -> ASGIApp:
     )
     made = cross_origin(made, options.allow_origin)
     return made if secure is None else also_secure(made, secure, DRAIN_SECONDS)
+
+
+def _wait(options: Options) -> None:
+    """Wait for what this worker needs: without it, it would end, to be started again and again."""
+    told = ""
+    # uvicorn's own handlers wait for the application, which would be for ever.
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.signal(number, lambda *_: os._exit(0)) for number in numbers]
+    while why := _missing(options):
+        if why != told:
+            _log.error("%s; this worker starts after that", why)
+            told = why
+        time.sleep(WAIT_SECONDS)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def _missing(options: Options) -> str:
+    from deployments.serving.disk import Damaged, full
+    from deployments.serving.keys import read_keys
+    from deployments.serving.state import read_state
+
+    for folder in full(options.private, options.repository):
+        return f"the disk of {folder} is full: make room"
+    try:
+        read_keys(options.private)
+        read_state(options.repository)
+    except Damaged as error:
+        return str(error)
+    return ""
 
 
 def _tracing() -> "Tracing | None":

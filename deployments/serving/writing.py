@@ -83,7 +83,7 @@ class Writing:
             raise ProtocolError(400, f"{call.served.line} does not write texts", "no_text")
         line, most = call.served.line, sum(text.read + text.sampling.most for text in wanted)
         with self._admitted(call, len(wanted)):
-            self._ledger.charge(call.key, line, most, call.size)
+            day = self._ledger.charge(call.key, line, most, call.size)
             spent = 0
             left = {
                 index: objective.write(
@@ -103,7 +103,7 @@ class Writing:
                         yield Written(index, found)
             finally:
                 none = Counts(requests=0 if spent else -1, rows=spent - most)
-                self._ledger.add(call.key, line, none)
+                self._ledger.add(call.key, line, none, day)
 
     @contextmanager
     def _admitted(self, call: Call, count: int) -> Iterator[None]:

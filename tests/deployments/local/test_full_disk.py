@@ -17,36 +17,12 @@ import pytest
 from deployments.local.stack import HOME_SETTING, STORE, stack
 from tasks.isolated import name_of
 from tests.conftest import environment
+from tests.deployments.disks import fill, small_disk
 from tests.deployments.stacks import Home, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LINE = "diabetes"
 TRAINS = "tasks.trainer:fit"
-
-
-@contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of that size, in memory, on the folder."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "modelmint-test", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"this machine mounts no tmpfs: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> Path:
-    """A file that leaves so many bytes of the disk."""
-    usage = os.statvfs(folder)
-    path = folder / "filler"
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, usage.f_bavail * usage.f_frsize - leave)
-    return path
 
 
 @contextmanager

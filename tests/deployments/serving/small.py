@@ -45,9 +45,10 @@ class Here(NamedTuple):
         found = self.access.keys.create("t", scopes or EVERYTHING, limits=Limits(**limits))
         return {"authorization": f"Bearer {found[1]}"}
 
-    def used(self, key: dict[str, str]) -> dict[str, int]:
-        identity = key["authorization"].split("_")[1]
-        [found] = [one for one in self.access.ledger.usage(1) if one["key"] == identity]
+    def used(self, key: dict[str, str], line: str = "air-time") -> dict[str, int]:
+        named = key["authorization"].split("_")[1], line
+        usage = self.access.ledger.usage(1)
+        [found] = [one for one in usage if (one["key"], one["line"]) == named]
         return found
 
     def talk(self) -> http.client.HTTPConnection:

@@ -142,6 +142,8 @@ def test_limits_hold_and_a_refusal_is_counted_once(
     assert server.taken == [True, True, False]
     used = server.used(key)
     assert (used["requests"], used["rows"]) == (2, 2)
+    line = "*" if code == "rate_limited" else "air-time"
+    assert server.used(key, line)["refused"] == 1
 
 
 def test_what_comes_at_once_is_computed_together(server: Here) -> None:

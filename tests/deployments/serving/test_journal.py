@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import os
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from deployments.serving.journal import LOOKUPS, TOGETHER_NANOSECONDS, WAITING, Journal
 from deployments.serving.protocol import ProtocolError
+from tests.deployments.disks import fill, small_disk
 from tests.deployments.serving.test_control import BODY, INFER, NO_STORE, eventually, placed
 
 
@@ -63,6 +65,64 @@ def test_files_older_than_the_newest_that_has_it_are_not_read(tmp_path: Path) ->
     # Half a line, as after a kill.
     older.write_bytes(older.read_bytes() + b'{"at":1,"request":"only here"')
     assert len(journal.find("only here")) == 1
+
+
+def test_what_a_full_disk_does_not_take_is_found_and_written_later(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        one = Journal(disk / "requests", file_bytes=100_000)
+        one.add(at=0.0, request="first")
+        one.flush()
+        filler = fill(disk)
+        # The first line fits into what is left of the page, and a part of the second.
+        for number in (1, 2, 3):
+            one.add(at=float(number), request="a", more="x" * 2500)
+        with pytest.raises(OSError, match="No space left on device"):
+            one.flush()
+        [path] = (disk / "requests").iterdir()
+        assert [orjson.loads(line)["at"] for line in path.read_bytes().splitlines()] == [0, 1]
+        for journal, ats in ((one, [1, 2, 3]), (Journal(disk / "requests"), [1])):
+            assert [entry["at"] for entry in journal.find("a")] == ats
+        one.add(at=4.0, request="a")
+        filler.unlink()
+        one.flush()
+        assert [entry["at"] for entry in Journal(disk / "requests").find("a")] == [1, 2, 3, 4]
+        assert [orjson.loads(line)["at"] for line in path.read_bytes().splitlines()] == [*range(5)]
+        # A new file that cannot be begun.
+        one.add(at=5.0, request="b", more="x" * 100_000)
+        one.flush()
+        filler = fill(disk)
+        one.add(at=6.0, request="a")
+        with pytest.raises(OSError, match="No space left on device"):
+            one.flush()
+        filler.unlink()
+        one.flush()
+        assert [entry["at"] for entry in Journal(disk / "requests").find("a")] == [1, 2, 3, 4, 6]
+
+
+def test_beyond_a_bound_the_oldest_are_lost_and_that_is_counted_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deployments.serving.journal.KEPT", 3)
+    lost: list[int] = []
+    monkeypatch.setattr("deployments.serving.metrics.not_journaled", lost.append)
+    with small_disk(tmp_path / "disk", 1) as disk, caplog.at_level(logging.ERROR):
+        journal = Journal(disk / "requests")
+        filler = fill(disk)
+        for number in range(8):
+            journal.add(at=float(number), request="a")
+        assert eventually(lambda: "No space left on device" in caplog.text)
+        assert [entry["at"] for entry in journal.find("a")] == [5, 6, 7]
+        assert sum(lost) == 5
+        filler.unlink()
+        journal.flush()
+        assert [entry["at"] for entry in Journal(disk / "requests").find("a")] == [5, 6, 7]
+
+
+def test_a_torn_line_before_another_hides_no_other(tmp_path: Path) -> None:
+    line = orjson.dumps({"at": 1.0, "request": "a"})
+    path = tmp_path / f"{1:020d}-1.jsonl"
+    path.write_bytes(line + b"\n" + line[:-3] + line + b"\n" + line + b"\n")
+    assert Journal(tmp_path).find("a") == [{"at": 1.0, "request": "a"}] * 2
 
 
 def test_few_lookups_run_at_once_and_a_key_may_have_few(

@@ -1,8 +1,6 @@
 """Keys, limits, usage and audit log, by the classes and through a real server."""
 
-import os
 import stat
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,8 @@ import orjson
 import pytest
 
 from deployments.serving.audit import AUDIT_FILE, BLOCK, START, Audit, check
-from deployments.serving.keys import EVERYTHING, KEYS_FILE, Keys, Limits
-from deployments.serving.ledger import DAY, SLOT, Counts, Ledger
+from deployments.serving.keys import EVERYTHING, KEYS_FILE, Keys
+from deployments.serving.ledger import DAY
 from deployments.serving.protocol import ProtocolError
 from models.digests import IntegrityError
 
@@ -137,86 +135,6 @@ def test_the_first_key_is_made_once_and_never_comes_back(tmp_path: Path) -> None
     elsewhere = Keys(tmp_path / "elsewhere")
     elsewhere.first(file)
     assert elsewhere.authenticate(f"Bearer {token}").id == key.id
-
-
-def test_a_rate_is_a_bucket_that_fills_again(tmp_path: Path) -> None:
-    now = [1000.0]
-    ledger = Ledger(tmp_path, lambda: now[0])
-    key, _ = Keys(tmp_path / "keys").create("acme", EVERYTHING, limits=Limits(rate=2, burst=3))
-    for _ in range(3):
-        ledger.admit(key)
-    with pytest.raises(ProtocolError) as caught:
-        ledger.admit(key)
-    assert (caught.value.status, caught.value.retry_after) == (429, 0.5)
-    now[0] += 0.5
-    ledger.admit(key)
-    assert code(ledger.admit, key) == "rate_limited"
-
-
-def test_whatever_rate_a_key_has_it_may_come_back_within_a_day(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, lambda: 1000.0)
-    for rate, seconds in ((1e-310, "86400"), (1e-9, "86400"), (0.001, "1000"), (1e6, "1")):
-        limits = Limits(rate=rate, burst=1)
-        key, _ = Keys(tmp_path / "keys").create("acme", EVERYTHING, limits=limits)
-        ledger.admit(key)
-        with pytest.raises(ProtocolError) as caught:
-            ledger.admit(key)
-        assert caught.value.retry_seconds == seconds
-
-
-def test_a_quota_holds_across_workers_and_starts_anew_each_day(tmp_path: Path) -> None:
-    now = [20_000 * float(DAY)]
-    key, _ = Keys(tmp_path / "keys").create("acme", EVERYTHING, limits=Limits(daily_rows=1000))
-    workers = [Ledger(tmp_path / "usage", lambda: now[0]) for _ in range(4)]
-    allowed, codes = [0] * 4, set[str]()
-
-    def ask(index: int) -> None:
-        for _ in range(400):
-            try:
-                workers[index].charge(key, "digits", 1, 10)
-                allowed[index] += 1
-            except ProtocolError as error:
-                codes.add(error.code)
-
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (sum(allowed), codes) == (1000, {"quota_exceeded"})
-    [found] = workers[0].usage(1)
-    assert (found["requests"], found["refused"], found["rows"]) == (1000, 600, 1000)
-    now[0] += DAY
-    workers[2].charge(key, "digits", 1, 10)
-    assert [one["rows"] for one in workers[3].usage(2)] == [1, 1000]
-
-
-def test_a_killed_worker_leaves_its_counts_and_no_lock(tmp_path: Path) -> None:
-    key, _ = Keys(tmp_path / "keys").create("acme", EVERYTHING)
-    ledger = Ledger(tmp_path / "usage")
-    ledger.charge(key, "digits", 1, 10)
-    child = os.fork()
-    if child == 0:
-        worker = Ledger(tmp_path / "usage")
-        with worker._open():
-            worker._add(key.id, "digits", Counts(requests=1, rows=5))
-            os.kill(os.getpid(), 9)
-    os.waitpid(child, 0)
-    ledger.charge(key, "digits", 1, 10)
-    assert ledger.usage(1)[0]["rows"] == 7
-
-
-def test_the_ledger_grows(tmp_path: Path) -> None:
-    key, _ = Keys(tmp_path / "keys").create("acme", EVERYTHING)
-    ledger, other = Ledger(tmp_path / "usage"), Ledger(tmp_path / "usage")
-    other.charge(key, "line-0", 1, 1)
-    for number in range(1100):
-        ledger.charge(key, f"line-{number}", 1, 1)
-    other.charge(key, "line-1099", 1, 1)
-    found = {one["line"]: one["requests"] for one in other.usage(1)}
-    assert len(found) == 1100
-    assert found["line-0"] == found["line-1099"] == 2
-    assert SLOT.size == 120
 
 
 def test_the_audit_log_proves_itself(tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
+
+from deployments.serving import metric_files
+from tests.deployments.disks import fill, small_disk
 
 ROOT = Path(__file__).resolve().parents[3]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -124,6 +129,58 @@ def test_workers_count_together_and_a_killed_one_is_not_forgotten(tmp_path: Path
             assert found(now, "modelmint_queue_requests", line="flights") == waiting
     finally:
         for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+COUNT_MUCH = """
+import sys
+from pathlib import Path
+from deployments.serving import metric_files, metrics
+metric_files.begin(Path(sys.argv[1]))
+print("begun", flush=True)
+for times in range(2):
+    sys.stdin.readline()
+    for number in range(100):
+        metrics.answers("flights", str(number), "infer").add(0.003, 5)
+    print("counted", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_full_disk_ends_nobody_who_counts_and_loses_no_count(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 2) as disk:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", COUNT_MUCH, str(disk)],
+            cwd=ROOT,
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(disk)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert worker.stdin
+        assert worker.stdout
+        try:
+            assert worker.stdout.readline() == "begun\n"
+            filler = fill(disk)
+            for _ in range(2):
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+                assert worker.stdout.readline() == "counted\n"
+                filler.unlink(missing_ok=True)
+            files = list(disk.glob("*.db"))
+            assert max(path.stat().st_size for path in files) > metric_files.FIRST_BYTES
+            for path in files:
+                assert path.stat().st_blocks * 512 >= path.stat().st_size
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, disk)  # type: ignore[no-untyped-call]
+            now = samples(generate_latest(registry).decode())
+            for number in map(str, range(100)):
+                version = {"line": "flights", "version": number, "verb": "infer"}
+                assert found(now, "modelmint_rows_total", **version) == 10
+                assert found(now, "modelmint_request_seconds_count", **version) == 2
+                assert found(now, "modelmint_request_seconds_bucket", **version, le="0.005") == 2
+        finally:
             worker.kill()
             worker.communicate()
 

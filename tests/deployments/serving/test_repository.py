@@ -322,7 +322,7 @@ def test_an_unreadable_state_is_not_taken_for_an_empty_one(
 ) -> None:
     root.mkdir()
     (root / STATE_FILE).write_bytes(content)
-    with pytest.raises(ValueError, match="State"):
+    with pytest.raises(ValueError, match="state.json is damaged at "):
         opened()
 
 

@@ -213,12 +213,13 @@ class Held:
         self.begun, self.go = threading.Event(), threading.Event()
         self.over = False
         self.errors: Iterator[OSError] = iter(())
-        self.shadowing = Shadowing(self._counters, lambda *_: not self.over)
+        self.shadowing = Shadowing(self._add, lambda *_: not self.over)
 
-    def _counters(self, *_: Any) -> Counters:
+    def _add(self, line: str, trial: Shadow, added: dict[str, int], largest: Any) -> None:
+        del line, trial, largest
         for error in self.errors:
             raise error
-        return self.counters
+        self.counters.add(**added)
 
     def _read(self, _: Any) -> Any:
         self.begun.set()
