@@ -8,9 +8,10 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from deployments.serving.grpc_listener import MOST_STREAMS
+from deployments.serving.grpc_listener import MOST_STREAMS, UNREAD_BYTES
 from tests.deployments.serving.spoken import (
     METHOD,
+    SETTINGS,
     Raw,
     Spoken,
     message,
@@ -22,16 +23,19 @@ from tests.production.certificates import write_certificates
 def test_half_a_message_is_cut_off(spoken: Spoken) -> None:
     call = Raw(spoken.port, METHOD, spoken.server.bearer)
     call.send(prefixed(90_000, bytes(1000)))
-    answer = b""
-    for _, _, content in call.frames():
+    answer, settings = b"", []
+    for kind, _, content in call.frames():
         answer += content
+        if kind == SETTINGS:
+            settings += [content[at : at + 6] for at in range(0, len(content), 6)]
         if b"the message did not arrive in time" in answer:
             break
     else:
         pytest.fail("the connection ended without a word")
     call.close()
-    most = b"\x00\x03" + MOST_STREAMS.to_bytes(4)  # SETTINGS_MAX_CONCURRENT_STREAMS
-    assert most in answer
+    told = [(int.from_bytes(one[:2]), int.from_bytes(one[2:])) for one in settings]
+    assert (3, MOST_STREAMS) in told  # SETTINGS_MAX_CONCURRENT_STREAMS
+    assert all(most <= UNREAD_BYTES for name, most in told if name == 4)  # ..._INITIAL_WINDOW_SIZE
 
 
 def test_a_port_that_is_taken_stops_the_start(spoken: Spoken, tmp_path: Any, serve: Any) -> None:

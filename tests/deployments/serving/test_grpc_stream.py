@@ -1,16 +1,19 @@
 """Streams of Triton's own client with a real server: answered as single calls are."""
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from deployments.serving.grpc_listener import UNREAD_BYTES
-from deployments.serving.grpc_stream import MOST_WAITING
+from deployments.serving.grpc_room import Place
+from deployments.serving.grpc_stream import MOST_BYTES, MOST_WAITING, Reply, converse
 from deployments.serving.ledger import Ledger
 from tests.deployments.serving.spoken import (
     DATA,
@@ -80,6 +83,55 @@ def test_a_revoked_key_ends_its_stream(spoken: Spoken) -> None:
     again = Talk(spoken, key)
     assert "StatusCode.UNAUTHENTICATED" in str(again.error())
     again.end()
+
+
+class Coming:
+    """Messages of one size, as a call gives them, and what is written to it."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._size, self._count = size, count
+        self.read_so_far = 0
+        self.written: list[bytes] = []
+
+    async def read(self) -> Any:
+        if self.read_so_far == self._count:
+            return grpc.aio.EOF
+        self.read_so_far += 1
+        return bytes([self.read_so_far]) * self._size
+
+    async def write(self, body: bytes) -> None:
+        self.written.append(body)
+
+
+@pytest.mark.parametrize(
+    ("size", "answer_size", "most"),
+    [
+        (1, 1, MOST_WAITING),
+        (MOST_BYTES // 4, 1, 4),
+        (MOST_BYTES // 4 - 1, 1, 5),
+        (2 * MOST_BYTES, 1, 1),
+        (1, MOST_BYTES // 3, 5),  # the first has none yet, the next four together pass the bound
+    ],
+)
+def test_no_more_is_read_while_answers_wait(size: int, answer_size: int, most: int) -> None:
+    async def story() -> None:
+        came, first = Coming(100, size), asyncio.Event()
+
+        async def answer(body: bytes) -> Reply:
+            if body[0] == 1 or answer_size == 1:
+                await first.wait()
+            return Reply(body[:1] * answer_size)
+
+        talk = asyncio.create_task(converse(came, Place("a"), lambda: None, answer, 60))
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert came.read_so_far == most
+        assert came.written == []
+        first.set()
+        assert await talk is None
+        assert [body[0] for body in came.written] == list(range(1, 101))
+
+    asyncio.run(story())
 
 
 def refusals(spoken: Spoken, code: str) -> float:
