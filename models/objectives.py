@@ -77,6 +77,11 @@ class Objective(Open):
         """The tensor a served model answers with."""
 
     @property
+    def further(self) -> tuple[TensorSpec, ...]:
+        """Tensors that a served model gives beside it, for programs; nothing judges them."""
+        return ()
+
+    @property
     @abstractmethod
     def width(self) -> int:
         """Number of values the network computes for a row."""

@@ -45,10 +45,10 @@ class Signature(Frozen):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The tensors the served network gives: the objective's, and the state after it."""
+        """The tensors the served network gives: the objective's, and at last the state after it."""
         state = self.features.state
         after = () if state is None else (state.model_copy(update={"name": NEXT_STATE}),)
-        return (self.objective.output, *after)
+        return (self.objective.output, *self.objective.further, *after)
 
     def served(self, family: "Family") -> "Signature":
         """The signature of the network as it is served: with the state that the family carries."""

@@ -3,22 +3,48 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import grpc
 from starlette.requests import Request
 
-from deployments.serving.http import INLINE_BYTES, request_id, take_id
+from deployments.serving.http import INLINE_BYTES, header, identity, request_id, take_id
 from deployments.serving.inference import in_thread
 from deployments.serving.protocol import ProtocolError
 
+STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED, 409: grpc.StatusCode.FAILED_PRECONDITION,
+    422: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED, 502: grpc.StatusCode.UNAVAILABLE,
+    503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}  # fmt: skip
 T = TypeVar("T")
 
 
-class Asked:
-    """A message, and the request it would be over HTTP: its headers are the metadata."""
+class Told(NamedTuple):
+    """The message that answers, or why there is none."""
 
-    def __init__(self, message: Any, context: Any) -> None:
-        self.message, self._context = message, context
+    found: Any
+    refusal: ProtocolError | None = None
+
+    @property
+    def status(self) -> Any:
+        """The status in gRPC's words."""
+        if self.refusal is None:
+            return grpc.StatusCode.OK
+        return STATUS.get(self.refusal.status, grpc.StatusCode.INTERNAL)
+
+
+class Asked:
+    """A message, and the request it would be over HTTP: its headers are the metadata.
+
+    Those of a stream's are the same for all its messages, so each is named by its own id first.
+    """
+
+    def __init__(self, message: Any, context: Any, of_stream: bool = False) -> None:
+        self.message, self._context, self._of_stream = message, context, of_stream
         metadata: Sequence[tuple[str, Any]] = context.invocation_metadata() or ()
         fields = [
             (name.encode(), value.encode("latin-1"))
@@ -41,7 +67,11 @@ class Asked:
 
     def name(self) -> None:
         """Let the message's id name the request where the metadata does not."""
-        take_id(self.request, getattr(self.message, "id", None))
+        inside = getattr(self.message, "id", None)
+        if self._of_stream:
+            self.request.state.request_id = identity(inside, header(self.request, b"x-request-id"))
+        else:
+            take_id(self.request, inside)
         request_id(self.request)
 
     def deadline(self, seconds: float) -> float:

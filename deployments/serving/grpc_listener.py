@@ -13,9 +13,12 @@ MOST_CALLS = 1024
 MOST_STREAMS = 256
 """Calls of one connection at once; a client keeps more of them to itself until others end."""
 METADATA_BYTES = 16_384
+UNREAD_BYTES = 65_535
+"""What of a message comes before it is asked for; HTTP/2's own, once nothing widens it."""
 HANDSHAKE_SECONDS = 10
 IDLE_SECONDS = 300
-"""Until a connection without a call is closed; a client's next call opens another."""
+"""Until a connection without a call is closed; a client's next call opens another. And until a
+stream without a request is ended."""
 PING_SECONDS = 60
 PONG_SECONDS = 20
 
@@ -36,6 +39,9 @@ def options(largest: int) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", PING_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", PONG_SECONDS * 1000),
         ("grpc.so_reuseport", 1),
+        # It would let 8 MB of each call come unread. What is read comes as fast without it.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
         # Only plain messages: what a compressed one unpacks to is not bounded here.
         ("grpc.compression_enabled_algorithms_bitset", 1),
     ]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.serving.elements import check_shape, from_binary
-from deployments.serving.protocol import Tensors, Wanted, complete, declared
+from deployments.serving.protocol import NO_SEQUENCES, Tensors, Wanted, complete, declared
 from models.tensors import NUMPY, TensorSpec
 
 CONTENTS = {
@@ -18,6 +18,9 @@ CONTENTS = {
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
 """The field that holds a datatype's values; FP16 has raw contents only."""
+FINAL = "triton_enable_empty_final_response"
+"""Asks for an empty answer after the last one. There is only one, which says that it is the last,
+so that none follows: as it is in Triton."""
 _FIXED = frozenset(("BOOL", "FP32", "FP64"))
 """Datatypes whose values are one after the other in a message, as they are in memory."""
 _STRETCH = 16_384
@@ -80,6 +83,16 @@ def _text(value: bytes, what: str) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise ValueError(f"{what}: a text is not UTF-8") from None
+
+
+def check_parameters(message: Any) -> None:
+    """Refuse what is asked of a model beyond its tensors and is not done; raises ValueError."""
+    given = message.parameters
+    if "sequence_id" in given:
+        raise ValueError(NO_SEQUENCES)
+    final = given[FINAL].WhichOneof("parameter_choice") if FINAL in given else None
+    if final not in (None, "bool_param"):
+        raise ValueError(f"{FINAL} must be true or false")
 
 
 def outputs(message: Any, specs: Sequence[TensorSpec]) -> list[Wanted]:

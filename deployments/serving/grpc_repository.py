@@ -1,6 +1,6 @@
 """Triton's repository extension over gRPC: what `control` and `listing` do over HTTP."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -9,12 +9,12 @@ from deployments.serving import open_inference_grpc_pb2 as pb
 from deployments.serving.access import allow
 from deployments.serving.control import Control
 from deployments.serving.grpc_asked import Asked
+from deployments.serving.grpc_methods import Method
 from deployments.serving.listing import versions
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 
 INDEXED = ("name", "version", "state", "reason")
-Method = tuple[Callable[[Asked], Awaitable[Any]], Any]
 
 
 class GrpcRepository:

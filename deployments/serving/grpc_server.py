@@ -2,7 +2,7 @@
 
 A caller's key is in the metadata, `authorization: Bearer mm_...`. Outputs are raw contents, as
 Triton's are. `open_inference_grpc.proto` is the protocol's own (KServe, Apache-2.0) with the
-messages of Triton's repository extension; the module beside it is made by
+messages of Triton's streaming and of its repository extension; the module beside it is made by
 
     python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. open_inference_grpc.proto
 
@@ -18,23 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from deployments.serving import metrics
 from deployments.serving import open_inference_grpc_pb2 as pb
-from deployments.serving.access import Access, allow
+from deployments.serving.access import Access
 from deployments.serving.capture import Capture
 from deployments.serving.control import Control
-from deployments.serving.elements import pack
-from deployments.serving.grpc_asked import Asked
+from deployments.serving.grpc_asked import Asked, Told
 from deployments.serving.grpc_listener import MOST_CALLS, credentials, options
-from deployments.serving.grpc_messages import inputs, outputs
+from deployments.serving.grpc_methods import GrpcMethods
 from deployments.serving.grpc_repository import GrpcRepository
-from deployments.serving.http import Address, header, may_store, release, request_id
-from deployments.serving.inference import Call, Inference
+from deployments.serving.grpc_room import WAIT_SECONDS, Room, places
+from deployments.serving.grpc_stream import Reply, converse
+from deployments.serving.http import Address, header, request_id
+from deployments.serving.inference import Inference
+from deployments.serving.keys import ApiKey
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.traffic import Traffic
@@ -43,16 +44,13 @@ if TYPE_CHECKING:
     from deployments.serving.tracing import Tracing
 
 SERVICE = "inference.GRPCInferenceService"
+STREAM = "ModelStreamInfer"
+STRICT = b"triton_grpc_error"
+"""With `true`, Triton's clients ask that the first error ends a stream, by its status."""
 GRACE_SECONDS = 5.0
 OPEN = frozenset(("ServerLive", "ServerReady"))
-STATUS = {
-    400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
-    408: grpc.StatusCode.DEADLINE_EXCEEDED, 409: grpc.StatusCode.FAILED_PRECONDITION,
-    422: grpc.StatusCode.FAILED_PRECONDITION,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED, 502: grpc.StatusCode.UNAVAILABLE,
-    503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}  # fmt: skip
+Receive = Callable[[ApiKey], Awaitable[bytes]]
+Answer = Callable[[Asked, Receive | None], Awaitable[Told]]
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -69,9 +67,10 @@ class GrpcServer:
         control: Control,
         tracing: "Tracing | None" = None,
     ) -> None:
-        self._repository, self._access, self._inference = repository, access, inference
-        self._traffic, self._capture, self._tracing = traffic, capture, tracing
-        self._extension = GrpcRepository(repository, control)
+        self._access, self._traffic, self._tracing = access, traffic, tracing
+        self._seconds = inference.seconds
+        methods = GrpcMethods(repository, inference, traffic, capture)
+        self._methods = {**methods.methods(), **GrpcRepository(repository, control).methods()}
 
     @asynccontextmanager
     async def running(self, address: Address, largest: int, seconds: float) -> AsyncIterator[None]:
@@ -81,7 +80,9 @@ class GrpcServer:
         Raises OSError when it cannot listen there.
         """
         server = grpc.aio.server(options=options(largest), maximum_concurrent_rpcs=MOST_CALLS)
-        server.add_generic_rpc_handlers((self._handlers(seconds),))
+        room = Room(places(largest), "messages are being received")
+        streams = Room(places(largest), "streams are open")
+        server.add_generic_rpc_handlers((self._handlers(room, streams, seconds),))
         place = f"{address.host}:{address.port}"
         try:
             if address.certificate and address.private_key:
@@ -95,64 +96,98 @@ class GrpcServer:
         try:
             yield
         finally:
+            words = "the server ends: start another stream"
+            streams.close(ProtocolError(503, words, "ending"))
             await server.stop(GRACE_SECONDS)
 
-    def _handlers(self, seconds: float) -> grpc.GenericRpcHandler:
-        methods: dict[str, tuple[Callable[[Asked], Awaitable[Any]], Any]] = {
-            "ServerLive": (self.live, pb.ServerLiveRequest),
-            "ServerReady": (self.ready, pb.ServerReadyRequest),
-            "ModelReady": (self.model_ready, pb.ModelReadyRequest),
-            "ServerMetadata": (self.server_metadata, pb.ServerMetadataRequest),
-            "ModelMetadata": (self.model_metadata, pb.ModelMetadataRequest),
-            "ModelInfer": (self.infer, pb.ModelInferRequest),
-            **self._extension.methods(),
-        }
+    def _handlers(self, room: Room, streams: Room, seconds: float) -> grpc.GenericRpcHandler:
         handlers = {
             # Bytes come and go: gRPC would log a caller's nonsense with a traceback. And it would
             # read the one message before it asks whose it is, but those of a stream it leaves to
             # be read; on the wire both are the same.
-            name: grpc.stream_unary_rpc_method_handler(self._guarded(name, method, kind, seconds))
-            for name, (method, kind) in methods.items()
+            name: grpc.stream_unary_rpc_method_handler(
+                self._single(
+                    kind, self._answer(name, name), room if name not in OPEN else None, seconds
+                )
+            )
+            for name, (_, kind) in self._methods.items()
         }
+        stream = self._several(self._answer(STREAM, "ModelInfer"), streams, seconds)
+        handlers[STREAM] = grpc.stream_stream_rpc_method_handler(stream)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    def _guarded(
-        self, name: str, method: Callable[[Asked], Awaitable[Any]], kind: Any, seconds: float
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def answer(_: Any, context: Any) -> Any:
-            start, message = time.perf_counter_ns(), kind()
-            asked, refusal = Asked(message, context), None
-            request = asked.request
-            try:
-                if name not in OPEN:
-                    shown = header(request, b"authorization")
-                    request.state.key = self._access.keys.authenticate(shown)
-                    self._access.ledger.admit(request.state.key)
-                    body = await _received(context, seconds)
-                    await asked.read(body, self._inference.seconds)
-                asked.name()
-                found = await method(asked)
-            except ProtocolError as error:
-                refusal = error
-            except DecodeError:
-                refusal = ProtocolError(400, f"the request is no {kind.DESCRIPTOR.name}")
-            except Exception as error:  # whatever it is, nothing of our inside is told
-                _log.exception("request %s failed: %s", request_id(request), type(error).__name__)
-                refusal = ProtocolError(500, "internal error: see the server's log", "internal")
-            if hasattr(request.state, "headers"):  # a version was to answer
-                status = refusal.status if refusal else 200
-                spent = time.perf_counter_ns() - start
-                self._traffic.note(request.scope["state"], status, spent)
-            if refusal is None:
-                context.set_trailing_metadata(asked.trailers())
-                return found.SerializeToString()
-            metrics.refused(refusal.status, refusal.code)
-            code = STATUS.get(refusal.status, grpc.StatusCode.INTERNAL)
-            return await context.abort(code, refusal.message, asked.trailers(refusal))
-
+    def _answer(self, name: str, method: str) -> Answer:
+        answer = partial(self._answered, self._methods[method][0])
         if self._tracing is None or name in OPEN:
             return answer
         return self._tracing.rpc(f"{SERVICE}/{name}", answer, self._known)
+
+    def _single(self, kind: Any, answer: Answer, room: Room | None, seconds: float) -> Any:
+        async def respond(_: Any, context: Any) -> Any:
+            asked = Asked(kind(), context)
+            receive = partial(_received, context, room, seconds) if room is not None else None
+            told = await answer(asked, receive)
+            if told.refusal is not None:
+                return await _abort(context, asked, told.refusal)
+            context.set_trailing_metadata(asked.trailers())
+            return told.found.SerializeToString()
+
+        return respond
+
+    def _several(self, answer: Answer, streams: Room, seconds: float) -> Any:
+        async def respond(_: Any, context: Any) -> Any:
+            opened = Asked(None, context)
+            check = partial(self._key, opened)
+            strict = header(opened.request, STRICT) == "true"
+            try:
+                place = await streams.enter(check().id, 0)
+            except ProtocolError as error:
+                metrics.refused(error.status, error.code)
+                return await _abort(context, opened, error)
+            reply = partial(_reply, answer, context, strict)
+            try:
+                ending = await converse(context, place, check, reply, seconds)
+                return None if ending is None else await _abort(context, opened, ending)
+            finally:
+                streams.leave(place)
+
+        return respond
+
+    def _key(self, asked: Asked) -> ApiKey:
+        return self._access.keys.authenticate(header(asked.request, b"authorization"))
+
+    async def _answered(
+        self, method: Callable[[Asked], Awaitable[Any]], asked: Asked, receive: Receive | None
+    ) -> Told:
+        """What a method tells of one message, whichever way that came; it is noted and counted.
+
+        Without `receive` nothing is read, and nobody has to show a key.
+        """
+        start, request = time.perf_counter_ns(), asked.request
+        try:
+            if receive is not None:
+                key = request.state.key = self._key(asked)
+                self._access.ledger.admit(key)
+                await asked.read(await receive(key), self._seconds)
+            asked.name()
+            told = Told(await method(asked))
+        except ProtocolError as error:
+            told = Told(None, error)
+        except DecodeError:
+            kind = asked.message.DESCRIPTOR.name
+            told = Told(None, ProtocolError(400, f"the request is no {kind}"))
+        except Exception as error:  # whatever it is, nothing of our inside is told
+            _log.exception("request %s failed: %s", request_id(request), type(error).__name__)
+            told = Told(
+                None, ProtocolError(500, "internal error: see the server's log", "internal")
+            )
+        refusal = told.refusal
+        if hasattr(request.state, "headers"):  # a version was to answer
+            status = refusal.status if refusal else 200
+            self._traffic.note(request.scope["state"], status, time.perf_counter_ns() - start)
+        if refusal is not None:
+            metrics.refused(refusal.status, refusal.code)
+        return told
 
     def _known(self, shown: str | None) -> bool:
         try:
@@ -161,81 +196,57 @@ class GrpcServer:
             return False
         return True
 
-    async def live(self, _: Asked) -> Any:
-        return pb.ServerLiveResponse(live=True)
 
-    async def ready(self, _: Asked) -> Any:
-        return pb.ServerReadyResponse(ready=True)
+async def _reply(answer: Answer, context: Any, strict: bool, body: bytes) -> Reply:
+    """What a stream is told of one of its requests, in its parameters what trailers tell a call."""
 
-    async def model_ready(self, asked: Asked) -> Any:
-        name, number = asked.message.name, asked.message.version
-        allow(asked.request, "read", name)
-        try:
-            line = self._repository.line(name)
-        except ProtocolError:
-            return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=line.answers(number) if number else line.ready)
+    async def received(_: ApiKey) -> bytes:
+        return body
 
-    async def server_metadata(self, _: Asked) -> Any:
-        return pb.ServerMetadataResponse(
-            name="modelmint", version=release(), extensions=["model_repository"]
+    asked = Asked(pb.ModelInferRequest(), context, of_stream=True)
+    message = asked.message
+    told = await answer(asked, received)
+    refusal = told.refusal
+    if refusal is not None and (strict or refusal.status == 401):
+        return Reply(b"", refusal)
+    found = told.found
+    if refusal is not None:
+        found = pb.ModelInferResponse(
+            id=message.id, model_name=message.model_name, model_version=message.model_version
         )
-
-    async def model_metadata(self, asked: Asked) -> Any:
-        name, number = asked.message.name, asked.message.version
-        allow(asked.request, "read", name)
-        served = await anyio.to_thread.run_sync(self._repository.wake, name, number or None)
-        line = self._repository.line(name)
-        described = pb.ModelMetadataResponse.TensorMetadata
-        return pb.ModelMetadataResponse(
-            name=served.line,
-            versions=sorted((n for n in line.digests if line.answers(n)), key=int),
-            platform="onnxruntime_onnx",
-            inputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
-                    for s in served.inputs],
-            outputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
-                     for s in served.outputs],
-            properties={"digest": served.digest},
-        )  # fmt: skip
-
-    async def infer(self, asked: Asked) -> Any:
-        start, message, request = time.perf_counter(), asked.message, asked.request
-        allow(request, "predict", message.model_name)
-        request.path_params["name"] = message.model_name
-        request.path_params["version"] = message.model_version or None
-        served = await self._traffic.choose(request)
-        request.state.headers = served.headers
-        due = asked.deadline(self._inference.seconds)
-        try:
-            tensors = await asked.beside(partial(inputs, message, served.inputs), due)
-            wanted = outputs(message, served.outputs)
-        except ValueError as error:
-            raise ProtocolError(400, str(error)) from None
-        call = Call(request.state.key, served, asked.size, due, may_store(request))
-        found = await self._inference.run(call, tensors)
-        asked.hit = found.hit
-        answer = pb.ModelInferResponse(
-            model_name=served.line, model_version=served.number, id=message.id
-        )
-        for spec, _ in wanted:
-            array = found.outputs[spec.name]
-            answer.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
-            answer.raw_output_contents.append(pack(array))
-        rows = len(next(iter(tensors.values())))
-        self._inference.answered(call, "infer", start, rows, answer.ByteSize())
-        if self._capture is not None and call.store:
-            self._capture.take(served, tensors)
-        if mirrored := self._traffic.mirror(served, tensors):
-            await mirrored()  # puts it into a queue, or drops it
-        return answer
+    for name, value in asked.trailers(refusal):
+        found.parameters[name].string_param = value
+    # Every request has one answer, so none needs an empty one after it to tell that it was all.
+    found.parameters["triton_final_response"].bool_param = True
+    words = ""
+    if refusal is not None:
+        # All that Triton's clients show of it.
+        words = f"[request id: {request_id(asked.request)}] {refusal.code}: {refusal.message}"
+    answered = pb.ModelStreamInferResponse(error_message=words, infer_response=found)
+    return Reply(answered.SerializeToString())
 
 
-async def _received(context: Any, seconds: float) -> bytes:
+async def _abort(context: Any, asked: Asked, refusal: ProtocolError) -> Any:
+    status = Told(None, refusal).status
+    return await context.abort(status, refusal.message, asked.trailers(refusal))
+
+
+async def _received(context: Any, room: Room, seconds: float, key: ApiKey) -> bytes:
+    place = await room.enter(key.id, WAIT_SECONDS)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds) as bound:
+            place.watch(partial(_hurry, bound))
             body = await context.read()
     except TimeoutError:
-        raise ProtocolError(408, "the message did not arrive in time", "timeout") from None
+        late = ProtocolError(408, "the message did not arrive in time", "timeout")
+        raise place.refusal or late from None
+    finally:
+        room.leave(place)
     if body is grpc.aio.EOF:
         raise ProtocolError(400, "the call has no message")
     return bytes(body)
+
+
+def _hurry(bound: asyncio.Timeout) -> None:
+    if not bound.expired():
+        bound.reschedule(0)

@@ -18,6 +18,7 @@ from models.tensors import TensorSpec
 HEADER_LENGTH = "inference-header-content-length"
 LONGEST_WAIT = 86_400.0
 """Seconds after which one may ask again in any case: every day begins anew."""
+NO_SEQUENCES = "the sequence extension is not supported: give a model its state as an input"
 JSON, BINARY = "application/json", "application/octet-stream"
 Tensors = dict[str, NDArray[Any]]
 
@@ -211,7 +212,10 @@ def _input(
 
 
 def _outputs(request: dict[str, Any], specs: Sequence[TensorSpec]) -> list[Wanted]:
-    binary = _flag(_parameters(request, "the request"), "binary_data_output", False)
+    asked = _parameters(request, "the request")
+    if "sequence_id" in asked:
+        raise ValueError(NO_SEQUENCES)
+    binary = _flag(asked, "binary_data_output", False)
     given = request.get("outputs")
     if given is None or given == []:
         return [Wanted(spec, binary) for spec in specs]

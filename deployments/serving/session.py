@@ -1,6 +1,7 @@
 """A version that can answer: its session, proven to fit the signature and the sample."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     seconds = _compare(session, feeds, outputs[0].name, sample[outputs[0].name], signature)
     seconds /= len(sample[outputs[0].name])
     inline_rows, batch_rows, pause, gathered_rows = int(INLINE_SECONDS / seconds), 1, 0.0, 1
-    paces = _together(session, feeds, outputs[0].name, signature)
+    paces = _together(session, feeds, [spec.name for spec in outputs], signature)
     if paces and paces.alone - paces.together > GAIN_SECONDS:
         # To wait longer than a row saves can only lose (ski rental, Karlin et al. 1988).
         pause = min(MOST_PAUSE, paces.alone - paces.together)
@@ -268,7 +269,9 @@ class _Paces(NamedTuple):
     together: float
 
 
-def _together(session: Any, feeds: Tensors, name: str, signature: Signature) -> _Paces | None:
+def _together(
+    session: Any, feeds: Tensors, names: list[str], signature: Signature
+) -> _Paces | None:
     """What batching gains; None where a row's answer is not its own business.
 
     A fixed first dimension cannot grow. A network that looks at the whole batch, as one does whose
@@ -281,9 +284,9 @@ def _together(session: Any, feeds: Tensors, name: str, signature: Signature) -> 
     order = np.arange(BATCHED_ROWS) % rows
     many = {key: tensor[order] for key, tensor in feeds.items()}
 
-    def timed(given: Tensors) -> tuple[NDArray[Any], float]:
+    def timed(given: Tensors) -> tuple[list[NDArray[Any]], float]:
         start = time.thread_time()
-        found = session.run([name], given)[0]
+        found = session.run(names, given)
         return found, time.thread_time() - start
 
     try:
@@ -296,11 +299,27 @@ def _together(session: Any, feeds: Tensors, name: str, signature: Signature) -> 
     except Exception as error:  # ONNX Runtime's errors share no base class
         _log.info("rows of other requests cannot be added: %s", error)
         return None
-    expected = np.concatenate([answer for answer, _ in alone])[order]
-    if found.shape != expected.shape or not signature.closeness(found, expected) <= SAME:
-        return None
+    for at, one in enumerate(found):
+        each = [answer[at] for answer, _ in alone]
+        if any(len(answer) != 1 or answer.shape[1:] != one.shape[1:] for answer in each):
+            return None
+        expected = np.concatenate(each)[order]
+        if one.shape != expected.shape:
+            return None
+        if not (_near if at else signature.closeness)(one, expected) <= SAME:
+            return None
     seconds = [*again, *(seconds for _, seconds in alone)]
     return _Paces(min(seconds), together / BATCHED_ROWS)
+
+
+def _near(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """How far outputs are apart that no objective measures, as it does by default."""
+    if found.dtype.kind != "f":
+        return 0.0 if np.array_equal(found, expected) else math.inf
+    if not found.size:
+        return 0.0
+    spread = float(np.max(np.abs(expected))) or 1.0
+    return float(np.max(np.abs(found - expected))) / spread
 
 
 def _unfit(message: str) -> ProtocolError:

@@ -90,19 +90,19 @@ class Tracing:
         return watched
 
     def rpc(self, name: str, answer: Rpc, known: Callable[[str | None], bool]) -> Rpc:
-        """A method of gRPC, a span for each of its calls by somebody whose key is known."""
+        """A method of gRPC, a span for each message of somebody whose key is known."""
 
-        async def traced(stream: Any, call: Any) -> Any:
-            fields = {n: v for n, v in call.invocation_metadata() or () if isinstance(v, str)}
+        async def traced(asked: Any, receive: Any) -> Any:
+            given = asked.request.scope["headers"]
+            fields = {str(n, "latin-1"): str(v, "latin-1") for n, v in given}
             if not known(fields.get("authorization")):
-                return await answer(stream, call)
+                return await answer(asked, receive)
             with self._span(name, fields) as span:
                 span.set_attributes({"rpc.system": "grpc", "rpc.method": name.rpartition("/")[2]})
-                try:
-                    return await answer(stream, call)
-                finally:
-                    _tell(span, dict(call.trailing_metadata() or ()))
-                    span.set_attribute("rpc.grpc.status_code", _code(call))
+                told = await answer(asked, receive)
+                _tell(span, dict(asked.trailers(told.refusal)))
+                span.set_attribute("rpc.grpc.status_code", told.status.value[0])
+                return told
 
         return traced
 
@@ -175,10 +175,3 @@ def _tell(span: Span, headers: Mapping[str, str]) -> None:
     for name in TOLD:
         if name in headers:
             span.set_attribute(name.replace("-", ".", 1), headers[name])
-
-
-def _code(call: Any) -> int:
-    code = call.code()
-    if code is None:
-        return 0
-    return int(code.value[0] if hasattr(code, "value") else code)

@@ -174,6 +174,18 @@ def quiet(exposed: Server) -> dict[str, str]:
     return key(exposed, "quiet", "predict:air-time")
 
 
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server that also speaks gRPC: `air-time` 1 (default) and 2, `every` 1 and `slow` 1."""
+    from tests.deployments.serving.spoken import speaking  # Triton's client takes a while
+
+    root = tmp_path_factory.mktemp("grpc") / "repository"
+    made = (table_version(), "1"), (table_version(10.0), "2"), (every_version(), "1")
+    versions = [*made, (slow_version(), "1")]
+    with speaking(root, versions, "--max-body", "100000", "--body-seconds", "2") as found:
+        yield found
+
+
 @pytest.fixture
 def remote(remote_store: tuple[Any, dict[str, str]]) -> Iterator[tuple[Any, dict[str, str]]]:
     """A client of a store with an empty bucket `modelmint`, and the server's environment."""

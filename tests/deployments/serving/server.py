@@ -33,7 +33,13 @@ class Answer(NamedTuple):
 class Server:
     """One server process over a repository folder."""
 
-    def __init__(self, root: Path, *options: str, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        root: Path,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        command: tuple[str, ...] = COMMAND,
+    ):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.root = root
@@ -42,7 +48,7 @@ class Server:
         places = {KEYS_SETTING: str(trusted().folder)}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "--port", str(self.port), "--repository", str(root), *options],
+                [*command, "--port", str(self.port), "--repository", str(root), *options],
                 cwd=ROOT,
                 env=os.environ | places | (environment or {}),
                 stdin=subprocess.DEVNULL,

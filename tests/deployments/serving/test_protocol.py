@@ -177,6 +177,7 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"inputs": [one()], "outputs": [{"name": "prediction"}] * 2}, "asked for twice"),
     ({"inputs": [one()], "parameters": {"binary_data_output": 1}}, "must be true or false"),
     ({"inputs": [one()], "parameters": 1}, "parameters of the request"),
+    ({"inputs": [one()], "parameters": {"sequence_id": 4}}, "the sequence extension"),
     (
         {
             "inputs": [one()],

@@ -13,6 +13,7 @@ from models import samples
 from models.objectives import Regression
 from models.signature import MANIFEST_FILE, PROVENANCE_FILE, SAMPLE_FILE, VERSION_FILE
 from tests.deployments.serving.datatypes import Numerals
+from tests.deployments.serving.pairs import pair_version
 from tests.deployments.serving.versions import Version, assemble, network
 
 
@@ -70,6 +71,17 @@ def test_rows_that_do_not_depend_on_each_other_are(
     nodes = [helper.make_node("MatMul", ["numbers", "w"], ["y"])]
     served = opened(own(nodes, np.array([[1, 2], [3, 400]], np.float32)))
     assert served.batch_rows > 1
+
+
+@pytest.mark.parametrize(("centred", "alike"), [(False, True), (True, False)])
+def test_a_further_output_that_depends_on_other_rows_counts_as_well(
+    monkeypatch: pytest.MonkeyPatch, centred: bool, alike: bool
+) -> None:
+    monkeypatch.setattr(session, "GAIN_SECONDS", -1.0)
+    served = opened(pair_version(centred))
+    assert [spec.name for spec in served.outputs] == ["prediction", "parts"]
+    assert (served.batch_rows > 1) == alike
+    assert (served.turn_rows is not None) == alike
 
 
 def numerals(first: str = "1") -> Version:

@@ -112,6 +112,10 @@ def collected(
         given.set_data_from_numpy(np.array([[3, 4]], np.float32))
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
             client.infer("air-time", [given], headers={**server.bearer, "traceparent": HEADER})
+            client.start_stream(lambda *_, **__: None, headers=server.bearer)
+            for line in ("air-time", "nothing"):
+                client.async_stream_infer(line, [given], request_id=line)
+            client.stop_stream()
             assert client.is_server_live()
             with pytest.raises(triton.InferenceServerException, match="key"):
                 client.get_server_metadata()
@@ -146,6 +150,13 @@ def test_a_call_of_grpc_joins_it_too(collected: tuple[Collector, str]) -> None:
     assert [s for s in collector.named("compute") if s.parent == called.id]
 
 
+def test_each_request_of_a_stream_is_told(collected: tuple[Collector, str]) -> None:
+    collector, _ = collected
+    found = collector.named("inference.GRPCInferenceService/ModelStreamInfer")
+    codes = {one.told["x.request-id"]: one.told["rpc.grpc.status_code"] for one in found}
+    assert codes == {"air-time": 0, "nothing": 5}  # NOT_FOUND
+
+
 def test_decoding_waiting_and_computing_are_told_apart(collected: tuple[Collector, str]) -> None:
     collector, _ = collected
     predicted, refused = collector.named("POST /v1/lines/{name}/predict")
@@ -168,7 +179,7 @@ def test_refusals_are_told_and_strangers_are_not(collected: tuple[Collector, str
     assert unknown.told["http.response.status_code"] == 404
     assert collector.named("GET /v2") == []
     assert {s.name for s in collector.spans if "GRPC" in s.name} == {
-        "inference.GRPCInferenceService/ModelInfer"
+        f"inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "ModelStreamInfer")
     }
     # Neither keys nor what was sent.
     assert key not in repr(collector.spans)

@@ -1,0 +1,145 @@
+"""Room for messages while they come.
+
+gRPC tells nothing of a message before all of it has come, so each that is waited for is counted
+with all it may have. Of one that nobody waits for, `grpc_listener.UNREAD_BYTES` come at most.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from deployments.serving.protocol import ProtocolError
+
+ROOM_BYTES = 512_000_000
+"""What messages that are coming may take in a worker process, and streams that wait for one."""
+LEAST, MOST = 16, 256
+"""Bounds of the places that make; calls that wait for none must find some of `MOST_CALLS`."""
+WAIT_SECONDS = 5.0
+"""Until a call is refused that finds no room; and when it may ask again."""
+
+
+def places(largest: int) -> int:
+    """How many messages of up to `largest` bytes there is room for."""
+    return min(MOST, max(LEAST, ROOM_BYTES // largest))
+
+
+class Place:
+    """Room for one message of a key, until that `leave`s or is told to, by `refusal`."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.refusal: ProtocolError | None = None
+        self._told: Callable[[], object] | None = None
+
+    def watch(self, told: Callable[[], object]) -> None:
+        """Have `told` called when the place is to be left, at once if it already is."""
+        self._told = told
+        if self.refusal is not None:
+            told()
+
+    def take_back(self, refusal: ProtocolError) -> None:
+        """Tell whoever has it to leave."""
+        self.refusal = refusal
+        if self._told is not None:
+            self._told()
+
+
+class Room:
+    """The places of one worker process, for its event loop.
+
+    A key may have all of them. When others come, the newest of the key with the most gives way
+    until they have as many; what was told to leave and does not counts for its key alone.
+    """
+
+    def __init__(self, places: int, what: str) -> None:
+        self._places, self._what = places, what
+        self._keys: dict[str, _Key] = {}
+        self._taken = 0
+        self._closed: ProtocolError | None = None
+
+    async def enter(self, key: str, seconds: float) -> Place:
+        """A place, awaited for up to so many seconds; raises ProtocolError 429.
+
+        Whoever gets one leaves it again.
+        """
+        if self._closed is not None:
+            raise self._closed
+        mine = self._keys.setdefault(key, _Key())
+        place = self._admit(key) if mine.first() is None else None
+        if place is not None:
+            return place
+        answer: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        mine.waiting.append(answer)
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except BaseException as error:
+            if not answer.cancelled():  # it came when nobody waited any more
+                self.leave(answer.result())
+            self._forget(key)
+            if isinstance(error, TimeoutError):
+                raise self._full() from None
+            raise
+
+    def leave(self, place: Place) -> None:
+        """Give it to one that waits, of the key that has the fewest."""
+        mine = self._keys[place.key]
+        mine.inside -= 1
+        if place in mine.held:
+            mine.held.remove(place)
+            self._taken -= 1
+        for key in sorted(self._keys, key=lambda key: len(self._keys[key].held)):
+            answer = self._keys[key].first()
+            if answer is not None and (given := self._admit(key)) is not None:
+                self._keys[key].waiting.popleft()
+                answer.set_result(given)
+                break
+        self._forget(place.key)
+
+    def close(self, refusal: ProtocolError) -> None:
+        """Have everybody leave, and let nobody in."""
+        self._closed = refusal
+        for one in self._keys.values():
+            for place in one.held:
+                place.take_back(refusal)
+
+    def _admit(self, key: str) -> Place | None:
+        mine = self._keys[key]
+        if mine.inside >= self._places:
+            return None
+        if self._taken >= self._places:
+            theirs = max((one.held for one in self._keys.values()), key=len)
+            if len(theirs) <= len(mine.held) + 1:
+                return None
+            self._taken -= 1
+            theirs.pop().take_back(self._full())
+        place = Place(key)
+        mine.held.append(place)
+        mine.inside += 1
+        self._taken += 1
+        return place
+
+    def _forget(self, key: str) -> None:
+        mine = self._keys.get(key)
+        if mine is not None and not mine.inside and mine.first() is None:
+            del self._keys[key]
+
+    def _full(self) -> ProtocolError:
+        return ProtocolError(
+            429, f"too many {self._what}: ask again later", "overloaded", retry_after=WAIT_SECONDS
+        )
+
+
+class _Key:
+    """What a key has: places, newest last; calls inside, also such as were told to leave."""
+
+    def __init__(self) -> None:
+        self.held: list[Place] = []
+        self.inside = 0
+        self.waiting: deque[asyncio.Future[Place]] = deque()
+
+    def first(self) -> "asyncio.Future[Place] | None":
+        """Who waits the longest and still does."""
+        while self.waiting and self.waiting[0].done():
+            self.waiting.popleft()
+        return self.waiting[0] if self.waiting else None
