@@ -54,7 +54,7 @@ class Decoders:
     ) -> Future[tuple[Tensors, int]]:
         """What a person sent as tensors, and its number of rows, once it is this request's turn.
 
-        Keys take turns, so that one with many requests keeps only itself waiting.
+        Tenants take turns, so that one with many requests keeps only itself waiting.
         The future raises ProtocolError: 400 for bytes that cannot be read, or not within the
         limits, 429 when too many wait, 503 where no decoder can be started, 504 when it takes over
         `seconds` from now. Cancelled while it waits, it lets go of the payload.

@@ -84,7 +84,7 @@ class Inference:
         """
         self._ledger.check(call.key, call.served.line, len(payload))
         left = call.deadline - asyncio.get_running_loop().time()
-        read = self.decoders.read(call.served, payload, media_type, left, call.key.id)
+        read = self.decoders.read(call.served, payload, media_type, left, call.key.tenant)
         try:
             async with asyncio.timeout_at(call.deadline):
                 return await asyncio.wrap_future(read)
@@ -110,7 +110,7 @@ class Inference:
             if rows <= served.inline_rows:
                 outputs = served.run(tensors)
             else:
-                outputs = await self._batching.run(served, tensors, rows, key.id, call.deadline)
+                outputs = await self._batching.run(served, tensors, rows, key.tenant, call.deadline)
             if name is None:
                 return Found(outputs, None)
             metrics.lookups(served.line, "miss").inc()
@@ -131,7 +131,9 @@ class Inference:
         try:
             while chunk := await in_thread(partial(next, chunks, None), call.deadline):
                 count = len(next(iter(chunk.values())))
-                found.append(await self._batching.run(served, chunk, count, key.id, call.deadline))
+                found.append(
+                    await self._batching.run(served, chunk, count, key.tenant, call.deadline)
+                )
         except BaseException:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows))
             raise
@@ -142,7 +144,7 @@ class Inference:
 
         Raises what the work raises, and ProtocolError: 429 for a full queue, 504 past the deadline.
         """
-        return await self._batching.turn(call.served, work, call.key.id, call.deadline)
+        return await self._batching.turn(call.served, work, call.key.tenant, call.deadline)
 
     def answered(self, call: Call, verb: str, start: float, rows: int, size: int) -> None:
         """Count an answer of `size` bytes; the request came at `start` of `time.perf_counter`."""

@@ -171,6 +171,30 @@ def test_keys_take_turns(play: Any) -> None:
     play(story, most=2)
 
 
+def test_a_tenant_with_many_keys_has_one_turn(table: Any, tmp_path: Path) -> None:
+    served, held = opened(table(), most=2)
+    inference = Inference(Ledger(tmp_path), Settings(slots=1))
+    made = Access(tmp_path).keys.create
+    many = [made("many", EVERYTHING)[0] for _ in range(3)]
+    [one] = [made("one", EVERYTHING)[0]]
+
+    async def story() -> None:
+        due = asyncio.get_running_loop().time() + 30
+        asked = [(key, value) for value, key in enumerate((*many, *many))]
+        asked += [(one, 100), (one, 101)]
+        calls = [inference.run(Call(key, served, 0, due), row(value)) for key, value in asked]
+        tasks = [asyncio.create_task(call) for call in calls]
+        await settled()
+        held.go.set()
+        await asyncio.gather(*tasks)
+
+    try:
+        asyncio.run(story())
+    finally:
+        held.go.set()
+    assert [sorted(rows)[1:] for rows in held.rows[1:3]] == [[100], [101]]
+
+
 def test_versions_take_turns(table: Any) -> None:
     order: list[str] = []
 

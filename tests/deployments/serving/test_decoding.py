@@ -1,5 +1,6 @@
 """Whatever a file does to its decoder, its sender is refused and everybody else is answered."""
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -11,9 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
+from deployments.serving.access import Access
 from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
+from deployments.serving.inference import Call, Inference, Settings
+from deployments.serving.keys import EVERYTHING
+from deployments.serving.ledger import Ledger
 from deployments.serving.protocol import ProtocolError
+from deployments.serving.session import open_version
 from deployments.serving.turns import MOST_BYTES, MOST_WAITING
 from models.signature import SIGNATURE_FILE
 from tests.deployments.serving.test_control import eventually
@@ -157,6 +163,45 @@ def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         one.result(30)
     decoders.close()
     assert order == [b"first", b"0", b"modest", b"1", b"2"]
+
+
+def test_a_tenant_with_many_keys_has_one_turn(
+    monkeypatch: pytest.MonkeyPatch, table: Any, tmp_path: Path
+) -> None:
+    order: list[bytes] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def read(_: Any, served: Any, payload: bytes, *given: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        order.append(payload)
+        return {}, 1
+
+    monkeypatch.setattr(Decoders, "_read", read)
+    version = table()
+    served = open_version(version.line, "1", version.digest, version.files)
+    inference = Inference(Ledger(tmp_path), Settings(limits=Limits(decoders=1)))
+    made = Access(tmp_path).keys.create
+    many = [made("many", EVERYTHING)[0] for _ in range(2)]
+    one = made("one", EVERYTHING)[0]
+
+    async def story() -> None:
+        due = asyncio.get_running_loop().time() + 30
+        asked = [(many[0], b"first"), (many[0], b"a"), (many[1], b"b"), (one, b"modest")]
+        calls = [inference.read(Call(key, served, 0, due), payload, "") for key, payload in asked]
+        tasks = [asyncio.create_task(calls[0])]
+        assert await asyncio.to_thread(begun.wait, 30)
+        tasks += [asyncio.create_task(call) for call in calls[1:]]
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*tasks)
+
+    try:
+        asyncio.run(story())
+    finally:
+        go.set()
+        inference.decoders.close()
+    assert order == [b"first", b"a", b"modest", b"b"]
 
 
 class Payload(bytearray):
