@@ -155,8 +155,8 @@ BAD: dict[str, Bad | Callable[[], Bad]] = {
     "unknown line": Bad(WHO.format("nobody"), {}, (404,)),
     "unknown version": Bad("/v2/models/air-time/versions/9/infer", {"inputs": [ROW]}, (404,)),
     "no version": Bad("/v2/models/air-time/versions/x/infer", {"inputs": [ROW]}, (400, 404)),
-    "canary of an unknown tenant's version": Bad(
-        "/v1/lines/air-time/canary", {"version": "9", "tenant": "nobody"}, (404,)
+    "canary for an unknown tenant": Bad(
+        "/v1/lines/air-time/canary", {"version": "1", "tenant": "nobody"}, (404,)
     ),
     "path": Bad("/v2/models/..%2f..%2fetc%2fpasswd/infer", {}, (400, 404)),
     "path of a file": Bad("/../../etc/passwd", None, (404,), method="GET"),
