@@ -154,10 +154,10 @@ def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoders, "_read", read)
     decoders = Decoders(Limits(decoders=1))
     served: Any = None
-    asked = [decoders.read(served, b"first", "", 30, "greedy")]
+    asked = [decoders.read(served, b"first", "", 30, ("greedy", ""))]
     assert begun.wait(30)
-    asked += [decoders.read(served, b"%d" % at, "", 30, "greedy") for at in range(3)]
-    asked += [decoders.read(served, b"modest", "", 30, "modest")]
+    asked += [decoders.read(served, b"%d" % at, "", 30, ("greedy", "")) for at in range(3)]
+    asked += [decoders.read(served, b"modest", "", 30, ("modest", ""))]
     go.set()
     for one in asked:
         one.result(30)
@@ -221,7 +221,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Decoders, threading
     monkeypatch.setattr(Decoders, "_read", read)
     decoders = Decoders(Limits(decoders=1))
     served: Any = None
-    first = decoders.read(served, b"", "", 30, "first")
+    first = decoders.read(served, b"", "", 30, ("first", ""))
     assert begun.wait(30)
     yield decoders, go
     go.set()
@@ -232,14 +232,14 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Decoders, threading
 def test_what_waits_is_bounded_and_a_modest_key_is_served(stuck: Any) -> None:
     decoders, go = stuck
     served: Any = None
-    asked = [decoders.read(served, b"x", "", 30, "greedy") for _ in range(5000)]
+    asked = [decoders.read(served, b"x", "", 30, ("greedy", "")) for _ in range(5000)]
     waiting = [one for one in asked if not one.done()]
     assert len(waiting) == MOST_WAITING
     refusal = asked[-1].exception(0)
     assert isinstance(refusal, ProtocolError)
     assert (refusal.status, refusal.code) == (429, "overloaded")
     assert refusal.retry_after is not None
-    modest = decoders.read(served, b"four", "", 30, "modest")
+    modest = decoders.read(served, b"four", "", 30, ("modest", ""))
     assert sum(not one.done() for one in asked) == MOST_WAITING - 1
     go.set()
     assert modest.result(30) == ({}, 4)
@@ -252,9 +252,9 @@ def test_bytes_that_wait_are_bounded_and_given_back_when_nobody_waits_for_them(s
     served: Any = None
     payloads: Any = [Payload(MOST_BYTES // 8) for _ in range(8)]
     held = [weakref.ref(one) for one in payloads]
-    asked = [decoders.read(served, one, "", 30, "large") for one in payloads]
+    asked = [decoders.read(served, one, "", 30, ("large", "")) for one in payloads]
     assert not any(one.done() for one in asked)
-    refused = decoders.read(served, b"x", "", 30, "large").exception(0)
+    refused = decoders.read(served, b"x", "", 30, ("large", "")).exception(0)
     assert isinstance(refused, ProtocolError)
     assert refused.status == 429
     gc.disable()  # nothing may have to be searched for
@@ -265,4 +265,4 @@ def test_bytes_that_wait_are_bounded_and_given_back_when_nobody_waits_for_them(s
         assert not any(one() for one in held)
     finally:
         gc.enable()
-    assert not decoders.read(served, b"x", "", 30, "large").done()
+    assert not decoders.read(served, b"x", "", 30, ("large", "")).done()
