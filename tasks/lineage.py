@@ -29,33 +29,34 @@ class UnknownOriginError(LookupError):
 def lineage(wanted: str) -> dict[str, Any]:
     """What led to a request's answer, or to the version with this digest or its first digits.
 
-    The version's signature and digests are proven first; raises IntegrityError, and
-    UnknownOriginError.
+    A completion's id is one of a request too. The version's signature and digests are proven
+    first; raises IntegrityError, and UnknownOriginError.
     """
-    request: dict[str, Any] | None = None
-    digest = wanted
-    if not DIGEST.fullmatch(wanted):
-        request = _request(wanted)
-        digest = request["digest"] if request else wanted
-    line, digest = _version(digest)
-    return {"request": request, **_origin(line, digest)}
-
-
-def _request(identity: str) -> dict[str, Any] | None:
-    """The last answer to a request id; None where only a version can be meant."""
+    if DIGEST.fullmatch(wanted):
+        return {"request": None, **_origin(*_version(wanted))}
     try:
-        with connected() as client:
-            found = get(client, f"/v1/requests/{quote(identity, safe='')}")["requests"]
-    except DeploymentError:
-        if PREFIX.fullmatch(identity):
-            return None
-        raise
-    if not found and not PREFIX.fullmatch(identity):
+        request = _request(wanted)
+    except (DeploymentError, UnknownOriginError) as error:
+        if not PREFIX.fullmatch(wanted):
+            raise
+        # Digits may be either's.
+        try:
+            return {"request": None, **_origin(*_version(wanted))}
+        except UnknownOriginError as other:
+            raise UnknownOriginError(f"{error}; and {other}") from None
+    return {"request": request, **_origin(*_version(request["digest"]))}
+
+
+def _request(identity: str) -> dict[str, Any]:
+    """The last answer to a request id; raises UnknownOriginError and DeploymentError."""
+    with connected() as client:
+        found = get(client, f"/v1/requests/{quote(identity, safe='')}")["requests"]
+    if not found:
         raise UnknownOriginError(
             f"no request {identity!r} is in the journal of the model server: it may be older than"
             " what that keeps; the answer's header modelmint-digest leads on all the same"
         )
-    return dict(found[-1]) if found else None
+    return dict(found[-1])
 
 
 def _version(start: str) -> tuple[str, Digest]:

@@ -109,7 +109,10 @@ def verify(
 @app.command()
 def lineage(
     origin: Annotated[
-        str, typer.Argument(help="A request id, or a version digest or its first 8 digits.")
+        str,
+        typer.Argument(
+            help="An id of a request or completion, or a version digest or its first 8 digits."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

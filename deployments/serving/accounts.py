@@ -14,6 +14,7 @@ from starlette.routing import Route
 from deployments.serving.access import Access, allow
 from deployments.serving.http import Body, as_json, as_object
 from deployments.serving.keys import EVERYTHING, ApiKey, Grant, refused
+from deployments.serving.openai_protocol import COMPLETION
 from deployments.serving.protocol import ProtocolError
 
 LARGEST_PAGE = 1000
@@ -96,10 +97,14 @@ class Accounts:
         return as_json({"entries": await anyio.to_thread.run_sync(read)})
 
     async def requests(self, request: Request) -> Response:
-        """What answered a request; a key sees its own, one with `admin:*` all."""
+        """What answered a request, or a completion; a key sees its own, one with `admin:*` all."""
         key: ApiKey = request.state.key
         every = key.allows("admin", "*")
-        found = await self._access.journal.look_up(request.path_params["id"], key.id, every)
+        identity = request.path_params["id"]
+        found = await self._access.journal.look_up(identity, key.id, every)
+        if not found and identity.startswith(COMPLETION):
+            inner = identity.removeprefix(COMPLETION)
+            found = await self._access.journal.look_up(inner, key.id, every)
         return as_json({"requests": found})
 
     async def _changed(

@@ -1,22 +1,19 @@
 """Dynamic batching that adapts: what comes while the cores are busy is computed together next.
 
 A request that finds a free slot runs at once; the others gather, and whenever a slot gets free the
-next version's turn has come (round robin), which takes one request of each key in turn (fair
-queuing, Nagle, RFC 970) until its batch is full. Nothing waits for a batch to fill, with one
-exception: those who were answered together ask again together, and whoever ran at once would split
-them into a large batch and a small one for ever, which take the time of two. So after a batch of
-several its version pauses until as many wait again, the first of them for no longer than a row
-saves in a batch.
+next version's turn has come (round robin), which takes one request of each tenant in turn (`turns`)
+until its batch is full. Nothing waits for a batch to fill, with one exception: those who were
+answered together ask again together, and whoever ran at once would split them into a large batch
+and a small one for ever, which take the time of two. So after a batch of several its version pauses
+until as many wait again, the first of them for no longer than a row saves in a batch.
 
-Queues are bounded; in a full one the key with the most requests gives way. A request whose deadline
-passes is answered then, and never computed. What takes many runs, such as a text that is written,
-comes back for one turn after the other (iteration-level scheduling, Yu et al. 2022), and has it
-alone.
+A request whose deadline passes is answered then, and never computed. What takes many runs, such as
+a text that is written, comes back for one turn after the other (iteration-level scheduling, Yu et
+al. 2022), and has it alone.
 """
 
 import asyncio
-import math
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,13 +23,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from deployments.serving import metrics
-from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.protocol import Tensors
 from deployments.serving.session import Served, stacked
+from deployments.serving.turns import Turn, Turns, Who, overdue
 
-MOST_WAITING = 1024
-"""Requests that may wait for one version."""
-MOST_BYTES = 128_000_000
-"""Bytes of tensors that may wait for one version."""
 Name = tuple[str, str]
 """Line and digest of a version."""
 STALE_SECONDS = 0.1
@@ -51,19 +45,16 @@ class Asked(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class Waiting(Turn):
     """A request that waits for its turn."""
 
     tensors: Tensors
     rows: int
-    size: int
     answer: "asyncio.Future[Any]"
     work: Callable[[], Any] | None = None
     """What to do instead of computing the tensors, of which there are none."""
     origin: Any = None
     """What a trace has to know of where it came from."""
-    admitted: bool = False
-    """Whether it is the rest of a request that was let in before, with all its bytes."""
 
     def fits(self, other: "Waiting") -> bool:
         """Whether both can be rows of one batch: all lengths but the first are equal."""
@@ -83,7 +74,7 @@ class Batching:
         self._pauses: dict[Name, _Pause] = {}
 
     async def run(
-        self, served: Served, tensors: Tensors, rows: int, key: str, deadline: float
+        self, served: Served, tensors: Tensors, rows: int, who: Who, deadline: float
     ) -> Tensors:
         """The outputs, computed alone or with others; `deadline` is in the loop's time.
 
@@ -99,10 +90,11 @@ class Batching:
                 part = {n: t[start : start + most] for n, t in tensors.items()}
                 answer = asyncio.get_running_loop().create_future()
                 waiting = Waiting(
-                    part if rows > most else tensors, min(most, rows - start), 0 if found else size,
+                    who, 0 if found else size, deadline,
+                    part if rows > most else tensors, min(most, rows - start),
                     answer, origin=self._origin(), admitted=bool(found),
                 )  # fmt: skip
-                found.append(await self._wait(served, waiting, key, deadline))
+                found.append(await self._wait(served, waiting))
                 if rows > most and len(found) == 1:
                     self._begun[name] += size
         finally:
@@ -110,29 +102,37 @@ class Batching:
                 self._begun[name] -= size
         return found[0] if len(found) == 1 else stacked(found)
 
-    async def turn(self, served: Served, work: Callable[[], T], key: str, deadline: float) -> T:
+    async def turn(self, served: Served, work: Callable[[], T], who: Who, deadline: float) -> T:
         """What `work` gives, done in one of the slots when its turn has come.
 
         Raises what it raises, and ProtocolError as `run` does.
         """
         answer = asyncio.get_running_loop().create_future()
-        waiting = Waiting({}, 1, 0, answer, work)
-        found: T = await self._wait(served, waiting, key, deadline)
+        waiting = Waiting(who, 0, deadline, {}, 1, answer, work)
+        found: T = await self._wait(served, waiting)
         return found
 
-    async def _wait(self, served: Served, waiting: Waiting, key: str, deadline: float) -> Any:
+    async def _wait(self, served: Served, waiting: Waiting) -> Any:
         loop = asyncio.get_running_loop()
         name = served.line, served.digest
         queue = self._queues.get(name)
-        if queue is None:
-            queue = self._queues[name] = _Queue(served)
-        queue.put(key, waiting, self._slots, self._begun[name])
-        self._start(loop)
+        alone = queue is None and name not in self._pauses and not self._begun[name]
+        if alone and self._free:
+            self._begin(loop, served, [waiting])  # it need not wait
+        else:
+            if queue is None:
+                queue = self._queues[name] = _Queue(served)
+            queue.put(waiting, loop.time(), self._slots, self._begun[name])
+            self._start(loop)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(waiting.until):
                 return await waiting.answer
-        except TimeoutError:
-            raise ProtocolError(504, "the deadline passed before the answer", "deadline") from None
+        except BaseException as error:
+            if queue is not None:
+                queue.drop(waiting)
+            if isinstance(error, TimeoutError):
+                raise overdue() from None
+            raise
 
     def _origin(self) -> Any:
         """Overridden where requests are traced."""
@@ -150,9 +150,12 @@ class Batching:
             if queue.length:
                 self._queues[name] = queue  # to the end: versions take turns
             if batch:
-                self._free -= 1
-                running = loop.run_in_executor(self._threads, self._computed, queue.served, batch)
-                running.add_done_callback(partial(self._finish, loop, queue.served, batch))
+                self._begin(loop, queue.served, batch)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, served: Served, batch: list[Waiting]) -> None:
+        self._free -= 1
+        running = loop.run_in_executor(self._threads, self._computed, served, batch)
+        running.add_done_callback(partial(self._finish, loop, served, batch))
 
     def _finish(
         self,
@@ -208,84 +211,56 @@ class _Pause:
 
 
 class _Queue:
-    """What waits for one version: first come, first served for each key, keys in turns."""
+    """What waits for one version."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self.length = 0
-        self._bytes = 0
-        self._keys: OrderedDict[str, deque[Waiting]] = OrderedDict()
+        self._turns: Turns[Waiting] = Turns(f"for {served.line}")
+        self._told = 0
         self._gauge = metrics.queue(served.line)
 
-    def put(self, key: str, waiting: Waiting, slots: int, begun: int) -> None:
-        """Raises ProtocolError 429 when the queue is full and the key's share used up.
+    @property
+    def length(self) -> int:
+        return self._turns.length
+
+    def put(self, waiting: Waiting, now: float, slots: int, begun: int) -> None:
+        """Let it wait, or another one no more: the answer of who gives way is ProtocolError 429.
 
         `begun` bytes are held by requests whose rest comes again.
         """
-        if not waiting.admitted and self._full(waiting, begun):
-            self._purge()
-        while not waiting.admitted and self._full(waiting, begun):
-            largest = max(self._keys, key=lambda name: len(self._keys[name]), default=key)
-            mine = len(self._keys.get(key, ()))
-            refusal = ProtocolError(
-                429,
-                f"too many requests wait for {self.served.line}: ask again later",
-                "overloaded",
-                retry_after=math.ceil(self.length * self.served.row_seconds / slots),
-            )
-            if largest == key or len(self._keys[largest]) <= mine + 1:
-                raise refusal
-            if self._keys[largest][-1].admitted:
-                raise refusal
-            self._pop(largest, newest=True).answer.set_exception(refusal)
-        self._keys.setdefault(key, deque()).append(waiting)
-        self._count(1, waiting)
+        for one, error in self._turns.put(waiting, now, self.served.row_seconds / slots, begun):
+            if not one.answer.done():
+                one.answer.set_exception(error)
+        self._tell()
 
     def take(self) -> list[Waiting]:
         """The next batch: requests that can be computed together, none that expired."""
         most = self.served.batch_rows
         batch: list[Waiting] = []
-        rows, more = 0, True
-        while more:
-            more = False
-            for key in list(self._keys):
-                first = self._keys[key][0]
-                if first.answer.done():
-                    self._pop(key)
-                    more = True
-                elif not batch or (rows + first.rows <= most and first.fits(batch[0])):
-                    batch.append(self._pop(key))
-                    rows += first.rows
-                    more = True
-                if rows >= most:
-                    return batch
+        rows = 0
+
+        def fits(one: Waiting) -> bool:
+            fitting = not batch or (rows + one.rows <= most and one.fits(batch[0]))
+            return fitting or one.answer.done()
+
+        for one in self._turns.take(fits):
+            if not one.answer.done():
+                batch.append(one)
+                rows += one.rows
+            if rows >= most:
+                break
+        self._tell()
         return batch
 
-    def _full(self, waiting: Waiting, begun: int) -> bool:
-        held = self._bytes + begun
-        return self.length >= MOST_WAITING or (held > 0 and held + waiting.size > MOST_BYTES)
+    def drop(self, waiting: Waiting) -> None:
+        """Let go of one that nobody waits for, if it is still here."""
+        self._turns.drop(waiting)
+        self._tell()
 
-    def _pop(self, key: str, newest: bool = False) -> Waiting:
-        """Take a key's next request; the key goes to the end of the line."""
-        queue = self._keys.pop(key)
-        found = queue.pop() if newest else queue.popleft()
-        if queue:
-            self._keys[key] = queue
-        self._count(-1, found)
-        return found
-
-    def _purge(self) -> None:
-        for key, queue in list(self._keys.items()):
-            for waiting in [one for one in queue if one.answer.done()]:
-                queue.remove(waiting)
-                self._count(-1, waiting)
-            if not queue:
-                del self._keys[key]
-
-    def _count(self, change: int, waiting: Waiting) -> None:
-        self.length += change
-        self._bytes += change * waiting.size
-        self._gauge.inc(change)
+    def _tell(self) -> None:
+        if self._told != self.length:
+            self._gauge.inc(self.length - self._told)
+            self._told = self.length
 
 
 def _turned(served: Served, batch: list[Waiting]) -> list[Any]:

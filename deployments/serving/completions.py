@@ -34,7 +34,13 @@ from deployments.serving.http import (
     request_id,
 )
 from deployments.serving.inference import Inference, in_thread
-from deployments.serving.openai_protocol import CompletionRequest, Tokens, parse, refusal
+from deployments.serving.openai_protocol import (
+    COMPLETION,
+    CompletionRequest,
+    Tokens,
+    parse,
+    refusal,
+)
 from deployments.serving.predictions import asking
 from deployments.serving.protocol import JSON, ProtocolError
 from deployments.serving.repository import Repository
@@ -158,7 +164,7 @@ class _Answer:
     ) -> None:
         self._asked, self._wanted = asked, wanted
         self._about = {
-            "id": f"cmpl-{identity}",
+            "id": COMPLETION + identity,
             "object": "text_completion",
             "created": int(time.time()),
             "model": f"{served.line}@{served.number}",

@@ -15,7 +15,10 @@ import pkgutil
 import signal
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +26,7 @@ from deployments.serving.decoder import Limits, decode, message, parts
 from deployments.serving.elements import check_shape, from_binary
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served
-from deployments.serving.turns import Answer, Asked, Turns, overdue
+from deployments.serving.turns import Turn, Turns, Who, overdue
 from models import lines
 
 _log = logging.getLogger("modelmint.serving")
@@ -44,37 +47,45 @@ class Decoders:
         self._context.set_forkserver_preload(["deployments.serving.decoder", *known])
         self._idle: list[_Decoder] = []
         self._busy: set[_Decoder] = set()
-        self._turns = Turns()
+        self._turns: Turns[_Asked] = Turns("to be decoded")
         self._running = 0  # threads that take turns
         self._pace = 0.0  # seconds one read takes, of late
         self._lock = threading.Lock()
 
     def read(
-        self, served: Served, payload: bytes, media_type: str, seconds: float, key: str = ""
+        self,
+        served: Served,
+        payload: bytes,
+        media_type: str,
+        seconds: float,
+        who: Who = ("", ""),
     ) -> Future[tuple[Tensors, int]]:
         """What a person sent as tensors, and its number of rows, once it is this request's turn.
 
-        Keys take turns, so that one with many requests keeps only itself waiting.
+        Who asks much keeps only itself waiting (`turns`).
         The future raises ProtocolError: 400 for bytes that cannot be read, or not within the
         limits, 429 when too many wait, 503 where no decoder can be started, 504 when it takes over
         `seconds` from now. Cancelled while it waits, it lets go of the payload.
         """
-        until = time.monotonic() + seconds
+        now = time.monotonic()
+        until = now + seconds
         work = partial(self._read, served, payload, media_type, until)
-        answer: Answer = Future()
+        asked = _Asked(who, len(payload), until, Future(), work)
         with self._lock:
-            pace = self._pace / self._limits.decoders
-            refused = self._turns.put(key, answer, Asked(work, len(payload), until), pace)
-        for one in refused:
+            refused = self._turns.put(asked, now, self._pace / self._limits.decoders)
+        for one, error in refused:
             if one.answer.set_running_or_notify_cancel():
-                one.answer.set_exception(one.error)
-        answer.add_done_callback(partial(self._drop, key))
+                one.answer.set_exception(error)
+        # Weak, for the caller keeps the answer, which is to hold no payload.
+        asked.answer.add_done_callback(partial(self._drop, weakref.ref(asked)))
         self._start()
-        return answer
+        return asked.answer
 
-    def _drop(self, key: str, answer: Answer) -> None:
+    def _drop(self, asked: "weakref.ref[_Asked]", _: Future[Any]) -> None:
         with self._lock:
-            self._turns.drop(key, answer)
+            one = asked()
+            if one is not None:
+                self._turns.drop(one)
 
     def _start(self) -> None:
         with self._lock:
@@ -92,17 +103,16 @@ class Decoders:
 
     def _take_turn(self) -> bool:
         with self._lock:
-            taken = self._turns.take()
-        if taken is None:
+            asked = next(self._turns.take(), None)
+        if asked is None:
             return False
-        answer, asked = taken
-        if not answer.set_running_or_notify_cancel():
+        if not asked.answer.set_running_or_notify_cancel():
             return True
         start = time.monotonic()
         try:
-            answer.set_result(asked.work())
+            asked.answer.set_result(asked.work())
         except BaseException as error:  # the caller's, not the thread's
-            answer.set_exception(error)
+            asked.answer.set_exception(error)
         self._pace += (time.monotonic() - start - self._pace) / 8
         return True
 
@@ -142,8 +152,8 @@ class Decoders:
         with self._lock:
             idle, self._idle = self._idle, []
             left = self._turns.clear()
-        for answer in left:
-            answer.cancel()
+        for asked in left:
+            asked.answer.cancel()
         for decoder in (*idle, *self._busy):
             decoder.kill()
 
@@ -161,6 +171,14 @@ class Decoders:
     def _keep(self, decoder: "_Decoder") -> None:
         with self._lock:
             self._idle.append(decoder)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class _Asked(Turn):
+    """Bytes that wait to be read."""
+
+    answer: Future[Any]
+    work: Callable[[], tuple[Tensors, int]]
 
 
 class _Decoder:

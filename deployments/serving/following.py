@@ -51,7 +51,10 @@ class Follower:
         self.workers = Workers(root / ".workers")
         self._changes, self._loads = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
+        self._waking: dict[str, threading.Lock] = {}
+        """By digest: who opens a version that was out of memory."""
         self._lines: Mapping[str, Line] = MappingProxyType({})
+        self._settled: Mapping[str, Line] = self._lines  # in which nothing is left to open
         self._state, self._stamp = State(), (0, 0, 0)
         self._damaged = False
 
@@ -74,7 +77,8 @@ class Follower:
     def follow(self) -> None:
         """From now on serve what other workers write into `state.json`.
 
-        In one thread, and in another open what they have opened: no other change waits for that.
+        In one thread, and in another open what they have opened, and what is out of memory and is
+        now the version to go back to: no change waits for that.
         """
         for name, work in (("follow", self.refresh), ("open", self._open_all)):
             threading.Thread(target=self._again, args=[work], name=name, daemon=True).start()
@@ -127,7 +131,7 @@ class Follower:
             yield
 
     def _catch_up(self, *, whole: bool = False) -> None:
-        """Serve what the file says; what need not answer at once is opened by `whole` alone."""
+        """Serve what the file says; what answers nobody yet is opened by `whole` alone."""
         path = self.root / STATE_FILE
         found = stamp(path)
         if found == self._stamp and not self._damaged:
@@ -163,8 +167,10 @@ class Follower:
             )
             for name, one in state.lines.items()
         }
-        for name, number, must in in_order(state):
-            line, digest = lines[name], state.lines[name].versions[number]
+        for name, number in in_order(state):
+            line, wanted = lines[name], state.lines[name]
+            digest = wanted.versions[number]
+            must = number in (wanted.needed if whole else wanted.answering)
             before = self._lines.get(name, Line())
             held = before.versions.get(number)
             if held is not None and held.digest == digest:
@@ -192,16 +198,23 @@ class Follower:
             return replace(line, failed={**line.failed, number: Failed(digest, reason)})
 
     def _open_all(self) -> None:
-        for name, line in self._lines.items():
-            for number, digest in line.opening.items():
-                opened = self._with_opened(Line(), name, number, digest)
-                with self._changes:
-                    self._put_opened(name, number, digest, opened)
+        lines = self._lines
+        if lines is self._settled:
+            return
+        for name, line in lines.items():
+            for number, digest in line.unopened.items():
+                with self._waking.setdefault(digest, threading.Lock()):
+                    if self._lines.get(name, Line()).unopened.get(number) != digest:
+                        continue
+                    opened = self._with_opened(Line(), name, number, digest)
+                    with self._changes:
+                        self._put_opened(name, number, digest, opened)
+        self._settled = lines
 
     def _put_opened(self, name: str, number: str, digest: str, opened: Line) -> None:
         """Serve what was opened, if it is still to be."""
         line = self._lines.get(name)
-        if line is not None and line.opening.get(number) == digest:
+        if line is not None and line.unopened.get(number) == digest:
             left = line.without(number)
             versions = {**left.versions, **opened.versions}
             line = replace(left, versions=versions, failed={**left.failed, **opened.failed})

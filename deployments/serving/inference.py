@@ -21,8 +21,9 @@ from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Counts, Ledger
-from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.protocol import Tensors
 from deployments.serving.session import Served, stacked
+from deployments.serving.turns import Who, overdue
 
 LOOKUP_SECONDS = 0.0002
 """Computing that takes less is not looked up in the cache, which costs nearly as much."""
@@ -44,6 +45,11 @@ class Call(NamedTuple):
     """When the answer is due, in the event loop's time."""
     store: bool = True
     """Whether anything of it may be kept; if not, its answer is not from the response cache."""
+
+    @property
+    def who(self) -> Who:
+        """Whose turn it takes."""
+        return self.key.tenant, self.key.id
 
 
 class Found(NamedTuple):
@@ -90,12 +96,12 @@ class Inference:
         """
         self._ledger.check(call.key, call.served.line, len(payload))
         left = call.deadline - asyncio.get_running_loop().time()
-        read = self.decoders.read(call.served, payload, media_type, left, call.key.id)
+        read = self.decoders.read(call.served, payload, media_type, left, call.who)
         try:
             async with asyncio.timeout_at(call.deadline):
                 return await asyncio.wrap_future(read)
         except TimeoutError:
-            raise _late() from None
+            raise overdue() from None
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
         """Charge for the rows and compute them.
@@ -116,7 +122,7 @@ class Inference:
             if rows <= served.inline_rows:
                 outputs = served.run(tensors)
             else:
-                outputs = await self._batching.run(served, tensors, rows, key.id, call.deadline)
+                outputs = await self._batching.run(served, tensors, rows, call.who, call.deadline)
             if name is None:
                 return Found(outputs, None)
             metrics.lookups(served.line, "miss").inc()
@@ -137,7 +143,9 @@ class Inference:
         try:
             while chunk := await in_thread(partial(next, chunks, None), call.deadline):
                 count = len(next(iter(chunk.values())))
-                found.append(await self._batching.run(served, chunk, count, key.id, call.deadline))
+                found.append(
+                    await self._batching.run(served, chunk, count, call.who, call.deadline)
+                )
         except BaseException:
             self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows), day)
             raise
@@ -148,7 +156,7 @@ class Inference:
 
         Raises what the work raises, and ProtocolError: 429 for a full queue, 504 past the deadline.
         """
-        return await self._batching.turn(call.served, work, call.key.id, call.deadline)
+        return await self._batching.turn(call.served, work, call.who, call.deadline)
 
     def close(self) -> None:
         """End what decodes."""
@@ -176,8 +184,4 @@ async def in_thread(work: Callable[[], T], deadline: float) -> T:
         async with asyncio.timeout_at(deadline):
             return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
     except TimeoutError:
-        raise _late() from None
-
-
-def _late() -> ProtocolError:
-    return ProtocolError(504, "the deadline passed before the answer", "deadline")
+        raise overdue() from None

@@ -56,6 +56,12 @@ class Line:
         return self.state.needed
 
     @property
+    def unopened(self) -> dict[str, str]:
+        """Digests of versions that are to come into memory before anybody asks for them."""
+        needed = self.needed
+        return {**self.opening, **{n: d for n, d in self.idle.items() if n in needed}}
+
+    @property
     def unneeded(self) -> list[str]:
         """Versions that were never in production, or were rolled back, and are not being tried."""
         kept = self.needed | set(self.previous)

@@ -67,13 +67,13 @@ class Memory:
         return gone
 
 
-def in_order(state: State) -> Iterator[tuple[str, str, bool]]:
-    """Line, number, and whether it must be in memory: first what is in production, newest first."""
+def in_order(state: State) -> Iterator[tuple[str, str]]:
+    """Line and number: first what is in production, then what must be in memory, newest first."""
     ranked = []
     for name, line in state.lines.items():
         needed = line.needed
         for number in line.versions:
             rank = (number != line.default, number not in needed, -int(number))
-            ranked.append((rank, name, number, number in needed))
-    for _, name, number, must in sorted(ranked):
-        yield name, number, must
+            ranked.append((rank, name, number))
+    for _, name, number in sorted(ranked):
+        yield name, number

@@ -15,6 +15,8 @@ from models.open import first
 from models.vocabulary import SPECIAL, Vocabulary
 
 PATHS = ("/v1/completions", "/v1/models")
+COMPLETION = "cmpl-"
+"""What a completion's id begins with; the id of its request follows."""
 MOST_PROMPTS = 16
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "suffix": ("",),

@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from deployments.serving.folder import DIGEST, LINE, NUMBER, exclusive, matches, stored
@@ -24,7 +23,6 @@ from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served
 from deployments.serving.state import Canary, Shadow, Unrecorded
 from models.promotions import Entry
-from models.trust import Trust
 
 _log = logging.getLogger("modelmint.serving")
 
@@ -34,11 +32,6 @@ class Repository(Follower):
 
     With `memory`, in bytes, versions beyond that budget are opened only when they are asked for.
     """
-
-    def __init__(self, root: Path, trust: Trust, memory: int | None = None) -> None:
-        super().__init__(root, trust, memory)
-        self._waking: dict[str, threading.Lock] = {}
-        """By digest."""
 
     def default(self, name: str) -> Served:
         """The version that answers when none is named; raises ProtocolError 404 or 503."""

@@ -73,10 +73,15 @@ class LineState(Frozen):
     shadow: Shadow | None = None
 
     @property
-    def needed(self) -> set[str]:
-        """Versions that must answer at once: in production now or last, or being tried."""
+    def answering(self) -> set[str]:
+        """Versions that answer those who name none: in production, or being tried."""
         tried = {trial.version for trial in (self.canary, self.shadow) if trial is not None}
-        return tried | set(self.previous[-1:]) | ({self.default} if self.default else set())
+        return tried | ({self.default} if self.default else set())
+
+    @property
+    def needed(self) -> set[str]:
+        """Those, and what was in production last: it must be able to answer at once."""
+        return self.answering | set(self.previous[-1:])
 
 
 class Unrecorded(Frozen):

@@ -70,6 +70,8 @@ class Trials:
             raise refused(error) from None
 
         def change() -> None:
+            if isinstance(trial, Canary) and trial.tenant is not None:
+                self._check_tenant(trial.tenant)
             served = self._repository.wake(name, trial.version)
             if kind == "shadow" and served.signature.objective.steps:
                 raise ProtocolError(
@@ -100,6 +102,13 @@ class Trials:
 
         await anyio.to_thread.run_sync(change, limiter=self._one_change)
         return as_json({"line": name, kind: found})
+
+    def _check_tenant(self, tenant: str) -> None:
+        """Raises ProtocolError 404 for a tenant that nobody can be: nobody would try anything."""
+        if not any(k.tenant == tenant and k.revoked is None for k in self._access.keys.all()):
+            raise ProtocolError(
+                404, f"no key that counts is of tenant {tenant!r}", "unknown_tenant"
+            )
 
     def _trial(self, kind: str, name: str) -> Canary | Shadow | None:
         line = self._repository.line(name)

@@ -1,148 +1,225 @@
-"""What waits to be decoded: first come, first served for each key, keys in turns, within bounds.
+"""Whose turn it is: tenants in turns, the keys of each in turns, first come first served for a key.
 
-Where there is no room the key that takes most of what is short gives way, be it places or bytes.
-What is dropped is let go of at once, with the bytes it holds.
+What waits is bounded, by number and by bytes. Where there is no room, the tenant that takes most of
+what is short gives way, be it places or bytes, and of its keys the one that takes most, with its
+newest request (fair queuing, Nagle, RFC 970). What is dropped is let go of at once, with the bytes
+it holds.
 """
 
 import math
-import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from deployments.serving.protocol import ProtocolError
 
 MOST_WAITING = 1024
-"""Requests that may wait in one worker process."""
+"""Requests that may wait in one place."""
 MOST_BYTES = 128_000_000
-"""Bytes of what people sent that may wait there; a single request may be larger."""
-Answer = Future[Any]
+"""Bytes of requests that may wait in one place; a single request may be larger."""
+Who = tuple[str, str]
+"""A tenant, and the id of one of its keys."""
 
 
-class Asked(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Turn:
     """A request whose turn will come."""
 
-    work: Callable[[], Any]
+    who: Who
     size: int
     """Bytes it holds."""
     until: float
-    """When its answer is due, in the time of `time.monotonic`."""
+    """When its answer is due."""
+    admitted: bool = field(default=False, kw_only=True)
+    """Whether it is the rest of a request that was let in before: it never gives way."""
 
 
-class Refused(NamedTuple):
+T = TypeVar("T", bound=Turn)
+
+
+class Refused(NamedTuple, Generic[T]):
     """Whom to tell that its turn will not come, and why."""
 
-    answer: Answer
+    turn: T
     error: ProtocolError
 
 
-class Turns:
-    """The requests that wait, each known by its answer; not thread-safe."""
+class Turns(Generic[T]):
+    """The requests that wait for `what`, as in "too many requests wait ..."; not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
         self.length = 0
+        """How many wait."""
+        self._what = what
         self._bytes = 0
-        self._keys: OrderedDict[str, _Key] = OrderedDict()
+        self._tenants: OrderedDict[str, _Tenant[T]] = OrderedDict()
 
-    def put(self, key: str, answer: Answer, asked: Asked, pace: float) -> list[Refused]:
+    def put(self, one: T, now: float, pace: float, held: int = 0) -> list[Refused[T]]:
         """Let a request wait; those that shall not any more, of which it may be one itself.
 
-        A turn comes about every `pace` seconds.
+        `now` is in the time of `until`. A turn comes about every `pace` seconds; `held` bytes count
+        though what holds them does not wait here.
         """
-        refused: list[Refused] = []
-        given_up: list[tuple[str, Answer, Asked]] = []
-        if self._crowded() or self._heavy(asked):
-            refused += self._late()
-        while (crowded := self._crowded()) or self._heavy(asked):
-
-            def weight(name: str, by_count: bool = crowded) -> int:
-                one = self._keys.get(name, _Key())
-                return len(one.asked) if by_count else one.size
-
-            error = ProtocolError(
+        if one.admitted or self._room(one, held):
+            self._add(one)
+            return []
+        late = [turn for turn in self._waiting() if turn.until <= now]
+        for turn in late:
+            self.drop(turn)
+        given_up: list[Refused[T]] = []
+        while not self._room(one, held):
+            refusal = ProtocolError(
                 429,
-                "too many requests wait to be decoded: ask again later",
+                f"too many requests wait {self._what}: ask again later",
                 "overloaded",
                 retry_after=math.ceil(self.length * pace),
             )
-            largest = max(self._keys, key=weight)
-            if weight(largest) <= weight(key) + (1 if crowded else asked.size):
+            other = self._giving_way(one)
+            if other is None:
                 # Nobody gives way for one that does not fit all the same.
-                for name, other, before in reversed(given_up):
-                    self._add(name, other, before)
-                return [*refused, Refused(answer, error)]
-            newest, last = next(reversed(self._keys[largest].asked.items()))
-            self.drop(largest, newest)
-            given_up.append((largest, newest, last))
-        self._add(key, answer, asked)
-        return [*refused, *(Refused(one, error) for _, one, _ in given_up)]
+                for before in reversed(given_up):
+                    self._add(before.turn)
+                given_up = [Refused(one, refusal)]
+                break
+            self.drop(other)
+            given_up.append(Refused(other, refusal))
+        else:
+            self._add(one)
+        return [*(Refused(turn, overdue()) for turn in late), *given_up]
 
-    def _add(self, key: str, answer: Answer, asked: Asked) -> None:
-        mine = self._keys.setdefault(key, _Key())
-        mine.asked[answer] = asked
-        self._count(1, mine, asked)
+    def take(self, fits: Callable[[T], bool] = lambda _: True) -> Iterator[T]:
+        """The next requests, one of each tenant in turn; nothing may be put in between.
 
-    def take(self) -> tuple[Answer, Asked] | None:
-        """The next request; its key goes to the end of the line."""
-        if not self._keys:
-            return None
-        key, mine = next(iter(self._keys.items()))
-        answer, asked = next(iter(mine.asked.items()))
-        self._keys.move_to_end(key)
-        self.drop(key, answer)
-        return answer, asked
+        One that does not fit stays, and so do those of its key behind it: it would not fit after
+        more were taken either. Whose request is taken goes to the end of the line.
+        """
+        left: Iterable[tuple[str, Iterator[T]]] = (
+            (name, tenant.take(fits)) for name, tenant in list(self._tenants.items())
+        )
+        while left:
+            again = []
+            for name, turn in left:
+                for one in turn:
+                    self.length -= 1
+                    self._bytes -= one.size
+                    if self._tenants[name].count:
+                        self._tenants.move_to_end(name)
+                        again.append((name, turn))
+                    else:
+                        del self._tenants[name]
+                    yield one
+                    break
+            left = again
 
-    def drop(self, key: str, answer: Answer) -> None:
+    def drop(self, one: T) -> None:
         """Forget a request, if it waits."""
-        mine = self._keys.get(key)
-        asked = mine.asked.pop(answer, None) if mine is not None else None
-        if mine is None or asked is None:
+        name, _ = one.who
+        tenant = self._tenants.get(name)
+        if tenant is None or not tenant.drop(one):
             return
-        self._count(-1, mine, asked)
-        if not mine.asked:
-            del self._keys[key]
+        self.length -= 1
+        self._bytes -= one.size
+        if not tenant.count:
+            del self._tenants[name]
 
-    def clear(self) -> list[Answer]:
-        """Forget all of them; their answers."""
-        left = [answer for one in self._keys.values() for answer in one.asked]
-        self._keys.clear()
+    def clear(self) -> list[T]:
+        """Forget all of them; they."""
+        left = list(self._waiting())
+        self._tenants.clear()
         self.length = self._bytes = 0
         return left
 
-    def _late(self) -> list[Refused]:
-        now = time.monotonic()
-        late = [
-            (key, answer)
-            for key, one in self._keys.items()
-            for answer, asked in one.asked.items()
-            if asked.until <= now
-        ]
-        for key, answer in late:
-            self.drop(key, answer)
-        return [Refused(answer, overdue()) for _, answer in late]
+    def _add(self, one: T) -> None:
+        name, _ = one.who
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = _Tenant()
+        tenant.add(one)
+        self.length += 1
+        self._bytes += one.size
 
-    def _crowded(self) -> bool:
-        return self.length >= MOST_WAITING
+    def _waiting(self) -> Iterator[T]:
+        for tenant in self._tenants.values():
+            for asked in tenant.keys.values():
+                yield from asked
 
-    def _heavy(self, asked: Asked) -> bool:
-        return self.length > 0 and self._bytes + asked.size > MOST_BYTES
+    def _room(self, one: T, held: int) -> bool:
+        held += self._bytes
+        light = not held or not one.size or held + one.size <= MOST_BYTES
+        return light and self.length < MOST_WAITING
 
-    def _count(self, change: int, mine: "_Key", asked: Asked) -> None:
-        self.length += change
-        self._bytes += change * asked.size
-        mine.size += change * asked.size
+    def _giving_way(self, one: T) -> T | None:
+        """Whose turn is given up: who gives it has more even then than this one would have."""
+        places = self.length >= MOST_WAITING
+        more = 1 if places else one.size
+
+        def weight(whose: "_Tenant[T] | Collection[T]") -> int:
+            if isinstance(whose, _Tenant):
+                return whose.count if places else whose.size
+            return len(whose) if places else sum(other.size for other in whose)
+
+        name, key = one.who
+        mine: _Tenant[T] = self._tenants.get(name) or _Tenant()
+        nothing: OrderedDict[T, None] = OrderedDict()
+        # Of equals the one whose turn is last.
+        most = max(reversed(self._tenants.values()), key=weight, default=mine)
+        theirs = weight(most) > weight(mine) + more
+        keys = most.keys if theirs else mine.keys
+        asked = max(reversed(keys.values()), key=weight, default=nothing)
+        if not theirs and weight(asked) <= weight(keys.get(key, nothing)) + more:
+            return None
+        short = (other for other in reversed(asked) if places or other.size)
+        return next((other for other in short if not other.admitted), None)
+
+
+@dataclass(slots=True)
+class _Tenant(Generic[T]):
+    """What waits of a tenant, by key."""
+
+    count: int = 0
+    size: int = 0
+    keys: OrderedDict[str, OrderedDict[T, None]] = field(default_factory=OrderedDict)
+
+    def add(self, one: T) -> None:
+        _, key = one.who
+        asked = self.keys.get(key)
+        if asked is None:
+            asked = self.keys[key] = OrderedDict()
+        asked[one] = None
+        self.count += 1
+        self.size += one.size
+
+    def drop(self, one: T) -> bool:
+        """Whether it was here."""
+        _, key = one.who
+        asked = self.keys.get(key)
+        if asked is None or one not in asked:
+            return False
+        del asked[one]
+        if not asked:
+            del self.keys[key]
+        self.count -= 1
+        self.size -= one.size
+        return True
+
+    def take(self, fits: Callable[[T], bool]) -> Iterator[T]:
+        """The requests that fit, one of each key in turn."""
+        left = list(self.keys)
+        while left:
+            again = []
+            for key in left:
+                asked = self.keys[key]
+                one = next(iter(asked))
+                if fits(one):
+                    if len(asked) > 1:
+                        self.keys.move_to_end(key)
+                        again.append(key)
+                    self.drop(one)
+                    yield one
+            left = again
 
 
 def overdue() -> ProtocolError:
     """What a request is told whose deadline passed."""
     return ProtocolError(504, "the deadline passed before the answer", "deadline")
-
-
-@dataclass(slots=True)
-class _Key:
-    """What waits of one key, and its bytes."""
-
-    asked: OrderedDict[Answer, Asked] = field(default_factory=OrderedDict)
-    size: int = 0

@@ -25,8 +25,8 @@ from models.vocabulary import BEGINNING, PADDING
 
 TURN_SECONDS = 0.005
 """About how long others wait for a turn of a text, unless one token takes longer."""
-MOST_TEXTS, MOST_OF_KEY = 128, 32
-"""Texts that a worker writes at a time, and of those the texts of one key."""
+MOST_TEXTS, MOST_OF_TENANT = 128, 32
+"""Texts that a worker writes at a time, and of those the texts of one tenant."""
 
 
 class Text(NamedTuple):
@@ -107,17 +107,17 @@ class Writing:
 
     @contextmanager
     def _admitted(self, call: Call, count: int) -> Iterator[None]:
-        key = call.key.id
-        if self._open[key] + count > MOST_OF_KEY or self._open.total() + count > MOST_TEXTS:
-            message = f"too many texts are being written, {self._open[key]} of them for this key"
+        of = call.key.tenant
+        if self._open[of] + count > MOST_OF_TENANT or self._open.total() + count > MOST_TEXTS:
+            message = f"too many texts are being written, {self._open[of]} of them for {of}"
             raise ProtocolError(429, message, "overloaded", retry_after=1)
-        self._open[key] += count
+        self._open[of] += count
         try:
             yield
         finally:
-            self._open[key] -= count
-            if not self._open[key]:
-                del self._open[key]
+            self._open[of] -= count
+            if not self._open[of]:
+                del self._open[of]
 
 
 def _turn(steps: Iterator[Step]) -> list[Step]:

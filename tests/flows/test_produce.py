@@ -273,9 +273,17 @@ def test_an_answer_leads_back_to_run_code_data_and_signer(
     assert found["settings"]["training"]["epochs"]
     same = lineage(first.version.digest[:12])
     assert {**same, "request": found["request"]} == found
-    for unknown in ("asked-2", "0" * 64, "00000000"):
-        with pytest.raises(UnknownOriginError):
+    assert lineage("cmpl-asked-1") == found  # as a completion calls itself
+    journal, store = "no request '{}' is in the journal", "a digest that starts with {}"
+    for unknown, said in (
+        ("asked-2", [journal]),
+        ("cmpl-asked-2", [journal]),
+        ("0" * 64, [store]),
+        ("0" * 32, [journal, store]),
+    ):
+        with pytest.raises(UnknownOriginError) as refused:
             lineage(unknown)
+        assert all(one.format(unknown) in str(refused.value) for one in said)
 
 
 def test_a_network_onnx_lacks_is_served_as_a_program_of_torch(

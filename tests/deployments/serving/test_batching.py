@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.serving import batching
+from deployments.serving import turns
 from deployments.serving.access import Access
 from deployments.serving.batching import Batching
 from deployments.serving.inference import Call, Inference, Settings
@@ -72,7 +72,7 @@ def ask(
     line: Batching, served: Served, value: float, key: str = "a", rows: int = 1, seconds: float = 30
 ) -> "asyncio.Task[Tensors]":
     due = asyncio.get_running_loop().time() + seconds
-    return asyncio.create_task(line.run(served, row(value, rows), rows, key, due))
+    return asyncio.create_task(line.run(served, row(value, rows), rows, (key, key), due))
 
 
 def test_the_first_runs_at_once_and_the_others_gather(play: Any) -> None:
@@ -138,7 +138,7 @@ def test_many_rows_are_computed_in_turns_with_others_between_them(
 def test_a_request_in_turns_counts_with_all_its_bytes_until_its_end(
     play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "MOST_BYTES", 100)
+    monkeypatch.setattr(turns, "MOST_BYTES", 100)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         served = replace(served, turn_rows=4)
@@ -171,6 +171,30 @@ def test_keys_take_turns(play: Any) -> None:
     play(story, most=2)
 
 
+def test_a_tenant_with_many_keys_has_one_turn(table: Any, tmp_path: Path) -> None:
+    served, held = opened(table(), most=2)
+    inference = Inference(Ledger(tmp_path), Settings(slots=1))
+    made = Access(tmp_path).keys.create
+    many = [made("many", EVERYTHING)[0] for _ in range(3)]
+    [one] = [made("one", EVERYTHING)[0]]
+
+    async def story() -> None:
+        due = asyncio.get_running_loop().time() + 30
+        asked = [(key, value) for value, key in enumerate((*many, *many))]
+        asked += [(one, 100), (one, 101)]
+        calls = [inference.run(Call(key, served, 0, due), row(value)) for key, value in asked]
+        tasks = [asyncio.create_task(call) for call in calls]
+        await settled()
+        held.go.set()
+        await asyncio.gather(*tasks)
+
+    try:
+        asyncio.run(story())
+    finally:
+        held.go.set()
+    assert [sorted(rows)[1:] for rows in held.rows[1:3]] == [[100], [101]]
+
+
 def test_versions_take_turns(table: Any) -> None:
     order: list[str] = []
 
@@ -193,7 +217,7 @@ def test_versions_take_turns(table: Any) -> None:
 
 
 def test_a_full_queue_refuses_whoever_asks_most(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "MOST_WAITING", 4)
+    monkeypatch.setattr(turns, "MOST_WAITING", 4)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         greedy = [ask(line, served, value, "greedy") for value in range(6)]
@@ -212,7 +236,7 @@ def test_a_full_queue_refuses_whoever_asks_most(play: Any, monkeypatch: pytest.M
             await ask(line, served, 102, "modest")
         held.go.set()
         await asyncio.gather(*greedy[:3], *modest)
-        assert held.rows == [[0], [100, 1, 101, 2]]
+        assert held.rows == [[0], [1, 100, 2, 101]]
 
     play(story)
 
@@ -220,7 +244,7 @@ def test_a_full_queue_refuses_whoever_asks_most(play: Any, monkeypatch: pytest.M
 def test_waiting_tensors_are_bounded_by_their_bytes(
     play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "MOST_BYTES", 100)
+    monkeypatch.setattr(turns, "MOST_BYTES", 100)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         asked = [ask(line, served, 1), ask(line, served, 2, rows=10)]
@@ -250,7 +274,7 @@ def test_what_expires_is_answered_then_and_never_computed(play: Any) -> None:
 
 
 def test_expired_requests_make_room(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "MOST_WAITING", 2)
+    monkeypatch.setattr(turns, "MOST_WAITING", 2)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         first = ask(line, served, 1)
@@ -274,7 +298,7 @@ def test_values_the_network_refuses_fail_nobody_else(lookup: Any) -> None:
         line = Batching(1)
         due = asyncio.get_running_loop().time() + 30
         rows = [{"categories": np.array([[index]], np.int64)} for index in (0, 1, 9, 2)]
-        asked = [line.run(served, tensors, 1, "a", due) for tensors in rows]
+        asked = [line.run(served, tensors, 1, ("a", "a"), due) for tensors in rows]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     found = asyncio.run(story())

@@ -61,10 +61,19 @@ def test_a_prompt_is_completed(client: openai.OpenAI, server: Any) -> None:
     assert found.usage.total_tokens == 8
     assert found.system_fingerprint == server.ask("GET", "/v1/lines/letters").json["digest"]
     # The request id leads to the version, as everywhere.
-    identity = found.id.removeprefix("cmpl-")
-    path = f"/v1/requests/{identity}"
+    path = f"/v1/requests/{found.id}"
     assert eventually(lambda: bool(server.ask("GET", path).json["requests"]))
-    assert server.ask("GET", path).json["requests"][0]["version"] == "1"
+    [entry] = server.ask("GET", path).json["requests"]
+    assert (f"cmpl-{entry['request']}", entry["version"]) == (found.id, "1")
+    # Who chose an id with that beginning is found by it too, and by the completion's.
+    chosen = client.completions.create(
+        model="letters", prompt="ab", max_tokens=1, extra_headers={"x-request-id": "cmpl-mine"}
+    )
+    assert chosen.id == "cmpl-cmpl-mine"
+    assert eventually(lambda: bool(server.ask("GET", "/v1/requests/cmpl-mine").json["requests"]))
+    for name in (chosen.id, "cmpl-mine"):
+        [entry] = server.ask("GET", f"/v1/requests/{name}").json["requests"]
+        assert entry["request"] == "cmpl-mine"
 
 
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:

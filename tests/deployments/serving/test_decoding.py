@@ -1,5 +1,6 @@
 """Whatever a file does to its decoder, its sender is refused and everybody else is answered."""
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -11,9 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
+from deployments.serving.access import Access
 from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
+from deployments.serving.inference import Call, Inference, Settings
+from deployments.serving.keys import EVERYTHING
+from deployments.serving.ledger import Ledger
 from deployments.serving.protocol import ProtocolError
+from deployments.serving.session import open_version
 from deployments.serving.turns import MOST_BYTES, MOST_WAITING
 from models.signature import SIGNATURE_FILE
 from tests.deployments.serving.test_control import eventually
@@ -148,15 +154,54 @@ def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoders, "_read", read)
     decoders = Decoders(Limits(decoders=1))
     served: Any = None
-    asked = [decoders.read(served, b"first", "", 30, "greedy")]
+    asked = [decoders.read(served, b"first", "", 30, ("greedy", ""))]
     assert begun.wait(30)
-    asked += [decoders.read(served, b"%d" % at, "", 30, "greedy") for at in range(3)]
-    asked += [decoders.read(served, b"modest", "", 30, "modest")]
+    asked += [decoders.read(served, b"%d" % at, "", 30, ("greedy", "")) for at in range(3)]
+    asked += [decoders.read(served, b"modest", "", 30, ("modest", ""))]
     go.set()
     for one in asked:
         one.result(30)
     decoders.close()
     assert order == [b"first", b"0", b"modest", b"1", b"2"]
+
+
+def test_a_tenant_with_many_keys_has_one_turn(
+    monkeypatch: pytest.MonkeyPatch, table: Any, tmp_path: Path
+) -> None:
+    order: list[bytes] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def read(_: Any, served: Any, payload: bytes, *given: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        order.append(payload)
+        return {}, 1
+
+    monkeypatch.setattr(Decoders, "_read", read)
+    version = table()
+    served = open_version(version.line, "1", version.digest, version.files)
+    inference = Inference(Ledger(tmp_path), Settings(limits=Limits(decoders=1)))
+    made = Access(tmp_path).keys.create
+    many = [made("many", EVERYTHING)[0] for _ in range(2)]
+    one = made("one", EVERYTHING)[0]
+
+    async def story() -> None:
+        due = asyncio.get_running_loop().time() + 30
+        asked = [(many[0], b"first"), (many[0], b"a"), (many[1], b"b"), (one, b"modest")]
+        calls = [inference.read(Call(key, served, 0, due), payload, "") for key, payload in asked]
+        tasks = [asyncio.create_task(calls[0])]
+        assert await asyncio.to_thread(begun.wait, 30)
+        tasks += [asyncio.create_task(call) for call in calls[1:]]
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*tasks)
+
+    try:
+        asyncio.run(story())
+    finally:
+        go.set()
+        inference.decoders.close()
+    assert order == [b"first", b"a", b"modest", b"b"]
 
 
 class Payload(bytearray):
@@ -176,7 +221,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Decoders, threading
     monkeypatch.setattr(Decoders, "_read", read)
     decoders = Decoders(Limits(decoders=1))
     served: Any = None
-    first = decoders.read(served, b"", "", 30, "first")
+    first = decoders.read(served, b"", "", 30, ("first", ""))
     assert begun.wait(30)
     yield decoders, go
     go.set()
@@ -187,14 +232,14 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Decoders, threading
 def test_what_waits_is_bounded_and_a_modest_key_is_served(stuck: Any) -> None:
     decoders, go = stuck
     served: Any = None
-    asked = [decoders.read(served, b"x", "", 30, "greedy") for _ in range(5000)]
+    asked = [decoders.read(served, b"x", "", 30, ("greedy", "")) for _ in range(5000)]
     waiting = [one for one in asked if not one.done()]
     assert len(waiting) == MOST_WAITING
     refusal = asked[-1].exception(0)
     assert isinstance(refusal, ProtocolError)
     assert (refusal.status, refusal.code) == (429, "overloaded")
     assert refusal.retry_after is not None
-    modest = decoders.read(served, b"four", "", 30, "modest")
+    modest = decoders.read(served, b"four", "", 30, ("modest", ""))
     assert sum(not one.done() for one in asked) == MOST_WAITING - 1
     go.set()
     assert modest.result(30) == ({}, 4)
@@ -207,9 +252,9 @@ def test_bytes_that_wait_are_bounded_and_given_back_when_nobody_waits_for_them(s
     served: Any = None
     payloads: Any = [Payload(MOST_BYTES // 8) for _ in range(8)]
     held = [weakref.ref(one) for one in payloads]
-    asked = [decoders.read(served, one, "", 30, "large") for one in payloads]
+    asked = [decoders.read(served, one, "", 30, ("large", "")) for one in payloads]
     assert not any(one.done() for one in asked)
-    refused = decoders.read(served, b"x", "", 30, "large").exception(0)
+    refused = decoders.read(served, b"x", "", 30, ("large", "")).exception(0)
     assert isinstance(refused, ProtocolError)
     assert refused.status == 429
     gc.disable()  # nothing may have to be searched for
@@ -220,4 +265,4 @@ def test_bytes_that_wait_are_bounded_and_given_back_when_nobody_waits_for_them(s
         assert not any(one() for one in held)
     finally:
         gc.enable()
-    assert not decoders.read(served, b"x", "", 30, "large").done()
+    assert not decoders.read(served, b"x", "", 30, ("large", "")).done()

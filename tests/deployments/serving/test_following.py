@@ -9,9 +9,11 @@ import pytest
 
 from deployments.serving import following
 from deployments.serving import repository as repository_module
+from deployments.serving.memory import EACH
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from models.promotions import Entry
+from tests.deployments.serving.test_control import eventually
 
 
 def test_a_version_that_another_worker_opens_slowly_keeps_no_rollback_waiting(
@@ -113,3 +115,51 @@ def test_a_loaded_version_is_there_while_another_is_opened(
             go.set()
         assert woken.result(60).number == "1"
     repository.close()
+
+
+def test_a_rollback_waits_for_no_version_that_comes_back_into_memory_by_it(
+    table: Any, here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {number: table(float(number)) for number in "123"}
+    go, opened = threading.Event(), list[str]()
+    real = following.open_proven
+
+    def slowly(*given: Any) -> Any:
+        if rolled.is_set():
+            opened.append(f"{threading.current_thread().name} {given[3]}")
+            assert go.wait(60)
+        return real(*given)
+
+    rolled = threading.Event()
+    for module in (following, repository_module):
+        monkeypatch.setattr(module, "open_proven", slowly)
+    asked, other = (Repository(tmp_path, here, memory=int(2.5 * EACH)) for _ in range(2))
+    for repository in (asked, other):
+        repository.restore()
+        repository.follow()
+    entry = Entry(number=0, digest="0" * 64, kind="rollback", by="x", why="")
+    try:
+        for number, version in versions.items():
+            version.place(tmp_path, number)
+            asked.load("air-time", number, version.digest)
+            asked.set_default("air-time", number)
+        assert [set(one.line("air-time").idle) for one in (asked, other)] == [{"1"}, {"1"}]
+        rolled.set()
+        assert asked.roll_back("air-time", None, entry)[0].number == "2"
+        assert other.default("air-time").number == "2"
+        # What would be next is opened by all of them, once, and whoever asks for it waits for that.
+        assert eventually(lambda: opened == ["open 1"] * 2)
+        with ThreadPoolExecutor(1) as waking:
+            woken = waking.submit(other.wake, "air-time", "1")
+            go.set()
+            assert woken.result(60).number == "1"
+        assert eventually(
+            lambda: all("1" in one.line("air-time").versions for one in (asked, other))
+        )
+        assert asked.roll_back("air-time", None, entry)[0].number == "1"
+        assert other.default("air-time").number == "1"
+        assert opened == ["open 1"] * 2
+    finally:
+        go.set()
+        for repository in (asked, other):
+            repository.close()

@@ -90,6 +90,25 @@ def test_a_canary_takes_a_tenant_or_keys(tried: Any) -> None:
     server.promote("air-time", "1")
 
 
+def test_a_canary_for_a_tenant_that_nobody_can_be_is_refused(tried: Any) -> None:
+    server, _ = tried
+    made = server.ask("POST", "/v1/keys", {"tenant": "gone", "scopes": ["predict:*"]}).json
+    asked = {"version": "2", "tenant": "gone"}
+    assert server.ask("POST", CANARY, asked).status == 200
+    assert server.ask("POST", f"{CANARY}/end", {}).status == 200
+    assert server.ask("POST", f"/v1/keys/{made['id']}/revoke", {}).status == 200
+    for tenant in ("gone", "nobody"):
+        refused = server.ask("POST", CANARY, asked | {"tenant": tenant})
+        assert (refused.status, refused.json["code"]) == (404, "unknown_tenant")
+        assert repr(tenant) in refused.json["error"]
+    assert server.ask("GET", CANARY).json["canary"] is None
+    # One whose end has passed may be rotated to a later one, so it still is somebody's.
+    late = {"tenant": "late", "scopes": ["predict:*"], "expires": "2001-01-01"}
+    assert server.ask("POST", "/v1/keys", late).status == 200
+    assert server.ask("POST", CANARY, asked | {"tenant": "late"}).status == 200
+    assert server.ask("POST", f"{CANARY}/end", {}).status == 200
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from deployments.serving.writing import MOST_OF_KEY
+from deployments.serving.writing import MOST_OF_TENANT
 from tests.deployments.serving.letters import VOCABULARY, letters
 from tests.deployments.serving.test_control import eventually
 
@@ -182,21 +182,26 @@ def test_others_have_their_turn_while_texts_are_written(server: Any) -> None:
             connection.close()
 
 
-def test_a_key_cannot_write_ever_more_texts(server: Any) -> None:
-    headers = server.bearer | {"content-type": "application/json"}
+def test_a_tenant_cannot_write_ever_more_texts_with_ever_more_keys(server: Any) -> None:
+    bearers = []
+    for tenant in ("a", "a", "b"):
+        made = server.ask("POST", "/v1/keys", {"tenant": tenant, "scopes": ["predict:*"]})
+        bearers.append({"authorization": f"Bearer {made.json['key']}"})
+    first, second, other = bearers
     asked = orjson.dumps({"prompt": "a", "characters": 4000, "stream": True})
-    connections = [server.connect() for _ in range(MOST_OF_KEY)]
+    connections = [server.connect() for _ in range(MOST_OF_TENANT)]
     try:
         assert eventually(lambda: begin(server).status == 200)  # those before have ended
-        for connection in connections:
+        for number, connection in enumerate(connections):
+            bearer = first if number % 2 else second
+            headers = bearer | {"content-type": "application/json"}
             connection.request("POST", SLOW, asked, headers)
             assert connection.getresponse().status == 200
-        refused = begin(server)
-        assert (refused.status, refused.json["code"]) == (429, "overloaded")
-        assert refused.headers["retry-after"]
-        made = server.ask("POST", "/v1/keys", {"tenant": "b", "scopes": ["predict:*"]}).json["key"]
-        bearer = {"authorization": f"Bearer {made}"}
-        assert begin(server, **bearer).status == 200
+        for bearer in (first, second):
+            refused = begin(server, **bearer)
+            assert (refused.status, refused.json["code"]) == (429, "overloaded")
+            assert refused.headers["retry-after"]
+        assert begin(server, **other).status == 200
     finally:
         for connection in connections:
             connection.close()
