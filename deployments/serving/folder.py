@@ -21,6 +21,8 @@ from models.files import sync_folder
 from models.version import Reader
 
 LINE, NUMBER, DIGEST = r"^[a-z][a-z0-9-]{1,40}$", r"^[1-9][0-9]{0,8}$", r"^[0-9a-f]{64}$"
+MODELS = "models"
+"""The folder of a server's repository that holds lines, and nothing else: as Triton wants it."""
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _log = logging.getLogger("modelmint.serving")
 
@@ -112,7 +114,7 @@ def _within(name: str, content: bytes, limit: int) -> bytes:
 
 def hold(root: Path) -> IO[str]:
     """Take the folder for one server until the file is closed; raises OSError when it is taken."""
-    root.mkdir(parents=True, exist_ok=True)
+    (root / MODELS).mkdir(parents=True, exist_ok=True)
     # Two servers would overwrite each other's state; the lock goes with the process.
     lock = (root / ".lock").open("w")
     try:
@@ -120,7 +122,7 @@ def hold(root: Path) -> IO[str]:
     except OSError:
         lock.close()
         raise
-    for leftover in [*root.glob("*/.incoming-*"), *root.glob("*/.damaged-*")]:
+    for leftover in [*root.glob(f"{MODELS}/*/.incoming-*"), *root.glob(f"{MODELS}/*/.damaged-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
     return lock
 

@@ -1,6 +1,6 @@
 """The versions this server answers with: loaded, promoted, rolled back, unloaded, and remembered.
 
-`<root>/<line>/<version number>/` is a version folder, `<root>/state.json` says what is to be
+`<root>/models/<line>/<version number>/` is a version folder, `<root>/state.json` says what is to be
 served. Both survive a restart with the store and MLflow down, and every digest is proven again.
 Readers see one immutable map, swapped whole: a request never waits for a load.
 

@@ -1,10 +1,8 @@
 r"""The same folder in Triton: a line is a model, a version number is a Triton version.
 
-    tritonserver --model-repository ... --disable-auto-complete-config \
-        --model-control-mode explicit --load-model <line>
+    tritonserver --model-repository <repository>/models --disable-auto-complete-config
 
-Without these it takes the server's own folders for models, too, and ends, and of a line that has no
-configuration it guesses one.
+Of a line that has no configuration, since ONNX Runtime lacks its network, it would guess one.
 """
 
 from deployments.serving.session import Served

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deployments.serving.folder import hold
+from deployments.serving.folder import MODELS, hold
 from deployments.serving.following import TRITON_FILE
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
@@ -50,7 +50,7 @@ def test_it_is_served_like_any_other(version: Version, tmp_path: Path, here: Any
     found = served.run({"numbers": np.array([[100, 12], [7, 0.5]], np.float32)})
     np.testing.assert_allclose(found["prediction"], [124, 8], rtol=1e-5)
     # Triton would read a configuration that names a network which is not there.
-    assert not (tmp_path / "air-time" / TRITON_FILE).exists()
+    assert not (tmp_path / MODELS / "air-time" / TRITON_FILE).exists()
 
 
 def test_values_it_cannot_compute_are_the_callers_error(version: Version) -> None:

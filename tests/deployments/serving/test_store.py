@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from deployments.serving.folder import MODELS
+
 
 def put(client: Any, version: Any) -> str:
     prefix = f"versions/{version.line}/{version.digest}"
@@ -22,7 +24,7 @@ def test_a_version_is_fetched_once_and_kept(
     server = start(root, environment=found)
     answer = server.load(version, "4", source)
     assert (answer.status, answer.json["digest"]) == (200, version.digest)
-    folder = root / "air-time" / "4"
+    folder = root / MODELS / "air-time" / "4"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == version.files
     assert server.promote("air-time", "4").status == 200
     assert server.stop() == 0
@@ -50,7 +52,7 @@ def test_an_altered_object_never_reaches_the_folder(
     server.promote("air-time", "1")
     answer = server.load(two, "2", source)
     assert (answer.status, answer.json["code"]) == (422, "integrity")
-    assert {path.name for path in (root / "air-time").iterdir()} == {"1", "config.pbtxt"}
+    assert {path.name for path in (root / MODELS / "air-time").iterdir()} == {"1", "config.pbtxt"}
     assert server.ask("GET", "/v2/models/air-time/ready").status == 200
 
     client.put_object(Bucket="modelmint", Key=key, Body=two.files[name])
@@ -69,7 +71,7 @@ def test_a_damaged_folder_is_fetched_again(
     assert server.load(version, "1").status == 422
     assert server.load(version, "1", source).status == 200
     assert model.read_bytes() == version.files["model.onnx"]
-    assert [path.name for path in (root / "air-time").iterdir()] == ["1"]
+    assert [path.name for path in (root / MODELS / "air-time").iterdir()] == ["1"]
 
 
 def test_an_absent_version_and_an_absent_store_are_told_apart(
