@@ -24,7 +24,14 @@ from deployments.serving.capture import Capture
 from deployments.serving.completions import Completions
 from deployments.serving.control import Control
 from deployments.serving.direct import STATE, Direct
-from deployments.serving.http import Address, identified, on_error, read_body
+from deployments.serving.http import (
+    INLINE_BYTES,
+    Address,
+    Body,
+    identified,
+    on_error,
+    read_body,
+)
 from deployments.serving.inference import DEFAULTS, Inference, Settings
 from deployments.serving.listing import Listing
 from deployments.serving.pages import Pages, with_pages
@@ -41,6 +48,8 @@ if TYPE_CHECKING:
 
 MAX_BODY = 16_000_000
 BODY_SECONDS = 30.0
+PROMPT_BYTES = 250_000
+"""Largest body in OpenAI's words: JSON read in this process, where nothing else runs then."""
 WARM_SECONDS = 1.0
 """From the start until a decoder is made ready."""
 
@@ -67,16 +76,20 @@ def create(
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     writing = Writing(inference, access.ledger)
-    body = partial(read_body, largest=max_body, seconds=body_seconds)
-    control = Control(repository, access, recorder, body)
+
+    def body(largest: int) -> Body:
+        return partial(read_body, largest=min(largest, max_body), seconds=body_seconds)
+
+    words = body(INLINE_BYTES)
+    control = Control(repository, access, recorder, words)
     parts = (
-        Predictions(inference, writing, traffic, capture, body),
-        Completions(repository, inference, writing, traffic, capture, body),
-        Listing(repository, body),
+        Predictions(inference, writing, traffic, capture, body(max_body)),
+        Completions(repository, inference, writing, traffic, capture, body(PROMPT_BYTES)),
+        Listing(repository, words),
         Pages(repository),
         control,
-        Trials(repository, access, traffic, body),
-        Accounts(access, body),
+        Trials(repository, access, traffic, words),
+        Accounts(access, words),
     )
     routes = [route for part in parts for route in part.routes()]
 

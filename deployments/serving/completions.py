@@ -64,6 +64,8 @@ class Completions:
     ) -> None:
         self._repository, self._traffic, self._body = repository, traffic, body
         self._inference, self._writing, self._capture = inference, writing, capture
+        # Nothing else runs while JSON is read, and of several that are read at once for longer.
+        self._one = anyio.CapacityLimiter(1)
 
     def routes(self) -> list[Route]:
         """All of them below `/v1`."""
@@ -81,7 +83,8 @@ class Completions:
         body = await self._body(request)
         read = partial(parse, body)
         until = deadline(request, self._inference.seconds)
-        asked = read() if len(body) <= INLINE_BYTES else await in_thread(read, until)
+        small = len(body) <= INLINE_BYTES
+        asked = read() if small else await in_thread(read, until, self._one)
         line, number = _named(asked.model)
         allow(request, "predict", line)
         request.path_params.update(name=line, version=number)

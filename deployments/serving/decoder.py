@@ -3,15 +3,19 @@
 It imports neither ONNX Runtime nor anything of the server. `decoding` starts it and asks it.
 """
 
+import gc
 import resource
 import signal
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from numpy.typing import NDArray
 
 from deployments.serving.elements import pack
+from deployments.serving.protocol import ProtocolError, parse
 
 # Imported before processes are forked, so that none of them has to.
 from models import audio, catalog, images, passages, tables, texts  # noqa: F401
@@ -76,7 +80,7 @@ def decode(connection: Connection, limits: Limits) -> None:
         connection.send_bytes(answer)
 
 
-def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -> bytes:
+def _answer(head: dict[str, Any], payload: bytes, known: dict[str, Signature]) -> bytes:
     signature = known.get(head["digest"])
     if signature is None:
         if "signature" not in head:
@@ -85,11 +89,29 @@ def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -
             known.clear()
         signature = known[head["digest"]] = _signature(head["signature"])
     features = signature.features
+    if "infer" in head:
+        return _parsed(signature, payload, head["infer"])
     encoded, rows = features.request(payload, head["media_type"])
     tensors = [encoded[spec.name] for spec in (*features.inputs, *features.asked)]
-    packed = [pack(tensor) for tensor in tensors]
-    shapes = [(tensor.shape, len(raw)) for tensor, raw in zip(tensors, packed, strict=True)]
-    return message({"rows": rows, "tensors": shapes}, *packed)
+    return _sent({"rows": rows}, tensors)
+
+
+def _parsed(signature: Signature, payload: bytes, header_length: str | None) -> bytes:
+    gc.disable()  # it would look through lists that grow again and again, for most of the time
+    try:
+        asked = parse(payload, header_length, signature.features.inputs, signature.outputs)
+    except ProtocolError as error:
+        return message({"invalid": error.message})
+    finally:
+        gc.enable()
+    outputs = [(spec.name, binary) for spec, binary in asked.outputs]
+    return _sent({"id": asked.id, "outputs": outputs}, asked.tensors.values())
+
+
+def _sent(head: dict[str, Any], tensors: Iterable[NDArray[Any]]) -> bytes:
+    packed = [(tensor.shape, pack(tensor)) for tensor in tensors]
+    shapes = [(shape, len(raw)) for shape, raw in packed]
+    return message(head | {"tensors": shapes}, *(raw for _, raw in packed))
 
 
 def _signature(text: str) -> Signature:

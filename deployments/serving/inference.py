@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Counts, Ledger
-from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.protocol import InferRequest, ProtocolError, Tensors
 from deployments.serving.session import Served, stacked
 
 LOOKUP_SECONDS = 0.0002
@@ -85,13 +86,14 @@ class Inference:
         Raises as `Decoders.read` does, and before that ProtocolError 429 for a day that is used up.
         """
         self._ledger.check(call.key, call.served.line, len(payload))
-        left = call.deadline - asyncio.get_running_loop().time()
-        read = self.decoders.read(call.served, payload, media_type, left, call.key.id)
-        try:
-            async with asyncio.timeout_at(call.deadline):
-                return await asyncio.wrap_future(read)
-        except TimeoutError:
-            raise _late() from None
+        read = self.decoders.read(call.served, payload, media_type, _left(call), call.key.id)
+        return await _decoded(call, read)
+
+    async def parse(self, call: Call, body: bytes, header_length: str | None) -> InferRequest:
+        """The request in a body with much JSON; raises as `Decoders.parse` does, and as `read`."""
+        self._ledger.check(call.key, call.served.line, len(body))
+        parsed = self.decoders.parse(call.served, body, header_length, _left(call), call.key.id)
+        return await _decoded(call, parsed)
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
         """Charge for the rows and compute them.
@@ -158,14 +160,28 @@ def quick(served: Served, rows: int) -> bool:
     return rows <= served.inline_rows and rows * served.row_seconds < LOOKUP_SECONDS
 
 
-async def in_thread(work: Callable[[], T], deadline: float) -> T:
+async def in_thread(
+    work: Callable[[], T], deadline: float, limiter: anyio.CapacityLimiter | None = None
+) -> T:
     """Work that is not computing a network, beside the event loop; ProtocolError 504 past it.
 
     What runs then runs to its end, unheard.
     """
     try:
         async with asyncio.timeout_at(deadline):
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+    except TimeoutError:
+        raise _late() from None
+
+
+def _left(call: Call) -> float:
+    return call.deadline - asyncio.get_running_loop().time()
+
+
+async def _decoded(call: Call, answer: Future[T]) -> T:
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            return await asyncio.wrap_future(answer)
     except TimeoutError:
         raise _late() from None
 

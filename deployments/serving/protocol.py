@@ -86,18 +86,23 @@ def parse(
     return checked(unpacked(body, header_length), inputs, outputs)
 
 
+def json_size(body: bytes, header_length: str | None) -> int:
+    """Bytes of the JSON part; raises ProtocolError 400."""
+    if header_length is None:
+        return len(body)
+    if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 19):
+        raise ProtocolError(400, "Inference-Header-Content-Length is not a number of bytes")
+    size = int(header_length)
+    if size > len(body):
+        raise ProtocolError(
+            400, f"Inference-Header-Content-Length is {size}, the body has {len(body)} bytes"
+        )
+    return size
+
+
 def unpacked(body: bytes, header_length: str | None) -> Opened:
     """The first half of `parse`: what takes no model."""
-    json_end = len(body)
-    if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 19):
-            raise ProtocolError(400, "Inference-Header-Content-Length is not a number of bytes")
-        json_end = int(header_length)
-        if json_end > len(body):
-            raise ProtocolError(
-                400,
-                f"Inference-Header-Content-Length is {json_end}, the body has {len(body)} bytes",
-            )
+    json_end = len(body) if header_length is None else json_size(body, header_length)
     try:
         request = orjson.loads(memoryview(body)[:json_end])
     except orjson.JSONDecodeError as error:
