@@ -7,7 +7,6 @@ and routing cost more than computing.
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -20,18 +19,12 @@ from starlette.types import ASGIApp
 
 from deployments.serving.access import Access
 from deployments.serving.accounts import Accounts
+from deployments.serving.bodies import MOST_HELD, Bodies
 from deployments.serving.capture import Capture
 from deployments.serving.completions import Completions
 from deployments.serving.control import Control
 from deployments.serving.direct import STATE, Direct
-from deployments.serving.http import (
-    INLINE_BYTES,
-    Address,
-    Body,
-    identified,
-    on_error,
-    read_body,
-)
+from deployments.serving.http import INLINE_BYTES, Address, identified, on_error
 from deployments.serving.inference import DEFAULTS, Inference, Settings
 from deployments.serving.listing import Listing
 from deployments.serving.pages import Pages, with_pages
@@ -62,6 +55,7 @@ def create(
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
+    most_held: int = MOST_HELD,
     settings: Settings = DEFAULTS,
     capture: Capture | None = None,
     grpc: Address | None = None,
@@ -69,22 +63,19 @@ def create(
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
-    given what was answered. While it runs, the protocol is also spoken over gRPC at `grpc`.
-    `tracing` is told of every request.
+    `max_body` and `most_held`, of all bodies together, are in bytes; a request's body must arrive
+    whole within `body_seconds`; `capture` is given what was answered. While it runs, the protocol
+    is also spoken over gRPC at `grpc`. `tracing` is told of every request.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     writing = Writing(inference, access.ledger)
-
-    def body(largest: int) -> Body:
-        return partial(read_body, largest=min(largest, max_body), seconds=body_seconds)
-
-    words = body(INLINE_BYTES)
+    bodies = Bodies(max_body, body_seconds, most_held)
+    body, words = bodies.up_to(max_body), bodies.up_to(INLINE_BYTES)
     control = Control(repository, access, recorder, words)
     parts = (
-        Predictions(inference, writing, traffic, capture, body(max_body)),
-        Completions(repository, inference, writing, traffic, capture, body(PROMPT_BYTES)),
+        Predictions(inference, writing, traffic, capture, body),
+        Completions(repository, inference, writing, traffic, capture, bodies.up_to(PROMPT_BYTES)),
         Listing(repository, words),
         Pages(repository),
         control,
@@ -122,7 +113,7 @@ def create(
 
     app = Starlette(routes=_by_path(routes), exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
-    inside: ASGIApp = traffic.watch(app)
+    inside = traffic.watch(bodies.released(app))
     if tracing is not None:
         inside = tracing.watch(inside, routes)
     return identified(with_pages(access.guard(inside), routes))

@@ -31,6 +31,7 @@ class Options(BaseModel):
     private: Path
     max_body: int
     body_seconds: float
+    bodies_mb: float
     log_level: str
     log_format: str
     allow_origin: list[str]
@@ -96,6 +97,7 @@ def application() -> ASGIApp:
         Traffic(repository, access.journal, options.private / "trials"),
         max_body=options.max_body,
         body_seconds=options.body_seconds,
+        most_held=int(options.bodies_mb * 1e6),
         settings=settings,
         capture=capture,
         grpc=address,
