@@ -105,7 +105,8 @@ def _parsed(signature: Signature, payload: bytes, header_length: str | None) -> 
     finally:
         gc.enable()
     outputs = [(spec.name, binary) for spec, binary in asked.outputs]
-    return _sent({"id": asked.id, "outputs": outputs}, asked.tensors.values())
+    head = {"id": asked.id, "outputs": outputs, "seconds": asked.seconds}
+    return _sent(head, asked.tensors.values())
 
 
 def _sent(head: dict[str, Any], tensors: Iterable[NDArray[Any]]) -> bytes:

@@ -253,7 +253,7 @@ def _told(served: Served, said: dict[str, Any], raw: bytes) -> tuple[Tensors, in
 def _parsed(served: Served, said: dict[str, Any], raw: bytes) -> InferRequest:
     offered = {spec.name: spec for spec in served.outputs}
     outputs = [Wanted(offered[name], binary) for name, binary in said["outputs"]]
-    return InferRequest(said["id"], _tensors(served.inputs, said, raw), outputs)
+    return InferRequest(said["id"], _tensors(served.inputs, said, raw), outputs, said["seconds"])
 
 
 def _tensors(specs: Sequence[TensorSpec], said: dict[str, Any], raw: bytes) -> Tensors:

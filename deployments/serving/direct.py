@@ -123,6 +123,8 @@ class Direct:
             request = parse(body, _text(length), served.inputs, served.outputs)
         except Exception:  # the application meets it again, and says what is wrong
             return False
+        if request.seconds is not None:
+            return False
         tensors = request.tensors
         rows = max(map(len, tensors.values()))
         at_once = quick(served, rows)

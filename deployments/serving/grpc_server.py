@@ -31,7 +31,7 @@ from deployments.serving.control import Control
 from deployments.serving.elements import pack
 from deployments.serving.grpc_asked import Asked
 from deployments.serving.grpc_listener import MOST_CALLS, credentials, options
-from deployments.serving.grpc_messages import inputs, outputs
+from deployments.serving.grpc_messages import inputs, outputs, timeout
 from deployments.serving.grpc_repository import GrpcRepository
 from deployments.serving.http import Address, header, may_store, release, request_id
 from deployments.serving.inference import Call, Inference
@@ -190,7 +190,7 @@ class GrpcServer:
         return pb.ModelMetadataResponse(
             name=served.line,
             versions=sorted((n for n in line.digests if line.answers(n)), key=int),
-            platform="onnxruntime_onnx",
+            platform=served.platform,
             inputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
                     for s in served.inputs],
             outputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
@@ -209,9 +209,10 @@ class GrpcServer:
         try:
             tensors = await asked.beside(partial(inputs, message, served.inputs), due)
             wanted = outputs(message, served.outputs)
+            wait = timeout(message)
         except ValueError as error:
             raise ProtocolError(400, str(error)) from None
-        call = Call(request.state.key, served, asked.size, due, may_store(request))
+        call = Call(request.state.key, served, asked.size, due, may_store(request)).within(wait)
         found = await self._inference.run(call, tensors)
         asked.hit = found.hit
         answer = pb.ModelInferResponse(

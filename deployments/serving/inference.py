@@ -44,6 +44,13 @@ class Call(NamedTuple):
     store: bool = True
     """Whether anything of it may be kept; if not, its answer is not from the response cache."""
 
+    def within(self, seconds: float | None) -> "Call":
+        """The call, its answer due in so many seconds from now if that is sooner."""
+        if seconds is None:
+            return self
+        due = asyncio.get_running_loop().time() + seconds
+        return self._replace(deadline=min(self.deadline, due))
+
 
 class Found(NamedTuple):
     """The outputs by name, and whether the response cache had them; None when it was not asked."""

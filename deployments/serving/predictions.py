@@ -82,6 +82,8 @@ class Predictions:
         start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
         call, asked = await self._asked(request, call._replace(size=len(body)), body)
+        if asked.seconds is not None:
+            call = call.within(asked.seconds - (time.perf_counter() - start))
         served = call.served
         found = await self._inference.run(call, asked.tensors)
         content, json_length = render(asked, served.line, served.number, found.outputs)

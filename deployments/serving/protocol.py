@@ -13,6 +13,7 @@ import orjson
 from numpy.typing import NDArray
 
 from deployments.serving.elements import check_shape, from_binary, from_json, pack
+from deployments.serving.parameters import Owner, check, patience
 from models.tensors import TensorSpec
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -60,6 +61,8 @@ class InferRequest(NamedTuple):
     id: str | None
     tensors: Tensors
     outputs: list[Wanted]
+    seconds: float | None = None
+    """How long the caller waits for the answer."""
 
 
 class Opened(NamedTuple):
@@ -122,7 +125,9 @@ def checked(
     request = opened.content
     try:
         tensors = _inputs(request.get("inputs"), opened.body, opened.json_end, inputs)
-        return InferRequest(opened.id, tensors, _outputs(request, outputs))
+        given = _parameters(request, "request", "the request")
+        wanted = _outputs(request, given, outputs)
+        return InferRequest(opened.id, tensors, wanted, patience(given) if given else None)
     except ValueError as error:
         raise ProtocolError(400, str(error)) from None
 
@@ -202,7 +207,7 @@ def _input(
     if one.get("datatype") != spec.datatype:
         raise ValueError(f"{what} must have datatype {spec.datatype}")
     shape = check_shape(one.get("shape"), spec)
-    size = _parameters(one, what).get("binary_data_size")
+    size = _parameters(one, "input", what).get("binary_data_size")
     if size is None:
         return from_json(one.get("data"), shape, spec, body), offset
     if "data" in one:
@@ -215,34 +220,35 @@ def _input(
     return from_binary(body, offset, size, shape, spec), offset + size
 
 
-def _outputs(request: dict[str, Any], specs: Sequence[TensorSpec]) -> list[Wanted]:
-    binary = _flag(_parameters(request, "the request"), "binary_data_output", False)
-    given = request.get("outputs")
-    if given is None or given == []:
+def _outputs(
+    request: dict[str, Any], given: dict[str, Any], specs: Sequence[TensorSpec]
+) -> list[Wanted]:
+    binary = _flag(given, "binary_data_output", False)
+    asked = request.get("outputs")
+    if asked is None or asked == []:
         return [Wanted(spec, binary) for spec in specs]
-    if type(given) is not list:
+    if type(asked) is not list:
         raise ValueError("outputs must be a list")
     declared = {spec.name: spec for spec in specs}
     found: dict[str, Wanted] = {}
-    for one in given:
+    for one in asked:
         name = one.get("name") if type(one) is dict else None
         if type(name) is not str or name not in declared:
             raise ValueError(f"unknown output: the model gives {', '.join(declared)}")
         if name in found:
             raise ValueError(f"output {name!r} is asked for twice")
-        parameters = _parameters(one, f"output {name!r}")
-        if "classification" in parameters:
-            raise ValueError("the classification extension is not supported")
+        parameters = _parameters(one, "output", f"output {name!r}")
         found[name] = Wanted(declared[name], _flag(parameters, "binary_data", binary))
     return list(found.values())
 
 
-def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
-    found = owner.get("parameters")
+def _parameters(one: dict[str, Any], owner: Owner, what: str) -> dict[str, Any]:
+    found = one.get("parameters")
     if found is None:
         return {}
     if type(found) is not dict:
         raise ValueError(f"parameters of {what} must be a JSON object")
+    check(found, owner, what)
     return found
 
 

@@ -177,13 +177,6 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"inputs": [one()], "outputs": [{"name": "prediction"}] * 2}, "asked for twice"),
     ({"inputs": [one()], "parameters": {"binary_data_output": 1}}, "must be true or false"),
     ({"inputs": [one()], "parameters": 1}, "parameters of the request"),
-    (
-        {
-            "inputs": [one()],
-            "outputs": [{"name": "prediction", "parameters": {"classification": 1}}],
-        },
-        "classification",
-    ),
 ]
 
 
