@@ -92,7 +92,8 @@ class Completions:
         request.state.headers = served.headers
         call = asking(request, served, self._inference.seconds)._replace(size=len(body))
         seed = secrets.randbits(48) if asked.seed is None else asked.seed % 2**63
-        tensors = await in_thread(partial(_encoded, served, asked, seed), call.deadline)
+        with self._inference.metered(call):
+            tensors = await in_thread(partial(_encoded, served, asked, seed), call.deadline)
         wanted = texts(tensors, asked.n or 1, asked.logprobs or 0)
         answer = _Answer(request_id(request), served, asked, wanted)
 

@@ -153,6 +153,8 @@ class Direct:
             found = await self._inference.run(call, one.tensors)
             content, json_length = render(one.request, served.line, served.number, found.outputs)
         except Exception:  # the application meets it again, in the time that is left
+            # It charges what came once more.
+            self._access.ledger.add(one.key, served.line, Counts(bytes_in=-one.size))
             one.cycle.scope[DUE] = due  # type: ignore[literal-required]
             one.connection.give_up(one.cycle)
             return

@@ -206,13 +206,14 @@ class GrpcServer:
         served = await self._traffic.choose(request)
         request.state.headers = served.headers
         due = asked.deadline(self._inference.seconds)
-        try:
-            tensors = await asked.beside(partial(inputs, message, served.inputs), due)
-            wanted = outputs(message, served.outputs)
-            wait = timeout(message)
-        except ValueError as error:
-            raise ProtocolError(400, str(error)) from None
-        call = Call(request.state.key, served, asked.size, due, may_store(request)).within(wait)
+        call = Call(request.state.key, served, asked.size, due, may_store(request))
+        with self._inference.metered(call):
+            try:
+                tensors = await asked.beside(partial(inputs, message, served.inputs), due)
+                wanted = outputs(message, served.outputs)
+                call = call.within(timeout(message))
+            except ValueError as error:
+                raise ProtocolError(400, str(error)) from None
         found = await self._inference.run(call, tensors)
         asked.hit = found.hit
         answer = pb.ModelInferResponse(

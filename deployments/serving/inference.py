@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -87,18 +88,28 @@ class Inference:
         self._batching = Batching(settings.slots)
         self._cache = Cache(settings.cache_bytes, settings.uncached)
 
-    async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
-        """What a person sent as tensors, and its number of rows.
+    @contextmanager
+    def metered(self, call: Call) -> Iterator[None]:
+        """Where a request is read that may turn out to be none, which costs its sender its bytes.
 
-        Raises as `Decoders.read` does, and before that ProtocolError 429 for a day that is used up.
+        Raises ProtocolError 429 for a day that is used up, before anything is read.
         """
-        self._ledger.check(call.key, call.served.line, len(payload))
+        key, line = call.key, call.served.line
+        self._ledger.check(key, line, call.size)
+        try:
+            yield
+        except ProtocolError as error:
+            if error.status != 429:
+                self._ledger.add(key, line, Counts(bytes_in=call.size))
+            raise
+
+    async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
+        """What a person sent as tensors, and its number of rows; raises as `Decoders.read` does."""
         read = self.decoders.read(call.served, payload, media_type, _left(call), call.key.id)
         return await _decoded(call, read)
 
     async def parse(self, call: Call, body: bytes, header_length: str | None) -> InferRequest:
-        """The request in a body with much JSON; raises as `Decoders.parse` does, and as `read`."""
-        self._ledger.check(call.key, call.served.line, len(body))
+        """The request in a body with much JSON; raises as `Decoders.parse` does."""
         parsed = self.decoders.parse(call.served, body, header_length, _left(call), call.key.id)
         return await _decoded(call, parsed)
 

@@ -81,7 +81,9 @@ class Predictions:
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
         start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
-        call, asked = await self._asked(request, call._replace(size=len(body)), body)
+        call = call._replace(size=len(body))
+        with self._inference.metered(call):
+            call, asked = await self._asked(request, call, body)
         if asked.seconds is not None:
             call = call.within(asked.seconds - (time.perf_counter() - start))
         served = call.served
@@ -123,9 +125,10 @@ class Predictions:
         served = await self._served(request)
         start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
-        # Never inline: a small file can hold an image of millions of pixels.
-        tensors, rows = await self._inference.read(call, body, media_type(request))
         call = call._replace(size=len(body))
+        with self._inference.metered(call):
+            # Never inline: a small file can hold an image of millions of pixels.
+            tensors, rows = await self._inference.read(call, body, media_type(request))
         if served.signature.objective.steps:
             return await self._continue(request, call, start, tensors)
         found = await self._inference.run(call, tensors)
@@ -168,11 +171,12 @@ class Predictions:
         served = await self._served(request)
         start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
-        tensors, rows = await self._inference.read(call, body, media_type(request))
-        if rows != 1:
-            raise ProtocolError(400, f"one row is explained at a time, not {rows}")
-        asked = question(served, tensors, request.query_params.get("label"))
         call = call._replace(size=len(body))
+        with self._inference.metered(call):
+            tensors, rows = await self._inference.read(call, body, media_type(request))
+            if rows != 1:
+                raise ProtocolError(400, f"one row is explained at a time, not {rows}")
+            asked = question(served, tensors, request.query_params.get("label"))
         found = await self._inference.run_chunks(call, asked.chunks, asked.rows)
         output = found[served.outputs[0].name]
         if np.isnan(output).any():
