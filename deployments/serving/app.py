@@ -23,6 +23,7 @@ from deployments.serving.bodies import MOST_HELD, Bodies
 from deployments.serving.capture import Capture
 from deployments.serving.completions import Completions
 from deployments.serving.control import Control
+from deployments.serving.cross_origin import cross_origin
 from deployments.serving.direct import STATE, Direct
 from deployments.serving.http import INLINE_BYTES, Address, identified, on_error
 from deployments.serving.inference import DEFAULTS, Inference, Settings
@@ -60,12 +61,14 @@ def create(
     capture: Capture | None = None,
     grpc: Address | None = None,
     tracing: "Tracing | None" = None,
+    allow_origin: Sequence[str] = (),
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
     `max_body` and `most_held`, of all bodies together, are in bytes; a request's body must arrive
     whole within `body_seconds`; `capture` is given what was answered. While it runs, the protocol
-    is also spoken over gRPC at `grpc`. `tracing` is told of every request.
+    is also spoken over gRPC at `grpc`. `tracing` is told of every request. Pages of the
+    origins may ask from a browser.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
@@ -116,7 +119,7 @@ def create(
     inside = traffic.watch(bodies.released(app))
     if tracing is not None:
         inside = tracing.watch(inside, routes)
-    return identified(with_pages(access.guard(inside), routes))
+    return identified(cross_origin(with_pages(access.guard(inside), routes), allow_origin))
 
 
 def _by_path(routes: Sequence[Route]) -> list[Route]:

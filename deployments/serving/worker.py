@@ -67,7 +67,7 @@ def application() -> ASGIApp:
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
-    from deployments.serving.tls import also_secure, cross_origin
+    from deployments.serving.tls import also_secure
     from deployments.serving.traffic import Traffic
     from models.trust import trust
 
@@ -102,8 +102,8 @@ def application() -> ASGIApp:
         capture=capture,
         grpc=address,
         tracing=_tracing(),
+        allow_origin=options.allow_origin,
     )
-    made = cross_origin(made, options.allow_origin)
     return made if secure is None else also_secure(made, secure, DRAIN_SECONDS)
 
 
