@@ -1,7 +1,8 @@
 """The Open Inference Protocol v2 over HTTP: JSON and binary tensors to arrays and back.
 
 A request is checked against the tensors a model declares before an array is made. No pydantic: this
-runs once a request. JSON has no NaN: null stands for it in floating tensors, both ways.
+runs once a request. JSON has no NaN: null stands for it in floating tensors, both ways. It has no
+infinity either, for which nothing stands.
 """
 
 import math
@@ -135,7 +136,10 @@ def checked(
 def render(
     request: InferRequest, model: str, version: str, found: Mapping[str, NDArray[Any]]
 ) -> tuple[bytes, int | None]:
-    """The response body, and its JSON part's length when raw tensors follow it."""
+    """The response body, and its JSON part's length when raw tensors follow it.
+
+    Raises ProtocolError 422 for infinity in an output that is not asked for as raw bytes.
+    """
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for spec, binary in request.outputs:
@@ -158,7 +162,21 @@ def render(
     if request.id is not None:
         head["id"] = request.id
     text = orjson.dumps(head | {"outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # sooner found than what orjson writes it for
+        _check_finite(request, found)
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
+
+
+def _check_finite(request: InferRequest, found: Mapping[str, NDArray[Any]]) -> None:
+    for spec, binary in request.outputs:
+        array = found[spec.name]
+        if not binary and array.dtype.kind == "f" and np.isinf(array).any():
+            raise ProtocolError(
+                422,
+                f"output {spec.name!r} is not finite: ask for it with binary_data, for JSON has no"
+                " infinity",
+                "not_finite",
+            )
 
 
 def declared(name: str, specs: Sequence[TensorSpec], found: Mapping[str, Any]) -> TensorSpec:
