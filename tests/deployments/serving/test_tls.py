@@ -1,4 +1,4 @@
-"""TLS with certificates that are replaced while it serves, and what browsers are told."""
+"""TLS with certificates that are replaced while it serves."""
 
 import http.client
 import shutil
