@@ -186,6 +186,10 @@ def _parser() -> argparse.ArgumentParser:
         "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"
     )
     parser.add_argument(
+        "--bodies-mb", type=_positive, default=256.0,
+        help="memory of each worker for bodies, at least two of the largest; a tenant has half",
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
     )
     parser.add_argument(

@@ -7,7 +7,6 @@ and routing cost more than computing.
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -20,11 +19,13 @@ from starlette.types import ASGIApp
 
 from deployments.serving.access import Access
 from deployments.serving.accounts import Accounts
+from deployments.serving.bodies import MOST_HELD, Bodies
 from deployments.serving.capture import Capture
 from deployments.serving.completions import Completions
 from deployments.serving.control import Control
+from deployments.serving.cross_origin import cross_origin
 from deployments.serving.direct import STATE, Direct
-from deployments.serving.http import Address, identified, on_error, read_body
+from deployments.serving.http import INLINE_BYTES, Address, identified, on_error
 from deployments.serving.inference import DEFAULTS, Inference, Settings
 from deployments.serving.listing import Listing
 from deployments.serving.pages import Pages, with_pages
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 MAX_BODY = 16_000_000
 BODY_SECONDS = 30.0
+PROMPT_BYTES = 250_000
+"""Largest body in OpenAI's words: JSON read in this process, where nothing else runs then."""
 WARM_SECONDS = 1.0
 """From the start until a decoder is made ready."""
 
@@ -53,30 +56,34 @@ def create(
     *,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
+    most_held: int = MOST_HELD,
     settings: Settings = DEFAULTS,
     capture: Capture | None = None,
     grpc: Address | None = None,
     tracing: "Tracing | None" = None,
+    allow_origin: Sequence[str] = (),
 ) -> ASGIApp:
     """The application over a restored repository, for those whom `access` lets in.
 
-    `max_body` is in bytes; a request's body must arrive whole within `body_seconds`; `capture` is
-    given what was answered. While it runs, the protocol is also spoken over gRPC at `grpc`.
-    `tracing` is told of every request.
+    `max_body` and `most_held`, of all bodies together, are in bytes; a request's body must arrive
+    whole within `body_seconds`; `capture` is given what was answered. While it runs, the protocol
+    is also spoken over gRPC at `grpc`. `tracing` is told of every request. Pages of the
+    origins may ask from a browser.
     """
     handlers = dict.fromkeys((ProtocolError, HTTPException, Exception), on_error)
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     writing = Writing(inference, access.ledger)
-    body = partial(read_body, largest=max_body, seconds=body_seconds)
-    control = Control(repository, access, recorder, body)
+    bodies = Bodies(max_body, body_seconds, most_held)
+    body, words = bodies.up_to(max_body), bodies.up_to(INLINE_BYTES)
+    control = Control(repository, access, recorder, words)
     parts = (
         Predictions(inference, writing, traffic, capture, body),
-        Completions(repository, inference, writing, traffic, capture, body),
-        Listing(repository, body),
+        Completions(repository, inference, writing, traffic, capture, bodies.up_to(PROMPT_BYTES)),
+        Listing(repository, words),
         Pages(repository),
         control,
-        Trials(repository, access, traffic, body),
-        Accounts(access, body),
+        Trials(repository, access, traffic, words),
+        Accounts(access, words),
     )
     routes = [route for part in parts for route in part.routes()]
 
@@ -110,10 +117,10 @@ def create(
 
     app = Starlette(routes=_by_path(routes), exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
-    inside: ASGIApp = traffic.watch(app)
+    inside = traffic.watch(bodies.released(app))
     if tracing is not None:
         inside = tracing.watch(inside, routes)
-    return identified(with_pages(access.guard(inside), routes))
+    return identified(cross_origin(with_pages(access.guard(inside), routes), allow_origin))
 
 
 def _by_path(routes: Sequence[Route]) -> list[Route]:

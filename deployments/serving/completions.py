@@ -70,6 +70,8 @@ class Completions:
     ) -> None:
         self._repository, self._traffic, self._body = repository, traffic, body
         self._inference, self._writing, self._capture = inference, writing, capture
+        # Nothing else runs while JSON is read, and of several that are read at once for longer.
+        self._one = anyio.CapacityLimiter(1)
 
     def routes(self) -> list[Route]:
         """All of them below `/v1`."""
@@ -87,7 +89,8 @@ class Completions:
         body = await self._body(request)
         read = partial(parse, body)
         until = deadline(request, self._inference.seconds)
-        asked = read() if len(body) <= INLINE_BYTES else await in_thread(read, until)
+        small = len(body) <= INLINE_BYTES
+        asked = read() if small else await in_thread(read, until, self._one)
         line, number = _named(asked.model)
         allow(request, "predict", line)
         request.path_params.update(name=line, version=number)
@@ -95,7 +98,8 @@ class Completions:
         request.state.headers = served.headers
         call = asking(request, served, self._inference.seconds)._replace(size=len(body))
         seed = secrets.randbits(48) if asked.seed is None else asked.seed % 2**63
-        tensors = await in_thread(partial(_encoded, served, asked, seed), call.deadline)
+        with self._inference.metered(call):
+            tensors = await in_thread(partial(_encoded, served, asked, seed), call.deadline)
         wanted = texts(tensors, asked.n or 1, asked.logprobs or 0)
         answer = _Answer(request_id(request), served, asked, wanted)
 

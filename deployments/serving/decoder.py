@@ -3,17 +3,21 @@
 It imports neither ONNX Runtime nor anything of the server. `decoding` starts it and asks it.
 """
 
+import gc
 import os
 import resource
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from numpy.typing import NDArray
 
 from deployments.serving.elements import pack
+from deployments.serving.protocol import ProtocolError, parse
 
 # Imported before processes are forked, so that none of them has to.
 from models import audio, catalog, images, passages, tables, texts  # noqa: F401
@@ -82,7 +86,7 @@ def _answered(head: dict[str, str], payload: bytes, known: dict[str, Signature])
         return message({"failed": f"{type(error).__name__} at {_place(error)}"})
 
 
-def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -> bytes:
+def _answer(head: dict[str, Any], payload: bytes, known: dict[str, Signature]) -> bytes:
     signature = known.get(head["digest"])
     if signature is None:
         if "signature" not in head:
@@ -91,11 +95,30 @@ def _answer(head: dict[str, str], payload: bytes, known: dict[str, Signature]) -
             known.clear()
         signature = known[head["digest"]] = _signature(head["signature"])
     features = signature.features
+    if "infer" in head:
+        return _parsed(signature, payload, head["infer"])
     encoded, rows = features.request(payload, head["media_type"])
     tensors = [encoded[spec.name] for spec in (*features.inputs, *features.asked)]
-    packed = [pack(tensor) for tensor in tensors]
-    shapes = [(tensor.shape, len(raw)) for tensor, raw in zip(tensors, packed, strict=True)]
-    return message({"rows": rows, "tensors": shapes}, *packed)
+    return _sent({"rows": rows}, tensors)
+
+
+def _parsed(signature: Signature, payload: bytes, header_length: str | None) -> bytes:
+    gc.disable()  # it would look through lists that grow again and again, for most of the time
+    try:
+        asked = parse(payload, header_length, signature.features.inputs, signature.outputs)
+    except ProtocolError as error:
+        return message({"invalid": error.message})
+    finally:
+        gc.enable()
+    outputs = [(spec.name, binary) for spec, binary in asked.outputs]
+    head = {"id": asked.id, "outputs": outputs, "seconds": asked.seconds}
+    return _sent(head, asked.tensors.values())
+
+
+def _sent(head: dict[str, Any], tensors: Iterable[NDArray[Any]]) -> bytes:
+    packed = [(tensor.shape, pack(tensor)) for tensor in tensors]
+    shapes = [(shape, len(raw)) for shape, raw in packed]
+    return message(head | {"tensors": shapes}, *(raw for _, raw in packed))
 
 
 def _signature(text: str) -> Signature:

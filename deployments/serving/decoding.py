@@ -2,11 +2,12 @@
 
 Images, sounds, tables and texts go through decoders written in C and Rust, which a crafted file may
 crash, fill with gigabytes or keep busy. Here that costs its sender an answer with status 400, and
-this place a process, which is forked anew; the worker and all other requests go on.
+this place a process, which is forked anew; the worker and all other requests go on. So does much
+JSON sent to `infer`: while it is read, for a second where it is all brackets, no other thread runs.
 
 A decoder is trusted no more than a caller: it answers in JSON and raw tensors, which are checked as
-those of a request are, and nothing that comes from it is unpickled. Tensors sent to `infer` need no
-decoder and come nowhere near one.
+those of a request are, and nothing that comes from it is unpickled. Raw tensors sent to `infer` and
+little JSON need no decoder and come nowhere near one.
 """
 
 import logging
@@ -16,22 +17,24 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from deployments.serving.decoder import Limits, decode, message, parts
 from deployments.serving.elements import check_shape, from_binary
-from deployments.serving.protocol import ProtocolError, Tensors
+from deployments.serving.protocol import InferRequest, ProtocolError, Tensors, Wanted
 from deployments.serving.session import Served
 from deployments.serving.turns import Turn, Turns, Who, overdue
 from models import lines
+from models.tensors import TensorSpec
 
 _log = logging.getLogger("modelmint.serving")
 START_SECONDS = 60.0
 """Until a decoder that does not say that it is ready counts as one that cannot start."""
+T = TypeVar("T")
 
 
 class Decoders:
@@ -67,9 +70,27 @@ class Decoders:
         limits, 429 when too many wait, 503 where no decoder can be started, 504 when it takes over
         `seconds` from now. Cancelled while it waits, it lets go of the payload.
         """
+        head = {"media_type": media_type}
+        return self._put(served, payload, head, seconds, who, _told)
+
+    def parse(
+        self,
+        served: Served,
+        body: bytes,
+        header_length: str | None,
+        seconds: float,
+        who: Who = ("", ""),
+    ) -> Future[InferRequest]:
+        """What `protocol.parse` finds in a body; the future raises what that or `read` does."""
+        return self._put(served, body, {"infer": header_length}, seconds, who, _parsed)
+
+    def _put(
+        self, served: Served, payload: bytes, head: dict[str, Any], seconds: float, who: Who,
+        understand: Callable[[Served, dict[str, Any], bytes], T],
+    ) -> Future[T]:  # fmt: skip
         now = time.monotonic()
         until = now + seconds
-        work = partial(self._read, served, payload, media_type, until)
+        work = partial(self._read, served, payload, head, until, understand)
         asked = _Asked(who, len(payload), until, Future(), work)
         with self._lock:
             refused = self._turns.put(asked, now, self._pace / self._limits.decoders)
@@ -117,27 +138,30 @@ class Decoders:
         return True
 
     def _read(
-        self, served: Served, payload: bytes, media_type: str, until: float
-    ) -> tuple[Tensors, int]:
+        self, served: Served, payload: bytes, head: dict[str, Any], until: float,
+        understand: Callable[[Served, dict[str, Any], bytes], T],
+    ) -> T:  # fmt: skip
         if time.monotonic() >= until:
             raise overdue()
         decoder = self._take() or _Decoder(self._context, self._limits)
         self._busy.add(decoder)
         try:
-            said, raw = decoder.ask(served, payload, media_type, until)
-            found = _tensors(served, said, raw) if "rows" in said else {}
+            said, raw = decoder.ask(served, head, payload, until)
+            found = understand(served, said, raw) if "tensors" in said else None
         except BaseException:
             decoder.end()
             raise
         finally:
             self._busy.discard(decoder)
         self._keep(decoder)
+        if found is not None:
+            return found
+        if "invalid" in said:
+            raise ProtocolError(400, said["invalid"])
         if "refused" in said:
             raise ProtocolError(400, said["refused"], "refused_request")
-        if "failed" in said:
-            _log.error("%s/%s cannot decode: %s", served.line, served.number, said["failed"])
-            raise ProtocolError(400, "these bytes cannot be decoded", "undecodable")
-        return found, said["rows"]
+        _log.error("%s/%s cannot decode: %s", served.line, served.number, said["failed"])
+        raise ProtocolError(400, "these bytes cannot be decoded", "undecodable")
 
     def warm(self) -> None:
         """Have a decoder ready, so that the first request need not wait for it."""
@@ -178,7 +202,7 @@ class _Asked(Turn):
     """Bytes that wait to be read."""
 
     answer: Future[Any]
-    work: Callable[[], tuple[Tensors, int]]
+    work: Callable[[], Any]
 
 
 class _Decoder:
@@ -206,10 +230,10 @@ class _Decoder:
         return bool(self._process.is_alive())
 
     def ask(
-        self, served: Served, payload: bytes, media_type: str, deadline: float
+        self, served: Served, head: dict[str, Any], payload: bytes, deadline: float
     ) -> tuple[dict[str, Any], bytes]:
         """The JSON and the raw tensors it answers; raises ProtocolError 400 when it dies, 504."""
-        head = {"digest": served.digest, "media_type": media_type}
+        head = head | {"digest": served.digest}
         said, raw = self._exchange(head, payload, deadline)
         if "unknown" in said:
             head["signature"] = served.signature.model_dump_json()
@@ -227,7 +251,7 @@ class _Decoder:
         self._connection.close()
 
     def _exchange(
-        self, head: dict[str, str], payload: bytes, deadline: float
+        self, head: dict[str, Any], payload: bytes, deadline: float
     ) -> tuple[dict[str, Any], bytes]:
         try:
             self._connection.send_bytes(message(head, payload))
@@ -243,12 +267,22 @@ class _Decoder:
             raise ProtocolError(400, said, "undecodable") from None
 
 
-def _tensors(served: Served, said: dict[str, Any], raw: bytes) -> Tensors:
+def _told(served: Served, said: dict[str, Any], raw: bytes) -> tuple[Tensors, int]:
+    specs = (*served.inputs, *served.signature.features.asked)
+    return _tensors(specs, said, raw), said["rows"]
+
+
+def _parsed(served: Served, said: dict[str, Any], raw: bytes) -> InferRequest:
+    offered = {spec.name: spec for spec in served.outputs}
+    outputs = [Wanted(offered[name], binary) for name, binary in said["outputs"]]
+    return InferRequest(said["id"], _tensors(served.inputs, said, raw), outputs, said["seconds"])
+
+
+def _tensors(specs: Sequence[TensorSpec], said: dict[str, Any], raw: bytes) -> Tensors:
     """What a decoder sent, checked as if a caller had; raises RuntimeError when it does not fit."""
     found: Tensors = {}
     at = 0
     try:
-        specs = (*served.inputs, *served.signature.features.asked)
         for spec, (shape, size) in zip(specs, said["tensors"], strict=True):
             found[spec.name] = from_binary(raw, at, size, check_shape(shape, spec), spec)
             at += size

@@ -26,6 +26,7 @@ from deployments.serving.protocol import (
     HEADER_LENGTH,
     JSON,
     InferRequest,
+    ProtocolError,
     Tensors,
     parse,
     render,
@@ -123,6 +124,8 @@ class Direct:
             request = parse(body, _text(length), served.inputs, served.outputs)
         except Exception:  # the application meets it again, and says what is wrong
             return False
+        if request.seconds is not None:
+            return False
         tensors = request.tensors
         rows = max(map(len, tensors.values()))
         at_once = quick(served, rows)
@@ -147,10 +150,13 @@ class Direct:
 
     async def _answer_later(self, one: Asked, due: float) -> None:
         served, call = one.served, Call(one.key, one.served, one.size, due, one.store)
+        back = Counts(bytes_in=-one.size)
         try:
             found = await self._inference.run(call, one.tensors)
+            back = Counts(requests=-1, rows=-one.rows, bytes_in=-one.size)
             content, json_length = render(one.request, served.line, served.number, found.outputs)
-        except Exception:  # the application meets it again, in the time that is left
+        except Exception:  # the application meets and charges it again, in the time that is left
+            self._access.ledger.add(one.key, served.line, back)
             one.cycle.scope[DUE] = due  # type: ignore[literal-required]
             one.connection.give_up(one.cycle)
             return
@@ -196,7 +202,10 @@ class Direct:
         ready: list[tuple[Asked, bytes, int | None]] = []
         for one, found in zip(batch, compute(served, batch), strict=True):
             if not isinstance(found, Exception) and one.connection.ready(one.cycle):
-                ready.append((one, *render(one.request, served.line, served.number, found)))
+                try:
+                    ready.append((one, *render(one.request, served.line, served.number, found)))
+                except ProtocolError:  # which the application tells
+                    continue
         charges = [
             Charge(one.key, served.line, Counts(1, 0, one.rows, one.size, len(content)))
             for one, content, _ in ready

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.serving.elements import check_shape, from_binary
-from deployments.serving.protocol import NO_SEQUENCES, Tensors, Wanted, complete, declared
+from deployments.serving.parameters import check, patience
+from deployments.serving.protocol import Tensors, Wanted, complete, declared
 from models.tensors import NUMPY, TensorSpec
 
 CONTENTS = {
@@ -18,9 +19,6 @@ CONTENTS = {
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
 """The field that holds a datatype's values; FP16 has raw contents only."""
-FINAL = "triton_enable_empty_final_response"
-"""Asks for an empty answer after the last one. There is only one, which says that it is the last,
-so that none follows: as it is in Triton."""
 _FIXED = frozenset(("BOOL", "FP32", "FP64"))
 """Datatypes whose values are one after the other in a message, as they are in memory."""
 _STRETCH = 16_384
@@ -29,6 +27,7 @@ _STRETCH = 16_384
 
 def inputs(message: Any, specs: Sequence[TensorSpec]) -> Tensors:
     """The tensors of a ModelInferRequest, checked and in declared order; raises ValueError."""
+    check(_given(message), "request", "the request")
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise ValueError(f"{len(raw)} raw contents for {len(message.inputs)} inputs")
@@ -36,6 +35,7 @@ def inputs(message: Any, specs: Sequence[TensorSpec]) -> Tensors:
     for index, one in enumerate(message.inputs):
         spec = declared(one.name, specs, found)
         what = f"input {spec.name!r}"
+        check(_given(one), "input", what)
         if one.datatype != spec.datatype:
             raise ValueError(f"{what} must have datatype {spec.datatype}")
         shape = check_shape(list(one.shape), spec)
@@ -85,14 +85,16 @@ def _text(value: bytes, what: str) -> str:
         raise ValueError(f"{what}: a text is not UTF-8") from None
 
 
-def check_parameters(message: Any) -> None:
-    """Refuse what is asked of a model beyond its tensors and is not done; raises ValueError."""
-    given = message.parameters
-    if "sequence_id" in given:
-        raise ValueError(NO_SEQUENCES)
-    final = given[FINAL].WhichOneof("parameter_choice") if FINAL in given else None
-    if final not in (None, "bool_param"):
-        raise ValueError(f"{FINAL} must be true or false")
+def timeout(message: Any) -> float | None:
+    """How long the caller of a ModelInferRequest waits by its parameters; raises ValueError."""
+    return patience(_given(message))
+
+
+def _given(owner: Any) -> dict[str, Any]:
+    return {
+        name: getattr(one, one.WhichOneof("parameter_choice") or "", None)
+        for name, one in owner.parameters.items()
+    }
 
 
 def outputs(message: Any, specs: Sequence[TensorSpec]) -> list[Wanted]:
@@ -106,6 +108,6 @@ def outputs(message: Any, specs: Sequence[TensorSpec]) -> list[Wanted]:
         raise ValueError(f"unknown output {unknown[0][:80]!r}: the model gives {known}")
     if len(set(names)) != len(names):
         raise ValueError("an output is asked for twice")
-    if any("classification" in one.parameters for one in message.outputs):
-        raise ValueError("the classification extension is not supported")
+    for one in message.outputs:
+        check(_given(one), "output", f"output {one.name!r}")
     return [Wanted(offered[name], True) for name in names]

@@ -12,7 +12,7 @@ from deployments.serving.access import allow
 from deployments.serving.capture import Capture
 from deployments.serving.elements import pack
 from deployments.serving.grpc_asked import Asked
-from deployments.serving.grpc_messages import check_parameters, inputs, outputs
+from deployments.serving.grpc_messages import inputs, outputs, timeout
 from deployments.serving.http import may_store, release
 from deployments.serving.inference import Call, Inference
 from deployments.serving.protocol import ProtocolError
@@ -74,7 +74,7 @@ class GrpcMethods:
         return pb.ModelMetadataResponse(
             name=served.line,
             versions=sorted((n for n in line.digests if line.answers(n)), key=int),
-            platform="onnxruntime_onnx",
+            platform=served.platform,
             inputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
                     for s in served.inputs],
             outputs=[described(name=s.name, datatype=s.datatype, shape=s.shape)
@@ -90,13 +90,14 @@ class GrpcMethods:
         served = await self._traffic.choose(request)
         request.state.headers = served.headers
         due = asked.deadline(self._inference.seconds)
-        try:
-            check_parameters(message)
-            tensors = await asked.beside(partial(inputs, message, served.inputs), due)
-            wanted = outputs(message, served.outputs)
-        except ValueError as error:
-            raise ProtocolError(400, str(error)) from None
         call = Call(request.state.key, served, asked.size, due, may_store(request))
+        with self._inference.metered(call):
+            try:
+                tensors = await asked.beside(partial(inputs, message, served.inputs), due)
+                wanted = outputs(message, served.outputs)
+                call = call.within(timeout(message))
+            except ValueError as error:
+                raise ProtocolError(400, str(error)) from None
         found = await self._inference.run(call, tensors)
         asked.hit = found.hit
         answer = pb.ModelInferResponse(

@@ -1,18 +1,16 @@
-"""What every route shares: bounded bodies, checked parameters, request ids, answers and errors."""
+"""What every route shares: checked parameters, request ids, answers and errors."""
 
 import asyncio
 import importlib.metadata
 import logging
 import os
 import re
-import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
-import anyio.to_thread
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,10 +22,10 @@ TIMEOUT = "modelmint-timeout-ms"
 NO_STORE = b"no-store"
 DUE = "modelmint.due"
 """Where a request's scope says when its answer is due, where that was settled before."""
+UNREAD = "modelmint.unread"
+"""In a request's scope while there may be something left of its body."""
 INLINE_BYTES = 65_536
 """Largest request parsed on the event loop: about a millisecond of JSON."""
-_WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
-"""Content encodings, and the window by which zlib knows them."""
 LONGEST_TEXT = 256
 LONGEST_WORDS = 1000
 """Characters of a name, number or digest in a control request, and of what is told or a place."""
@@ -109,48 +107,6 @@ def media_type(request: Request) -> str:
 
 Body = Callable[[Request], Awaitable[bytes]]
 """Reads a request's whole body within a server's limits; raises ProtocolError."""
-
-
-async def read_body(request: Request, largest: int, seconds: float) -> bytes:
-    """The whole body, decompressed; raises ProtocolError 400, 413, 415, and 408 over `seconds`.
-
-    `largest` bounds what is sent and what it unpacks to, before that is allocated.
-    """
-    too_large = ProtocolError(413, f"the body is over {largest:,} bytes", "too_large")
-    announced = header(request, b"content-length")
-    if announced is not None and int(announced) > largest:  # the HTTP parser let digits through
-        raise too_large
-    encoding = (header(request, b"content-encoding") or "identity").strip().lower()
-    if encoding not in _WINDOWS:
-        raise ProtocolError(415, "a body may be compressed by gzip or deflate", "media_type")
-    body = bytearray()  # grows with what comes; a list would pay for every chunk of a byte
-    try:
-        # uvicorn has no deadline of its own: a slow sender would hold a connection for ever.
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > largest:
-                    raise too_large
-                body += chunk
-    except TimeoutError:
-        raise ProtocolError(408, "the body did not arrive in time", "timeout") from None
-    except ClientDisconnect:  # nobody reads this answer, and it is no failure of ours
-        raise ProtocolError(400, "the caller left", "disconnected") from None
-    if encoding == "identity":
-        return bytes(body)
-    return await anyio.to_thread.run_sync(_unpack, bytes(body), encoding, largest)
-
-
-def _unpack(body: bytes, encoding: str, largest: int) -> bytes:
-    stream = zlib.decompressobj(_WINDOWS[encoding])
-    try:
-        found = stream.decompress(body, largest + 1)
-    except zlib.error:
-        raise ProtocolError(400, f"the body is no whole {encoding} stream") from None
-    if len(found) > largest:
-        raise ProtocolError(413, f"the body unpacks to over {largest:,} bytes", "too_large")
-    if not stream.eof or stream.unused_data:
-        raise ProtocolError(400, f"the body is no whole {encoding} stream")
-    return found
 
 
 def deadline(request: Request, seconds: float) -> float:
@@ -241,7 +197,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         _log.error("request %s failed: %s", named, type(error).__name__)
         status, code, message = 500, "internal", "internal error: see the server's log"
     metrics.refused(status, code)
-    if status in (401, 408, 413):
+    if status == 401 or UNREAD in request.scope:
         headers["connection"] = "close"  # what is left of the body is never read
     answer: dict[str, Any] = {"error": message, "code": code, "request_id": named}
     if speaks_openai(request.scope["path"]):

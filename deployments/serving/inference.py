@@ -8,6 +8,8 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +23,7 @@ from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import Counts, Ledger
-from deployments.serving.protocol import Tensors
+from deployments.serving.protocol import InferRequest, ProtocolError, Tensors
 from deployments.serving.session import Served, stacked
 from deployments.serving.turns import Who, overdue
 
@@ -50,6 +52,13 @@ class Call(NamedTuple):
     def who(self) -> Who:
         """Whose turn it takes."""
         return self.key.tenant, self.key.id
+
+    def within(self, seconds: float | None) -> "Call":
+        """The call, its answer due in so many seconds from now if that is sooner."""
+        if seconds is None:
+            return self
+        due = asyncio.get_running_loop().time() + seconds
+        return self._replace(deadline=min(self.deadline, due))
 
 
 class Found(NamedTuple):
@@ -89,19 +98,30 @@ class Inference:
         self._batching = Batching(settings.slots)
         self._cache = Cache(settings.cache_bytes, settings.uncached)
 
-    async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
-        """What a person sent as tensors, and its number of rows.
+    @contextmanager
+    def metered(self, call: Call) -> Iterator[None]:
+        """Where a request is read that may turn out to be none, which costs its sender its bytes.
 
-        Raises as `Decoders.read` does, and before that ProtocolError 429 for a day that is used up.
+        Raises ProtocolError 429 for a day that is used up, before anything is read.
         """
-        self._ledger.check(call.key, call.served.line, len(payload))
-        left = call.deadline - asyncio.get_running_loop().time()
-        read = self.decoders.read(call.served, payload, media_type, left, call.who)
+        key, line = call.key, call.served.line
+        self._ledger.check(key, line, call.size)
         try:
-            async with asyncio.timeout_at(call.deadline):
-                return await asyncio.wrap_future(read)
-        except TimeoutError:
-            raise overdue() from None
+            yield
+        except ProtocolError as error:
+            if error.status != 429:
+                self._ledger.add(key, line, Counts(bytes_in=call.size))
+            raise
+
+    async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
+        """What a person sent as tensors, and its number of rows; raises as `Decoders.read` does."""
+        read = self.decoders.read(call.served, payload, media_type, _left(call), call.who)
+        return await _decoded(call, read)
+
+    async def parse(self, call: Call, body: bytes, header_length: str | None) -> InferRequest:
+        """The request in a body with much JSON; raises as `Decoders.parse` does."""
+        parsed = self.decoders.parse(call.served, body, header_length, _left(call), call.who)
+        return await _decoded(call, parsed)
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
         """Charge for the rows and compute them.
@@ -175,13 +195,27 @@ def quick(served: Served, rows: int) -> bool:
     return rows <= served.inline_rows and rows * served.row_seconds < LOOKUP_SECONDS
 
 
-async def in_thread(work: Callable[[], T], deadline: float) -> T:
+async def in_thread(
+    work: Callable[[], T], deadline: float, limiter: anyio.CapacityLimiter | None = None
+) -> T:
     """Work that is not computing a network, beside the event loop; ProtocolError 504 past it.
 
     What runs then runs to its end, unheard.
     """
     try:
         async with asyncio.timeout_at(deadline):
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+    except TimeoutError:
+        raise overdue() from None
+
+
+def _left(call: Call) -> float:
+    return call.deadline - asyncio.get_running_loop().time()
+
+
+async def _decoded(call: Call, answer: Future[T]) -> T:
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            return await asyncio.wrap_future(answer)
     except TimeoutError:
         raise overdue() from None

@@ -78,7 +78,7 @@ class Listing:
         answer = {
             "name": served.line,
             "versions": _answering(self._repository.line(name)),
-            "platform": "onnxruntime_onnx",
+            "platform": served.platform,
             "inputs": [_described(spec) for spec in served.inputs],
             "outputs": [_described(spec) for spec in served.outputs],
         }

@@ -7,6 +7,7 @@ and never passed over.
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deployments.serving.protocol import ProtocolError
@@ -94,7 +95,19 @@ class CompletionRequest(BaseModel):
 def parse(body: bytes) -> CompletionRequest:
     """The request in a body; raises ProtocolError 400."""
     try:
-        return CompletionRequest.model_validate_json(body or b"{}")
+        given = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(400, f"the request is not JSON: {error}") from None
+    if type(given) is not dict:
+        raise ProtocolError(400, "the request must be a JSON object")
+    # Pydantic words every error there is: a minute's work of ten megabytes of empty lists.
+    if unknown := sorted(given.keys() - CompletionRequest.model_fields.keys()):
+        raise ProtocolError(400, f"{', '.join(unknown)[:200]}: not understood here")
+    for name, value in given.items():
+        if type(value) in (list, dict) and len(value) > MOST_PROMPTS:
+            raise ProtocolError(400, f"{name} holds {len(value):,}, at most {MOST_PROMPTS}")
+    try:
+        return CompletionRequest.model_validate(given)
     except ValidationError as error:
         raise ProtocolError(400, first(error).removeprefix(": ")) from None
 

@@ -49,7 +49,7 @@ _TENSOR = {
     "datatype": {"enum": _DATATYPES},
     "shape": _array({"type": "integer"}),
     "data": {"description": "Flat or nested values in row-major order; null is NaN."},
-    "parameters": _object(binary_data_size={"type": "integer", "minimum": 0}),
+    "parameters": _closed(binary_data_size={"type": "integer", "minimum": 0}),
 }
 SCHEMAS: Json = {
     "Error": _object(("error", "code", "request_id"), error=_TEXT, code=_TEXT, request_id=_TEXT),
@@ -57,8 +57,13 @@ SCHEMAS: Json = {
         ("inputs",),
         id={"type": "string", "description": "Names the request where no x-request-id does."},
         inputs=_array(_object(("name", "datatype", "shape"), **_TENSOR), minItems=1),
-        outputs=_array(_object(("name",), name=_TEXT, parameters={"type": "object"})),
-        parameters=_object(binary_data_output={"type": "boolean"}),
+        outputs=_array(
+            _object(("name",), name=_TEXT, parameters=_closed(binary_data={"type": "boolean"}))
+        ),
+        parameters=_closed(
+            binary_data_output={"type": "boolean"},
+            timeout={"type": "integer", "minimum": 0, "description": "Microseconds."},
+        ),
     ),
     "InferResponse": _object(
         ("model_name", "model_version", "outputs"),

@@ -34,9 +34,11 @@ from deployments.serving.protocol import (
     BINARY,
     HEADER_LENGTH,
     JSON,
+    InferRequest,
     ProtocolError,
     Tensors,
     checked,
+    json_size,
     render,
     unpacked,
 )  # fmt: skip
@@ -79,16 +81,13 @@ class Predictions:
             raise ProtocolError(415, f"the content type must be {JSON} or {BINARY}", "media_type")
         start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
-        header_length = header(request, HEADER_LENGTH.encode())
-        small = len(body) <= INLINE_BYTES
-        unpack = partial(unpacked, body, header_length)
-        opened = unpack() if small else await in_thread(unpack, call.deadline)
-        if take_id(request, opened.id) and "trial" in request.scope["state"]:
-            served = await self._served(request)  # whose turn it is depends on the id
-            call = call._replace(served=served)
-        check = partial(checked, opened, served.inputs, served.outputs)
-        asked = check() if small else await in_thread(check, call.deadline)
-        found = await self._inference.run(call._replace(size=len(body)), asked.tensors)
+        call = call._replace(size=len(body))
+        with self._inference.metered(call):
+            call, asked = await self._asked(request, call, body)
+        if asked.seconds is not None:
+            call = call.within(asked.seconds - (time.perf_counter() - start))
+        served = call.served
+        found = await self._inference.run(call, asked.tensors)
         content, json_length = render(asked, served.line, served.number, found.outputs)
         rows = len(next(iter(asked.tensors.values())))
         self._inference.answered(call, "infer", start, rows, len(content))
@@ -101,14 +100,35 @@ class Predictions:
         headers[HEADER_LENGTH] = str(json_length)
         return Response(content, headers=headers, media_type=BINARY, background=mirrored)
 
+    async def _asked(self, request: Request, call: Call, body: bytes) -> tuple[Call, InferRequest]:
+        """What `infer` is asked; a trial may give the request's id to another version."""
+        length = header(request, HEADER_LENGTH.encode())
+        if json_size(body, length) > INLINE_BYTES:
+            asked = await self._inference.parse(call, body, length)
+            again = await self._again(request, call, asked.id)
+            if again.served is not call.served:
+                asked = await self._inference.parse(again, body, length)
+            return again, asked
+        small = len(body) <= INLINE_BYTES
+        opened = unpacked(body, length)
+        call = await self._again(request, call, opened.id)
+        check = partial(checked, opened, call.served.inputs, call.served.outputs)
+        return call, check() if small else await in_thread(check, call.deadline)
+
+    async def _again(self, request: Request, call: Call, inside: str | None) -> Call:
+        if take_id(request, inside) and "trial" in request.scope["state"]:
+            return call._replace(served=await self._served(request))
+        return call
+
     async def predict(self, request: Request) -> Response:
         allow(request, "predict", request.path_params["name"])
         served = await self._served(request)
         start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
-        # Never inline: a small file can hold an image of millions of pixels.
-        tensors, rows = await self._inference.read(call, body, media_type(request))
         call = call._replace(size=len(body))
+        with self._inference.metered(call):
+            # Never inline: a small file can hold an image of millions of pixels.
+            tensors, rows = await self._inference.read(call, body, media_type(request))
         if served.signature.objective.steps:
             return await self._continue(request, call, start, tensors)
         found = await self._inference.run(call, tensors)
@@ -152,11 +172,12 @@ class Predictions:
         served = await self._served(request)
         start, call = time.perf_counter(), asking(request, served, self._inference.seconds)
         body = await self._body(request)
-        tensors, rows = await self._inference.read(call, body, media_type(request))
-        if rows != 1:
-            raise ProtocolError(400, f"one row is explained at a time, not {rows}")
-        asked = question(served, tensors, request.query_params.get("label"))
         call = call._replace(size=len(body))
+        with self._inference.metered(call):
+            tensors, rows = await self._inference.read(call, body, media_type(request))
+            if rows != 1:
+                raise ProtocolError(400, f"one row is explained at a time, not {rows}")
+            asked = question(served, tensors, request.query_params.get("label"))
         found = await self._inference.run_chunks(call, asked.chunks, asked.rows)
         output = found[served.outputs[0].name]
         if np.isnan(output).any():

@@ -1,7 +1,8 @@
 """The Open Inference Protocol v2 over HTTP: JSON and binary tensors to arrays and back.
 
 A request is checked against the tensors a model declares before an array is made. No pydantic: this
-runs once a request. JSON has no NaN: null stands for it in floating tensors, both ways.
+runs once a request. JSON has no NaN: null stands for it in floating tensors, both ways. It has no
+infinity either, for which nothing stands.
 """
 
 import math
@@ -13,12 +14,12 @@ import orjson
 from numpy.typing import NDArray
 
 from deployments.serving.elements import check_shape, from_binary, from_json, pack
+from deployments.serving.parameters import Owner, check, patience
 from models.tensors import TensorSpec
 
 HEADER_LENGTH = "inference-header-content-length"
 LONGEST_WAIT = 86_400.0
 """Seconds after which one may ask again in any case: every day begins anew."""
-NO_SEQUENCES = "the sequence extension is not supported: give a model its state as an input"
 JSON, BINARY = "application/json", "application/octet-stream"
 Tensors = dict[str, NDArray[Any]]
 
@@ -61,6 +62,8 @@ class InferRequest(NamedTuple):
     id: str | None
     tensors: Tensors
     outputs: list[Wanted]
+    seconds: float | None = None
+    """How long the caller waits for the answer."""
 
 
 class Opened(NamedTuple):
@@ -87,18 +90,23 @@ def parse(
     return checked(unpacked(body, header_length), inputs, outputs)
 
 
+def json_size(body: bytes, header_length: str | None) -> int:
+    """Bytes of the JSON part; raises ProtocolError 400."""
+    if header_length is None:
+        return len(body)
+    if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 19):
+        raise ProtocolError(400, "Inference-Header-Content-Length is not a number of bytes")
+    size = int(header_length)
+    if size > len(body):
+        raise ProtocolError(
+            400, f"Inference-Header-Content-Length is {size}, the body has {len(body)} bytes"
+        )
+    return size
+
+
 def unpacked(body: bytes, header_length: str | None) -> Opened:
     """The first half of `parse`: what takes no model."""
-    json_end = len(body)
-    if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 19):
-            raise ProtocolError(400, "Inference-Header-Content-Length is not a number of bytes")
-        json_end = int(header_length)
-        if json_end > len(body):
-            raise ProtocolError(
-                400,
-                f"Inference-Header-Content-Length is {json_end}, the body has {len(body)} bytes",
-            )
+    json_end = len(body) if header_length is None else json_size(body, header_length)
     try:
         request = orjson.loads(memoryview(body)[:json_end])
     except orjson.JSONDecodeError as error:
@@ -118,7 +126,9 @@ def checked(
     request = opened.content
     try:
         tensors = _inputs(request.get("inputs"), opened.body, opened.json_end, inputs)
-        return InferRequest(opened.id, tensors, _outputs(request, outputs))
+        given = _parameters(request, "request", "the request")
+        wanted = _outputs(request, given, outputs)
+        return InferRequest(opened.id, tensors, wanted, patience(given) if given else None)
     except ValueError as error:
         raise ProtocolError(400, str(error)) from None
 
@@ -126,7 +136,10 @@ def checked(
 def render(
     request: InferRequest, model: str, version: str, found: Mapping[str, NDArray[Any]]
 ) -> tuple[bytes, int | None]:
-    """The response body, and its JSON part's length when raw tensors follow it."""
+    """The response body, and its JSON part's length when raw tensors follow it.
+
+    Raises ProtocolError 422 for infinity in an output that is not asked for as raw bytes.
+    """
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for spec, binary in request.outputs:
@@ -149,7 +162,21 @@ def render(
     if request.id is not None:
         head["id"] = request.id
     text = orjson.dumps(head | {"outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # sooner found than what orjson writes it for
+        _check_finite(request, found)
     return (b"".join([text, *raw]), len(text)) if raw else (text, None)
+
+
+def _check_finite(request: InferRequest, found: Mapping[str, NDArray[Any]]) -> None:
+    for spec, binary in request.outputs:
+        array = found[spec.name]
+        if not binary and array.dtype.kind == "f" and np.isinf(array).any():
+            raise ProtocolError(
+                422,
+                f"output {spec.name!r} is not finite: ask for it with binary_data, for JSON has no"
+                " infinity",
+                "not_finite",
+            )
 
 
 def declared(name: str, specs: Sequence[TensorSpec], found: Mapping[str, Any]) -> TensorSpec:
@@ -198,7 +225,7 @@ def _input(
     if one.get("datatype") != spec.datatype:
         raise ValueError(f"{what} must have datatype {spec.datatype}")
     shape = check_shape(one.get("shape"), spec)
-    size = _parameters(one, what).get("binary_data_size")
+    size = _parameters(one, "input", what).get("binary_data_size")
     if size is None:
         return from_json(one.get("data"), shape, spec, body), offset
     if "data" in one:
@@ -211,37 +238,35 @@ def _input(
     return from_binary(body, offset, size, shape, spec), offset + size
 
 
-def _outputs(request: dict[str, Any], specs: Sequence[TensorSpec]) -> list[Wanted]:
-    asked = _parameters(request, "the request")
-    if "sequence_id" in asked:
-        raise ValueError(NO_SEQUENCES)
-    binary = _flag(asked, "binary_data_output", False)
-    given = request.get("outputs")
-    if given is None or given == []:
+def _outputs(
+    request: dict[str, Any], given: dict[str, Any], specs: Sequence[TensorSpec]
+) -> list[Wanted]:
+    binary = _flag(given, "binary_data_output", False)
+    asked = request.get("outputs")
+    if asked is None or asked == []:
         return [Wanted(spec, binary) for spec in specs]
-    if type(given) is not list:
+    if type(asked) is not list:
         raise ValueError("outputs must be a list")
     declared = {spec.name: spec for spec in specs}
     found: dict[str, Wanted] = {}
-    for one in given:
+    for one in asked:
         name = one.get("name") if type(one) is dict else None
         if type(name) is not str or name not in declared:
             raise ValueError(f"unknown output: the model gives {', '.join(declared)}")
         if name in found:
             raise ValueError(f"output {name!r} is asked for twice")
-        parameters = _parameters(one, f"output {name!r}")
-        if "classification" in parameters:
-            raise ValueError("the classification extension is not supported")
+        parameters = _parameters(one, "output", f"output {name!r}")
         found[name] = Wanted(declared[name], _flag(parameters, "binary_data", binary))
     return list(found.values())
 
 
-def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
-    found = owner.get("parameters")
+def _parameters(one: dict[str, Any], owner: Owner, what: str) -> dict[str, Any]:
+    found = one.get("parameters")
     if found is None:
         return {}
     if type(found) is not dict:
         raise ValueError(f"parameters of {what} must be a JSON object")
+    check(found, owner, what)
     return found
 
 

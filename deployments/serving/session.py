@@ -88,6 +88,11 @@ class Served:
         """The same as lines of a response."""
         return "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode()
 
+    @property
+    def platform(self) -> str:
+        """What computes it and what its file is, in the words of the protocol."""
+        return "pytorch_pt2" if isinstance(self.session, Program) else "onnxruntime_onnx"
+
     @cached_property
     def names(self) -> list[str]:
         """The outputs' names."""

@@ -1,4 +1,4 @@
-"""TLS of the server, and what a browser is told: certificates that are replaced count at once."""
+"""TLS of the server: certificates that are replaced count at once."""
 
 import asyncio
 import logging
@@ -7,18 +7,16 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.serving.folder import stamp
 from deployments.serving.http import Address
-from deployments.serving.protocol import HEADER_LENGTH
 
 LOOK_SECONDS = 1.0
 HEADERS = [
@@ -28,14 +26,6 @@ HEADERS = [
 ]
 """Sent with every answer."""
 TLS_HEADERS = [("strict-transport-security", "max-age=31536000")]
-EXPOSED = (
-    "modelmint-model", "modelmint-version", "modelmint-digest", "modelmint-cache", "modelmint-seed",
-    "x-request-id", "retry-after", HEADER_LENGTH,
-)  # fmt: skip
-ALLOWED = (
-    "authorization", "content-type", "cache-control", "x-request-id", "modelmint-timeout-ms",
-    "traceparent", HEADER_LENGTH,
-)  # fmt: skip
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -128,17 +118,3 @@ def _ended(serving: "asyncio.Task[None]") -> None:
     if not serving.cancelled() and serving.exception() is not None:
         _log.error("https cannot be served", exc_info=serving.exception())
         signal.raise_signal(signal.SIGTERM)
-
-
-def cross_origin(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """The application, usable by pages of these origins; `*` is every origin, none is none."""
-    if not origins:
-        return app
-    return CORSMiddleware(
-        app,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=ALLOWED,
-        expose_headers=EXPOSED,
-        max_age=600,
-    )

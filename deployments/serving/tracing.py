@@ -29,7 +29,7 @@ from deployments.serving.batching import Batching, Waiting
 from deployments.serving.http import release, request_id
 from deployments.serving.inference import Call, Found, Inference, Settings
 from deployments.serving.ledger import Ledger
-from deployments.serving.protocol import Tensors
+from deployments.serving.protocol import InferRequest, Tensors
 from deployments.serving.session import Served
 
 TOLD = ("modelmint-model", "modelmint-version", "modelmint-digest", "x-request-id")
@@ -127,6 +127,13 @@ class _Traced(Inference):
             tensors, rows = await super().read(call, payload, media_type)
             span.set_attributes({"modelmint.rows": rows, "modelmint.bytes": len(payload)})
         return tensors, rows
+
+    async def parse(self, call: Call, body: bytes, header_length: str | None) -> InferRequest:
+        with self._span("decode") as span:
+            asked = await super().parse(call, body, header_length)
+            rows = len(next(iter(asked.tensors.values())))
+            span.set_attributes({"modelmint.rows": rows, "modelmint.bytes": len(body)})
+        return asked
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
         rows = max(len(tensor) for tensor in tensors.values())

@@ -34,6 +34,7 @@ class Options(BaseModel):
     private: Path
     max_body: int
     body_seconds: float
+    bodies_mb: float
     log_level: str
     log_format: str
     allow_origin: list[str]
@@ -73,7 +74,7 @@ def application() -> ASGIApp:
     from deployments.serving.inference import Settings
     from deployments.serving.recorder import Recorder
     from deployments.serving.repository import Repository
-    from deployments.serving.tls import also_secure, cross_origin
+    from deployments.serving.tls import also_secure
     from deployments.serving.traffic import Traffic
     from models.trust import trust
 
@@ -103,12 +104,13 @@ def application() -> ASGIApp:
         Traffic(repository, access.journal, options.private / "trials"),
         max_body=options.max_body,
         body_seconds=options.body_seconds,
+        most_held=int(options.bodies_mb * 1e6),
         settings=settings,
         capture=capture,
         grpc=address,
         tracing=_tracing(),
+        allow_origin=options.allow_origin,
     )
-    made = cross_origin(made, options.allow_origin)
     return made if secure is None else also_secure(made, secure, DRAIN_SECONDS)
 
 

@@ -209,6 +209,44 @@ def test_the_first_are_answered_before_the_last_are_computed(
     assert server.taken == [True] * 3
 
 
+HUGE = orjson.dumps({"inputs": [GOOD["inputs"][0] | {"data": [3e38, 3e38]}]})
+
+
+def test_infinity_is_refused_in_json_and_who_is_computed_with_it_is_answered(server: Here) -> None:
+    key, other, failed = server.key(), server.key(), list[Any]()
+    talks = [server.talk(), server.talk()]
+    for talk in talks:
+        talk.connect()
+        ask(talk, INFER, orjson.dumps(GOOD), **other)
+    server.loop.call_soon_threadsafe(
+        server.loop.set_exception_handler, lambda _, context: failed.append(context)
+    )
+    blocked, go = threading.Event(), threading.Event()
+    server.loop.call_soon_threadsafe(lambda: (blocked.set(), go.wait(30)))
+    assert blocked.wait(30)
+    server.batches.clear()
+    talks[0].request("POST", INFER, HUGE, key)
+    talks[1].request("POST", INFER, orjson.dumps(GOOD), other)
+    go.set()
+    refused, answered = [talk.getresponse() for talk in talks]
+    told = orjson.loads(refused.read())
+    assert (refused.status, told["code"]) == (422, "not_finite")
+    assert "output 'prediction'" in told["error"]
+    assert "binary_data" in told["error"]
+    assert (answered.status, server.batches) == (200, [2])
+    answered.read()
+    raw = orjson.dumps(orjson.loads(HUGE) | {"parameters": {"binary_data_output": True}})
+    found = ask(talks[0], INFER, raw, **key)
+    for talk in talks:
+        talk.close()
+    length = int(found.headers["inference-header-content-length"])
+    assert np.frombuffer(found.body[length:], np.float32).tolist() == [np.inf]
+    used = server.used(key)
+    assert (used["requests"], used["bytes_in"]) == (2, len(HUGE) + len(raw))
+    server.loop.call_soon_threadsafe(server.loop.set_exception_handler, None)
+    assert failed == []
+
+
 def test_rows_that_may_not_be_joined_are_not(server: Here, monkeypatch: Any) -> None:
     served = server.repository.default("air-time")
     alone = replace(served, gathered_rows=1)

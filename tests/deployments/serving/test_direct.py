@@ -124,7 +124,19 @@ def test_what_the_network_refuses_is_told_by_the_application(server: Here, held:
     assert (status, orjson.loads(told)["error"]) == (400, "the model cannot compute these values")
     assert server.taken == [True]
     used = server.used(key)
-    assert (used["requests"], used["rows"]) == (0, 0)
+    assert (used["requests"], used["rows"], used["bytes_in"]) == (0, 0, len(body(3)))
+
+
+def test_infinity_is_told_by_the_application(server: Here, held: Held) -> None:
+    held.go.set()
+    key = server.key()
+    huge = orjson.dumps({"inputs": [GOOD["inputs"][0] | {"data": [3e38, 3e38]}]})
+    with contextlib.closing(server.talk()) as talk:
+        status, _, told = ask(talk, huge, key)
+    assert (status, orjson.loads(told)["code"]) == (422, "not_finite")
+    assert server.taken == [True]
+    used = server.used(key)
+    assert (used["requests"], used["rows"], used["bytes_in"]) == (1, 1, len(huge))
 
 
 def test_a_key_with_limits_is_the_applications(server: Here, held: Held) -> None:

@@ -231,7 +231,7 @@ def test_usage_counts_rows_and_bytes_and_quotas_refuse(shared: Any) -> None:
     bearer = key["bearer"]
     answer = shared.ask("POST", INFER, BODY, **bearer)
     csv = b"hour,distance\n4,3\n0,1\n"
-    # What is not computed is not counted as a row.
+    # What is not computed is not counted as a row, but what cannot be read costs its bytes.
     nothing = b'{"distance": null, "hour": null}'
     assert shared.ask("POST", PREDICT, b"{", **bearer).status == 400
     predicted = shared.ask("POST", PREDICT, csv, content_type="text/csv", **bearer)
@@ -241,7 +241,7 @@ def test_usage_counts_rows_and_bytes_and_quotas_refuse(shared: Any) -> None:
     assert shared.ask("POST", PREDICT, nothing, **bearer).status == 429
     [used] = shared.ask("GET", "/v1/usage", **bearer).json["usage"]
     assert (used["requests"], used["rows"], used["refused"]) == (2, 3, 2)
-    assert used["bytes_in"] == len(orjson.dumps(BODY)) + len(csv)
+    assert used["bytes_in"] == len(orjson.dumps(BODY)) + len(csv) + len(b"{")
     assert used["bytes_out"] == len(answer.body) + len(predicted.body)
     assert used["tenant"] == "acme"
     everyone = shared.ask("GET", "/v1/usage?days=1").json["usage"]

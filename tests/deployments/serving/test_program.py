@@ -1,5 +1,6 @@
 """A version whose network is a program of torch, which ONNX Runtime does not run."""
 
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as triton
 from torch import Tensor, nn
 
 from deployments.serving.folder import MODELS, hold
@@ -51,6 +53,20 @@ def test_it_is_served_like_any_other(version: Version, tmp_path: Path, here: Any
     np.testing.assert_allclose(found["prediction"], [124, 8], rtol=1e-5)
     # Triton would read a configuration that names a network which is not there.
     assert not (tmp_path / MODELS / "air-time" / TRITON_FILE).exists()
+
+
+def test_its_platform_is_told(version: Version, tmp_path: Path, begun: Any) -> None:
+    root = tmp_path / "repository"
+    version.place(root, "1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with begun(root, "--grpc-port", f"{port}") as server:
+        assert server.load(version, "1").status == 200
+        assert server.promote("air-time", "1").status == 200
+        assert server.ask("GET", "/v2/models/air-time").json["platform"] == "pytorch_pt2"
+        with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            told = client.get_model_metadata("air-time", headers=server.bearer)
+        assert told.platform == "pytorch_pt2"
 
 
 def test_values_it_cannot_compute_are_the_callers_error(version: Version) -> None:

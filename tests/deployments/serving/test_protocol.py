@@ -102,6 +102,19 @@ def test_null_is_nan_in_both_directions() -> None:
     assert orjson.loads(body)["outputs"][0]["data"] == [None, 1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinity_is_refused_in_json_alone(datatype: Any, value: float) -> None:
+    spec = TensorSpec(name="x", datatype=datatype, shape=(-1,))
+    found = {"x": np.array([0, value, np.nan], NUMPY[datatype]), "numbers": np.zeros((1, 2))}
+    with pytest.raises(ProtocolError, match="output 'x' is not finite: .*binary_data") as caught:
+        render(InferRequest(None, {}, [Wanted(spec, False)]), "m", "1", found)
+    assert (caught.value.status, caught.value.code) == (422, "not_finite")
+    both = [Wanted(spec, True), Wanted(NUMBERS, False)]
+    body, length = render(InferRequest(None, {}, both), "m", "1", found)
+    assert body[length:] == found["x"].tobytes()
+
+
 def test_outputs_are_chosen_one_by_one() -> None:
     def binary(**request: Any) -> bool:
         return read({"inputs": [one()], **request}).outputs[0].binary
@@ -177,14 +190,6 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"inputs": [one()], "outputs": [{"name": "prediction"}] * 2}, "asked for twice"),
     ({"inputs": [one()], "parameters": {"binary_data_output": 1}}, "must be true or false"),
     ({"inputs": [one()], "parameters": 1}, "parameters of the request"),
-    ({"inputs": [one()], "parameters": {"sequence_id": 4}}, "the sequence extension"),
-    (
-        {
-            "inputs": [one()],
-            "outputs": [{"name": "prediction", "parameters": {"classification": 1}}],
-        },
-        "classification",
-    ),
 ]
 
 

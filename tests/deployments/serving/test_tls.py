@@ -1,4 +1,4 @@
-"""TLS with certificates that are replaced while it serves, and what browsers are told."""
+"""TLS with certificates that are replaced while it serves."""
 
 import http.client
 import shutil
@@ -12,8 +12,6 @@ import orjson
 from tests.deployments.serving.test_control import eventually
 from tests.deployments.serving.test_main import run
 from tests.production.certificates import write_certificates
-
-ORIGIN = "https://app.example"
 
 
 def secure(server: Any, authority: Path, method: str = "GET", **headers: str) -> tuple[int, Any]:
@@ -74,30 +72,6 @@ def test_wrong_certificates_are_one_line_and_no_start(tmp_path: Path) -> None:
     alone = run(*base, "--certificate", str(one["cert"]))
     assert alone.returncode == 2
     assert "belong together" in alone.stderr
-
-
-def test_pages_of_named_origins_may_ask(start: Any, tmp_path: Path) -> None:
-    server = start(tmp_path / "repository", "--allow-origin", ORIGIN)
-    wanted = {"access_control_request_method": "POST"}
-    asked = {**wanted, "access_control_request_headers": "authorization", "authorization": ""}
-    allowed = server.ask("OPTIONS", "/v1/lines/x/predict", origin=ORIGIN, **asked)
-    assert allowed.status == 200
-    assert allowed.headers["access-control-allow-origin"] == ORIGIN
-    other = server.ask("OPTIONS", "/v1/lines/x/predict", origin="https://other.example", **asked)
-    assert other.status == 400
-    answer = server.ask("GET", "/v2", origin=ORIGIN)
-    assert answer.headers["access-control-allow-origin"] == ORIGIN
-    exposed = answer.headers["access-control-expose-headers"]
-    for name in ("modelmint-digest", "retry-after", "inference-header-content-length"):
-        assert name in exposed
-    for name in ("inference-header-content-length", "cache-control", "traceparent"):
-        asked["access_control_request_headers"] = name
-        assert server.ask("OPTIONS", "/v2/models/x/infer", origin=ORIGIN, **asked).status == 200
-    asked["access_control_request_headers"] = "x-other"
-    assert server.ask("OPTIONS", "/v2/models/x/infer", origin=ORIGIN, **asked).status == 400
-    # No key, no answer, whatever the origin.
-    assert server.ask("GET", "/v2", origin=ORIGIN, authorization="").status == 401
-    assert "access-control-allow-origin" not in server.ask("GET", "/v2").headers
 
 
 def test_what_is_no_http_is_refused_on_a_port_of_its_own_too(start: Any, tmp_path: Path) -> None:

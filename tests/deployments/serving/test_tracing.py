@@ -11,10 +11,12 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pytest
 import tritonclient.grpc as triton
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from deployments.serving.http import INLINE_BYTES
 from tests.conftest import ROOT
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -97,6 +99,9 @@ def collected(
         body["inputs"][0]["data"] = [3, 4]
         path = "/v2/models/air-time/infer"
         assert server.ask("POST", path, body, traceparent=HEADER, x_request_id="r1").status == 200
+        much = orjson.dumps(body) + b" " * INLINE_BYTES
+        kind = {"content_type": "application/json", "traceparent": HEADER}
+        assert server.ask("POST", path, much, x_request_id="much", **kind).status == 200
         record = {"distance": 3, "hour": 4}
         assert server.ask("POST", "/v1/lines/air-time/predict", record).status == 200
         bad = server.ask("POST", "/v1/lines/air-time/predict", {"distance": "secret", "hour": 4})
@@ -125,6 +130,14 @@ def collected(
     yield collector, key
     collector.server.shutdown()
     collector.server.server_close()
+
+
+def test_much_json_is_decoded_beside_the_request(collected: tuple[Collector, str]) -> None:
+    collector, _ = collected
+    [inferred] = [s for s in collector.spans if s.told.get("x.request-id") == "much"]
+    [decoded] = [s for s in collector.named("decode") if s.parent == inferred.id]
+    assert decoded.told["modelmint.rows"] == 1
+    assert decoded.told["modelmint.bytes"] > INLINE_BYTES
 
 
 def test_a_request_joins_the_callers_trace(collected: tuple[Collector, str]) -> None:
