@@ -214,6 +214,6 @@ def test_expired_revoked_and_foreign_keys_stay_outside(
 
 
 def test_a_canary_of_a_version_nobody_knows_is_refused(exposed: Any, quiet: dict[str, str]) -> None:
-    for body in ({"version": "9", "tenant": "nobody"}, {"version": "9", "percent": 1}):
+    for body in ({"version": "9", "tenant": "quiet"}, {"version": "9", "percent": 1}):
         bad = Bad("/v1/lines/air-time/canary", body, (404,))
         assert refused(exposed, quiet, bad) == "version_not_loaded"
