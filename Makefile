@@ -56,7 +56,8 @@ images: .venv/developer
 
 slow: .venv/developer
 	$(BIN)/python -m pytest -m slow tests/flows tests/tasks tests/test_golden.py \
-	  tests/deployments/local/test_prefect_worker.py tests/deployments/local/test_drift.py
+	  tests/deployments/local/test_prefect_worker.py tests/deployments/local/test_drift.py \
+	  tests/deployments/watcher/test_watchdog.py
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/deployments/local/test_supervisor.py
 
 POSTGRES := $(wildcard /usr/lib/postgresql/*/bin/postgres)

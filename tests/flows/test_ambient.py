@@ -128,6 +128,7 @@ def add(lines: Path, code: str) -> None:
         file.write(code)
 
 
+@pytest.mark.slow
 def test_another_user_elsewhere_replays_the_same_bits(first: Production, tmp_path: Path) -> None:
     """The sample of what is below: no kill, and no stage after the training."""
     other, number = checkout(tmp_path / "elsewhere"), str(first.version.number)

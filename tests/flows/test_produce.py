@@ -172,6 +172,7 @@ def test_a_worse_version_is_held(first: Production) -> None:
     assert held.endpoint.serving == (serving.number if serving else 0)
 
 
+@pytest.mark.slow
 def test_one_training_compressed_in_two_ways_is_two_versions(first: Production) -> None:
     again = produce(LINE)
     other = produce(LINE, budget=Budget(exclude=(again.artifact.chosen,)))
@@ -286,6 +287,7 @@ def test_an_answer_leads_back_to_run_code_data_and_signer(
         assert all(one.format(unknown) in str(refused.value) for one in said)
 
 
+@pytest.mark.slow
 def test_a_network_onnx_lacks_is_served_as_a_program_of_torch(
     first: Production, services: dict[str, str]
 ) -> None:

@@ -174,6 +174,7 @@ def changed(job: CompressJob, **budget: Any) -> CompressJob:
     return job.model_copy(update={"budget": job.budget.model_copy(update=budget)})
 
 
+@pytest.mark.slow
 def test_smaller_networks_are_trained_and_another_process_makes_the_same(
     made: Made, wide: CompressJob
 ) -> None:

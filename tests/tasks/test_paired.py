@@ -95,6 +95,7 @@ def test_a_challenger_worse_by_the_margin_passes_at_the_stated_rates(
     assert count(found_worse(d, 0.005, CONFIDENCE) for d in found) >= 800
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [8])
 def test_equal_slices_raise_a_false_alarm_as_rarely_as_one_test(slices: int) -> None:
     random = np.random.default_rng(1)
@@ -106,6 +107,7 @@ def test_equal_slices_raise_a_false_alarm_as_rarely_as_one_test(slices: int) -> 
     assert alarms <= MOST
 
 
+@pytest.mark.slow
 def test_a_class_that_breaks_is_held_at_the_margin_of_the_lines_and_equal_ones_are_not() -> None:
     """One of ten: equal ones of 100 test rows, as digits has; worse by a tenth of 1,000."""
     margins = {line.gate.slices["label"] for line in LINES.values() if "label" in line.gate.slices}

@@ -143,6 +143,7 @@ def test_an_object_overwritten_since_it_was_listed_is_missed_and_scored_next_tim
     assert (again.rows, again.missed) == (9, ())
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_is_finished_by_the_next(how: Scoring, prefix: str) -> None:
     for part in range(12):
         store().put(f"{prefix}{part:02d}.csv", unlabelled(range(part * 2000, part * 2000 + 2000)))

@@ -90,7 +90,9 @@ def test_one_that_dies_while_it_is_asked_is_not_running(tmp_path: Path) -> None:
     assert (found.healthy, found.pid, found.problem) == (False, 0, "not running")
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "Supervisor is killed"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("Ctrl-C", marks=pytest.mark.slow), "Supervisor is killed"]
+)
 def test_an_up_in_the_foreground_that_ends_while_it_starts_leaves_nothing(
     tmp_path: Path, how: str
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_line_of_ones_own_has_a_form_with_its_own_values(
     assert settings["batch_size"]["default"] == 32
 
 
+@pytest.mark.slow
 def test_whatever_dies_comes_back_at_its_address(home: Home) -> None:
     before = home.up()
     for one in before.values():

@@ -182,7 +182,7 @@ def test_a_worker_that_cannot_follow_is_named(start: Any, table: Any, tmp_path: 
     assert server.load(versions["2"], "2").status == 200
 
 
-LONG = "9" * 70_000
+LONG = "9" * 60_000
 LOAD, UNLOAD = (f"/v2/repository/models/{{}}/{what}" for what in ("load", "unload"))
 PROMOTE, CANARY = "/v1/lines/{}/promote", "/v1/lines/{}/canary"
 KEY = {"tenant": "a", "scopes": ["read:*"]}

@@ -182,6 +182,7 @@ def test_a_run_whose_deployment_is_gone_hinders_no_other(
     assert state(runs, orphan)[0] == StateType.RUNNING
 
 
+@pytest.mark.slow
 def test_a_run_of_which_nothing_says_when_it_beats_is_left_alone(
     runs: Runs, running: Callable[..., FlowRun], watchdog: Watchdog, clock: Clock
 ) -> None:
