@@ -24,7 +24,7 @@ from starlette.routing import Route
 from deployments.serving.access import allow
 from deployments.serving.capture import Capture
 from deployments.serving.events import event
-from deployments.serving.folder import LINE, NUMBER, matches
+from deployments.serving.folder import LINE, NUMBER, matches, version_folder
 from deployments.serving.http import (
     INLINE_BYTES,
     Body,
@@ -149,7 +149,7 @@ class Completions:
         return as_json(found, headers=served.headers)
 
     async def _described(self, model: str, line: str, number: str, digest: str) -> dict[str, Any]:
-        path = self._repository.root / line / number / PROVENANCE_FILE
+        path = version_folder(self._repository.root, line, number) / PROVENANCE_FILE
         return {
             "id": model,
             "object": "model",

@@ -21,10 +21,20 @@ from models.files import sync_folder
 from models.version import Reader
 
 LINE, NUMBER, DIGEST = r"^[a-z][a-z0-9-]{1,40}$", r"^[1-9][0-9]{0,8}$", r"^[0-9a-f]{64}$"
-MODELS = "models"
+_MODELS = "models"
 """The folder of a server's repository that holds lines, and nothing else: as Triton wants it."""
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _log = logging.getLogger("modelmint.serving")
+
+
+def line_folder(root: Path, line: str) -> Path:
+    """Where a repository holds the versions of a line, and what Triton reads of it."""
+    return root / _MODELS / line
+
+
+def version_folder(root: Path, line: str, number: str) -> Path:
+    """Where it holds one of them."""
+    return line_folder(root, line) / number
 
 
 def matches(pattern: str, text: object) -> bool:
@@ -114,7 +124,7 @@ def _within(name: str, content: bytes, limit: int) -> bytes:
 
 def hold(root: Path) -> IO[str]:
     """Take the folder for one server until the file is closed; raises OSError when it is taken."""
-    (root / MODELS).mkdir(parents=True, exist_ok=True)
+    (root / _MODELS).mkdir(parents=True, exist_ok=True)
     # Two servers would overwrite each other's state; the lock goes with the process.
     lock = (root / ".lock").open("w")
     try:
@@ -122,7 +132,7 @@ def hold(root: Path) -> IO[str]:
     except OSError:
         lock.close()
         raise
-    for leftover in [*root.glob(f"{MODELS}/*/.incoming-*"), *root.glob(f"{MODELS}/*/.damaged-*")]:
+    for leftover in [*root.glob(f"{_MODELS}/*/.incoming-*"), *root.glob(f"{_MODELS}/*/.damaged-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
     return lock
 
