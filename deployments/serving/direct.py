@@ -150,18 +150,18 @@ class Direct:
 
     async def _answer_later(self, one: Asked, due: float) -> None:
         served, call = one.served, Call(one.key, one.served, one.size, due, one.store)
-        back = Counts(bytes_in=-one.size)
         try:
-            found = await self._inference.run(call, one.tensors)
-            back = Counts(requests=-1, rows=-one.rows, bytes_in=-one.size)
-            content, json_length = render(one.request, served.line, served.number, found.outputs)
+            with self._inference.charged(call, one.rows, again=True):
+                found = await self._inference.compute(call, one.tensors)
+                content, json_length = render(
+                    one.request, served.line, served.number, found.outputs
+                )
+                self._inference.answered(call, "infer", one.start, one.rows, len(content))
         except Exception:  # the application meets and charges it again, in the time that is left
-            self._access.ledger.add(one.key, served.line, back)
             one.cycle.scope[DUE] = due  # type: ignore[literal-required]
             one.connection.give_up(one.cycle)
             return
         cache = "" if found.hit is None else f"{CACHE}: {'hit' if found.hit else 'miss'}\r\n"
-        self._inference.answered(call, "infer", one.start, one.rows, len(content))
         self._write(one, content, json_length, cache)
         self._note(one, time.perf_counter() - one.start)
 

@@ -123,52 +123,62 @@ class Inference:
         parsed = self.decoders.parse(call.served, body, header_length, _left(call), call.who)
         return await _decoded(call, parsed)
 
+    @contextmanager
+    def charged(self, call: Call, rows: int, *, again: bool = False) -> Iterator[None]:
+        """Where rows that are charged first are computed; what fails is given back, on its day.
+
+        But for the request's bytes, unless it will be asked `again`. Raises ProtocolError 429 for
+        a quota, 503 when nothing can be counted: then there is nothing to give back.
+        """
+        key, line = call.key, call.served.line
+        day = self._ledger.charge(key, line, rows, call.size)
+        try:
+            yield
+        except BaseException:
+            size = call.size if again else 0
+            self._ledger.add(key, line, Counts(requests=-1, rows=-rows, bytes_in=-size), day)
+            raise
+
     async def run(self, call: Call, tensors: Tensors) -> Found:
         """Charge for the rows and compute them.
 
         Raises ProtocolError: 429 for a quota or a full queue, 504 past the deadline, 400 for values
         the network refuses. What was not computed is not charged, but for its bytes.
         """
-        key, served = call.key, call.served
-        rows = max(len(tensor) for tensor in tensors.values())
-        day = self._ledger.charge(key, served.line, rows, call.size)
-        try:
-            store = call.store and not quick(served, rows)
-            name = self._cache.key(served, key.tenant, tensors) if store else None
-            kept = None if name is None else self._cache.get(name)
-            if kept is not None:
-                metrics.lookups(served.line, "hit").inc()
-                return Found(kept, True)
-            if rows <= served.inline_rows:
-                outputs = served.run(tensors)
-            else:
-                outputs = await self._batching.run(served, tensors, rows, call.who, call.deadline)
-            if name is None:
-                return Found(outputs, None)
-            metrics.lookups(served.line, "miss").inc()
-            self._cache.put(name, outputs)
-            return Found(outputs, False)
-        except BaseException:
-            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows), day)
-            raise
+        with self.charged(call, max(len(tensor) for tensor in tensors.values())):
+            return await self.compute(call, tensors)
+
+    async def compute(self, call: Call, tensors: Tensors) -> Found:
+        """Compute rows that are charged for, or look them up; raises as `run` does."""
+        served, rows = call.served, max(len(tensor) for tensor in tensors.values())
+        store = call.store and not quick(served, rows)
+        name = self._cache.key(served, call.key.tenant, tensors) if store else None
+        kept = None if name is None else self._cache.get(name)
+        if kept is not None:
+            metrics.lookups(served.line, "hit").inc()
+            return Found(kept, True)
+        if rows <= served.inline_rows:
+            outputs = served.run(tensors)
+        else:
+            outputs = await self._batching.run(served, tensors, rows, call.who, call.deadline)
+        if name is None:
+            return Found(outputs, None)
+        metrics.lookups(served.line, "miss").inc()
+        self._cache.put(name, outputs)
+        return Found(outputs, False)
 
     async def run_chunks(self, call: Call, chunks: Iterator[Tensors], rows: int) -> Tensors:
         """Charge for so many rows and compute them chunk by chunk, others in between.
 
         Raises as `run` does.
         """
-        key, served = call.key, call.served
-        day = self._ledger.charge(key, served.line, rows, call.size)
         found: list[Tensors] = []
-        try:
+        with self.charged(call, rows):
             while chunk := await in_thread(partial(next, chunks, None), call.deadline):
                 count = len(next(iter(chunk.values())))
                 found.append(
-                    await self._batching.run(served, chunk, count, call.who, call.deadline)
+                    await self._batching.run(call.served, chunk, count, call.who, call.deadline)
                 )
-        except BaseException:
-            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows), day)
-            raise
         return stacked(found)
 
     async def turn(self, call: Call, work: Callable[[], T]) -> T:
