@@ -42,7 +42,7 @@ def main() -> None:
     from uvicorn.supervisors import Multiprocess
 
     from deployments.serving import metrics, tls
-    from deployments.serving.folder import hold
+    from deployments.serving.folder import adopt, hold
     from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
     from deployments.serving.state import read_state
@@ -50,7 +50,7 @@ def main() -> None:
 
     try:
         held = hold(options.repository)
-        read_state(options.repository)
+        adopt(options.repository, read_state(options.repository).lines)
     except OSError as error:
         sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")
     except ValueError as error:

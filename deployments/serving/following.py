@@ -17,7 +17,7 @@ import orjson
 
 from deployments.serving import metrics
 from deployments.serving.disk import Damaged, written
-from deployments.serving.folder import exclusive, line_folder, stamp
+from deployments.serving.folder import TRITON_FILE, exclusive, line_folder, stamp
 from deployments.serving.line import Failed, Line
 from deployments.serving.memory import Memory, in_order
 from deployments.serving.opening import open_proven
@@ -28,7 +28,6 @@ from deployments.serving.workers import Workers
 from models.files import write
 from models.trust import Trust
 
-TRITON_FILE = "config.pbtxt"
 FOLLOW_SECONDS = 0.05
 """How often a worker looks whether another one changed the state."""
 EVERYWHERE_SECONDS = 20.0

@@ -15,8 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import triton_to_np_dtype
 
-from deployments.serving.folder import hold, line_folder, version_folder
-from deployments.serving.following import TRITON_FILE
+from deployments.serving.folder import TRITON_FILE, hold, line_folder, version_folder
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served
 from models import samples

@@ -13,8 +13,7 @@ import torch
 import tritonclient.grpc as triton
 from torch import Tensor, nn
 
-from deployments.serving.folder import hold, line_folder
-from deployments.serving.following import TRITON_FILE
+from deployments.serving.folder import TRITON_FILE, hold, line_folder
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.session import open_version

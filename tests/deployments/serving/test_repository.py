@@ -12,8 +12,7 @@ import safetensors.numpy
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from deployments.serving.folder import hold, line_folder, version_folder
-from deployments.serving.following import TRITON_FILE
+from deployments.serving.folder import TRITON_FILE, hold, line_folder, version_folder
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.state import STATE_FILE
