@@ -74,11 +74,12 @@ def create(
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     writing = Writing(inference, access.ledger)
     bodies = Bodies(max_body, body_seconds, most_held)
-    body, words = bodies.up_to(max_body), bodies.up_to(INLINE_BYTES)
+    body, words = bodies.up_to(max_body, access.ledger), bodies.up_to(INLINE_BYTES)
+    prompt = bodies.up_to(PROMPT_BYTES, access.ledger)
     control = Control(repository, access, recorder, words)
     parts = (
         Predictions(inference, writing, traffic, capture, body),
-        Completions(repository, inference, writing, traffic, capture, bodies.up_to(PROMPT_BYTES)),
+        Completions(repository, inference, writing, traffic, capture, prompt),
         Listing(repository, words),
         Pages(repository),
         control,

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.http import UNREAD, Body, header
+from deployments.serving.ledger import EVERY, Counts, Ledger
 from deployments.serving.protocol import ProtocolError
 
 MOST_HELD = 256_000_000
@@ -24,7 +25,7 @@ UNPACKING = 4
 """Bodies that are unpacked at once: each may become as large as a body may be."""
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
 """Content encodings, and the window by which zlib knows them."""
-_HELD = "modelmint.held"
+_HELD, _CAME = "modelmint.held", "modelmint.came"
 
 
 class Bodies:
@@ -40,9 +41,14 @@ class Bodies:
         self._total = 0
         self._unpacking = anyio.CapacityLimiter(UNPACKING)
 
-    def up_to(self, largest: int) -> Body:
-        """Reads bodies of so many bytes at most."""
-        return partial(self._read, largest=min(largest, self._largest))
+    def up_to(self, largest: int, ledger: Ledger | None = None) -> Body:
+        """Reads bodies of so many bytes at most.
+
+        With a ledger what is refused on its way costs its sender what came, and nothing is read of
+        a key whose bytes of the day are used up.
+        """
+        read = partial(self._read, largest=min(largest, self._largest))
+        return read if ledger is None else partial(_metered, read, ledger)
 
     def released(self, app: ASGIApp) -> ASGIApp:
         """The application, whose requests let go of their bodies once they are answered."""
@@ -78,6 +84,7 @@ class Bodies:
                         raise too_large
                     self._hold(request, len(chunk))
                     body += chunk
+                    request.scope[_CAME] = len(body)
         except TimeoutError:
             raise ProtocolError(408, "the body did not arrive in time", "timeout") from None
         except ClientDisconnect:  # nobody reads this answer, and it is no failure of ours
@@ -103,6 +110,19 @@ class Bodies:
         self._held[tenant] += change
         if not self._held[tenant]:
             del self._held[tenant]
+
+
+async def _metered(read: Body, ledger: Ledger, request: Request) -> bytes:
+    key = request.state.key
+    request.scope[UNREAD] = True
+    ledger.check(key, EVERY, 0, rows=0)
+    try:
+        return await read(request)
+    except ProtocolError as error:
+        came = request.scope.get(_CAME, 0)
+        if came and error.status != 429:
+            ledger.add(key, EVERY, Counts(bytes_in=came))
+        raise
 
 
 def _unpack(body: bytes, encoding: str, largest: int) -> bytes:

@@ -86,15 +86,16 @@ class Completions:
         start = time.perf_counter()
         if media_type(request) != JSON:
             raise ProtocolError(415, f"the content type must be {JSON}", "media_type")
+        until = deadline(request, self._inference.seconds)
         body = await self._body(request)
         read = partial(parse, body)
-        until = deadline(request, self._inference.seconds)
         small = len(body) <= INLINE_BYTES
-        asked = read() if small else await in_thread(read, until, self._one)
-        line, number = _named(asked.model)
-        allow(request, "predict", line)
-        request.path_params.update(name=line, version=number)
-        served = await self._traffic.choose(request)
+        with self._inference.unnamed(request.state.key, len(body)):
+            asked = read() if small else await in_thread(read, until, self._one)
+            line, number = _named(asked.model)
+            allow(request, "predict", line)
+            request.path_params.update(name=line, version=number)
+            served = await self._traffic.choose(request)
         request.state.headers = served.headers
         call = asking(request, served, self._inference.seconds)._replace(size=len(body))
         seed = secrets.randbits(48) if asked.seed is None else asked.seed % 2**63

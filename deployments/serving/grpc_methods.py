@@ -1,5 +1,6 @@
 """The methods of the protocol over gRPC, but for those of the repository extension."""
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -90,7 +91,8 @@ class GrpcMethods:
         served = await self._traffic.choose(request)
         request.state.headers = served.headers
         due = asked.deadline(self._inference.seconds)
-        call = Call(request.state.key, served, asked.size, due, may_store(request))
+        hurried = asked.deadline(math.inf) < math.inf
+        call = Call(request.state.key, served, asked.size, due, may_store(request), hurried)
         with self._inference.metered(call):
             try:
                 tensors = await asked.beside(partial(inputs, message, served.inputs), due)

@@ -22,7 +22,7 @@ from deployments.serving.cache import Cache
 from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
 from deployments.serving.keys import ApiKey
-from deployments.serving.ledger import Counts, Ledger
+from deployments.serving.ledger import EVERY, Counts, Ledger
 from deployments.serving.protocol import InferRequest, ProtocolError, Tensors
 from deployments.serving.session import Served, stacked
 from deployments.serving.turns import Who, overdue
@@ -47,6 +47,8 @@ class Call(NamedTuple):
     """When the answer is due, in the event loop's time."""
     store: bool = True
     """Whether anything of it may be kept; if not, its answer is not from the response cache."""
+    hurried: bool = False
+    """Whether its caller named the deadline."""
 
     @property
     def who(self) -> Who:
@@ -102,15 +104,24 @@ class Inference:
     def metered(self, call: Call) -> Iterator[None]:
         """Where a request is read that may turn out to be none, which costs its sender its bytes.
 
-        Raises ProtocolError 429 for a day that is used up, before anything is read.
+        Not where this server fails, or is late by its own deadline. Raises ProtocolError 429 for a
+        day that is used up, before anything is read.
         """
-        key, line = call.key, call.served.line
-        self._ledger.check(key, line, call.size)
+        with self.unnamed(call.key, call.size, call.served.line, hurried=call.hurried):
+            yield
+
+    @contextmanager
+    def unnamed(
+        self, key: ApiKey, size: int, line: str = EVERY, *, hurried: bool = False
+    ) -> Iterator[None]:
+        """The same where no line is known yet."""
+        self._ledger.check(key, line, size)
         try:
             yield
         except ProtocolError as error:
-            if error.status != 429:
-                self._ledger.add(key, line, Counts(bytes_in=call.size))
+            ours = error.status >= 500 and not (error.status == 504 and hurried)
+            if error.status != 429 and not ours:
+                self._ledger.add(key, line, Counts(bytes_in=size))
             raise
 
     async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:

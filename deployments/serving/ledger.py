@@ -35,7 +35,7 @@ DAY = 86_400
 TOTAL = ""
 """The line under which all lines of a key are counted together."""
 EVERY = "*"
-"""The line of requests that were refused before any line was looked at."""
+"""The line of requests that were refused before any line was looked at, or all of them read."""
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -134,13 +134,13 @@ class Ledger:
             raise _exceeded(key, over, now)
         return day
 
-    def check(self, key: ApiKey, line: str, size: int) -> None:
-        """Refuse, as `charge` does, a request of so many bytes and any rows at all."""
+    def check(self, key: ApiKey, line: str, size: int, rows: int = 1) -> None:
+        """Refuse, as `charge` does, a request of so many bytes and at least so many rows."""
         if not key.limits.any:
             return
         with self._open() as now:
             pair = self._pair(key.id, line)
-            over = _over(key.limits, self._counts(pair[0]), 1, size)
+            over = _over(key.limits, self._counts(pair[0]), rows, size)
             if over:
                 self._add(pair, Counts(refused=1))
         if over:

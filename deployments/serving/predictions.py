@@ -20,6 +20,7 @@ from deployments.serving.events import EVENTS, event
 from deployments.serving.explain import question
 from deployments.serving.http import (
     INLINE_BYTES,
+    TIMEOUT,
     Body,
     as_json,
     deadline,
@@ -203,7 +204,8 @@ def asking(request: Request, served: Served, seconds: float) -> Call:
 
     Raises ProtocolError 400 for a wrong deadline.
     """
-    return Call(request.state.key, served, 0, deadline(request, seconds), may_store(request))
+    due, hurried = deadline(request, seconds), header(request, TIMEOUT.encode()) is not None
+    return Call(request.state.key, served, 0, due, may_store(request), hurried)
 
 
 def _headers(served: Served, found: Found) -> dict[str, str]:
