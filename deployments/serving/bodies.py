@@ -80,11 +80,11 @@ class Bodies:
             # uvicorn has no deadline of its own: a slow sender would hold a connection for ever.
             async with asyncio.timeout(self._seconds):
                 async for chunk in request.stream():
-                    if len(body) + len(chunk) > largest:
+                    request.scope[_CAME] = came = len(body) + len(chunk)
+                    if came > largest:
                         raise too_large
                     self._hold(request, len(chunk))
                     body += chunk
-                    request.scope[_CAME] = len(body)
         except TimeoutError:
             raise ProtocolError(408, "the body did not arrive in time", "timeout") from None
         except ClientDisconnect:  # nobody reads this answer, and it is no failure of ours

@@ -33,12 +33,9 @@ class Served(NamedTuple):
 
     def used(self, identity: str, line: str = "air-time") -> tuple[int, ...]:
         """Requests, refusals, rows and bytes that came."""
-        [one] = [one for one in self.usage() if (one["key"], one["line"]) == (identity, line)]
+        usage = self.server.ask("GET", "/v1/usage").json["usage"]
+        [one] = [one for one in usage if (one["key"], one["line"]) == (identity, line)]
         return one["requests"], one["refused"], one["rows"], one["bytes_in"]
-
-    def usage(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.server.ask("GET", "/v1/usage").json["usage"]
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +43,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, begun: Any, table: Any) -> 
     root = tmp_path_factory.mktemp("metering") / "repository"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with begun(root, "--grpc-port", f"{port}", "--max-body", f"{LARGEST}") as server:
+    bounds = "--max-body", f"{LARGEST}", "--body-seconds", "2"
+    with begun(root, "--grpc-port", f"{port}", *bounds) as server:
         table().place(root, "1")
         assert server.load(table(), "1").status == 200
         assert server.promote("air-time", "1").status == 200
@@ -111,24 +109,18 @@ def test_a_completion_that_is_none_counts_too(
     assert served.used(identity, line)[3] == 2 * len(body)
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["too large", "left"])
-def test_a_body_that_is_refused_part_way_counts(served: Served, left: bool) -> None:
+@pytest.mark.parametrize(("chunks", "status"), [(3, 408), (7, 413)])
+def test_a_body_that_is_refused_part_way_counts(served: Served, chunks: int, status: int) -> None:
     identity, key = served.key(daily_bytes=100_000)
     chunk = b" " * 50_000
     head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\nauthorization: {key['authorization']}\r\n"
     head += "content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", served.server.port), 30) as talk:
-        talk.sendall(head.encode())
-        for _ in range(3 if left else 7):
-            talk.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        if not left:
-            assert talk.recv(65_536).startswith(b"HTTP/1.1 413 ")
-    for _ in range(3000):
-        if any(one["key"] == identity for one in served.usage()):
-            break
+        talk.sendall(head.encode() + chunks * (b"%x\r\n%b\r\n" % (len(chunk), chunk)))
+        assert talk.recv(65_536).startswith(b"HTTP/1.1 %d " % status)
     counted = served.used(identity, EVERY)
     assert counted[:3] == (0, 0, 0)
-    assert 100_000 < counted[3] <= LARGEST
+    assert 100_000 < counted[3] <= chunks * len(chunk)
     # Nothing more is read of that key on this day.
     refused = served.server.ask("POST", INFER, b"{}", content_type="application/json", **key)
     assert (refused.status, refused.json["code"]) == (429, "quota_exceeded")
