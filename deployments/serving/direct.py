@@ -127,7 +127,7 @@ class Direct:
         if request.seconds is not None:
             return False
         tensors = request.tensors
-        rows = max(map(len, tensors.values()))
+        rows = request.rows
         at_once = quick(served, rows)
         if not at_once and key.limits.any:  # which may refuse it once it is charged
             return False

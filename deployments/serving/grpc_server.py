@@ -67,8 +67,9 @@ class GrpcServer:
         control: Control,
         tracing: "Tracing | None" = None,
     ) -> None:
+        self._inference = inference
         self._access, self._traffic, self._tracing = access, traffic, tracing
-        self._inference, self._seconds = inference, inference.seconds
+        self._seconds = inference.seconds
         methods = GrpcMethods(repository, inference, traffic, capture)
         self._methods = {**methods.methods(), **GrpcRepository(repository, control).methods()}
 

@@ -23,7 +23,7 @@ from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import EVERY, Counts, Ledger
-from deployments.serving.protocol import InferRequest, ProtocolError, Tensors
+from deployments.serving.protocol import InferRequest, ProtocolError, Tensors, count
 from deployments.serving.session import Served, stacked
 from deployments.serving.turns import Who, overdue
 
@@ -55,10 +55,8 @@ class Call(NamedTuple):
         """Whose turn it takes."""
         return self.key.tenant, self.key.id
 
-    def within(self, seconds: float | None) -> "Call":
+    def within(self, seconds: float) -> "Call":
         """The call, its answer due in so many seconds from now if that is sooner."""
-        if seconds is None:
-            return self
         due = asyncio.get_running_loop().time() + seconds
         return self._replace(deadline=min(self.deadline, due))
 
@@ -156,12 +154,12 @@ class Inference:
         Raises ProtocolError: 429 for a quota or a full queue, 504 past the deadline, 400 for values
         the network refuses. What was not computed is not charged, but for its bytes.
         """
-        with self.charged(call, max(len(tensor) for tensor in tensors.values())):
+        with self.charged(call, count(tensors)):
             return await self.compute(call, tensors)
 
     async def compute(self, call: Call, tensors: Tensors) -> Found:
         """Compute rows that are charged for, or look them up; raises as `run` does."""
-        served, rows = call.served, max(len(tensor) for tensor in tensors.values())
+        served, rows = call.served, count(tensors)
         store = call.store and not quick(served, rows)
         name = self._cache.key(served, call.key.tenant, tensors) if store else None
         kept = None if name is None else self._cache.get(name)
@@ -186,9 +184,9 @@ class Inference:
         found: list[Tensors] = []
         with self.charged(call, rows):
             while chunk := await in_thread(partial(next, chunks, None), call.deadline):
-                count = len(next(iter(chunk.values())))
+                size = count(chunk)
                 found.append(
-                    await self._batching.run(call.served, chunk, count, call.who, call.deadline)
+                    await self._batching.run(call.served, chunk, size, call.who, call.deadline)
                 )
         return stacked(found)
 

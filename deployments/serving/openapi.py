@@ -10,6 +10,7 @@ from deployments.serving.events import EVENTS
 from deployments.serving.folder import DIGEST, LINE, NUMBER
 from deployments.serving.keys import SLOWEST
 from deployments.serving.openai_protocol import CompletionRequest, speaks_openai
+from deployments.serving.parameters import FINAL, NEUTRAL
 from deployments.serving.refusals import refusals
 
 Json = dict[str, Any]
@@ -63,6 +64,8 @@ SCHEMAS: Json = {
         parameters=_closed(
             binary_data_output={"type": "boolean"},
             timeout={"type": "integer", "minimum": 0, "description": "Microseconds."},
+            **{FINAL: {"type": "boolean"}},
+            **{name: {"enum": list(values)} for name, values in NEUTRAL.items()},
         ),
     ),
     "InferResponse": _object(

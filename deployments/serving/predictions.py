@@ -90,8 +90,7 @@ class Predictions:
         served = call.served
         found = await self._inference.run(call, asked.tensors)
         content, json_length = render(asked, served.line, served.number, found.outputs)
-        rows = len(next(iter(asked.tensors.values())))
-        self._inference.answered(call, "infer", start, rows, len(content))
+        self._inference.answered(call, "infer", start, asked.rows, len(content))
         if self._capture is not None and call.store:
             self._capture.take(served, asked.tensors)
         headers = _headers(served, found)
