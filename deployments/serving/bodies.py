@@ -15,12 +15,11 @@ import anyio.to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.serving.defaults import MOST_HELD
 from deployments.serving.http import UNREAD, Body, header
 from deployments.serving.ledger import EVERY, Counts, Ledger
 from deployments.serving.protocol import ProtocolError
 
-MOST_HELD = 256_000_000
-"""Bytes that the requests of one worker process may hold."""
 UNPACKING = 4
 """Bodies that are unpacked at once: each may become as large as a body may be."""
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}

@@ -21,6 +21,7 @@ from deployments.serving.batching import Batching
 from deployments.serving.cache import Cache
 from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
+from deployments.serving.defaults import ANSWER_SECONDS, CACHE_BYTES
 from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import EVERY, Counts, Ledger
 from deployments.serving.protocol import InferRequest, ProtocolError, Tensors, count
@@ -73,9 +74,9 @@ class Settings(NamedTuple):
 
     slots: int = len(os.sched_getaffinity(0))
     """Threads that compute; a share of the cores when there are several workers."""
-    seconds: float = 30.0
+    seconds: float = ANSWER_SECONDS
     """Until the answer to a request that names no deadline."""
-    cache_bytes: int = 64_000_000
+    cache_bytes: int = CACHE_BYTES
     """Size of the response cache; 0 is none."""
     uncached: frozenset[str] = frozenset()
     """Lines whose answers are never kept."""
