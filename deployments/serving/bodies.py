@@ -112,15 +112,16 @@ class Bodies:
 
 
 async def _metered(read: Body, ledger: Ledger, request: Request) -> bytes:
-    key = request.state.key
+    # Where a path names a line, it was found by now.
+    key, line = request.state.key, request.path_params.get("name", EVERY)
     request.scope[UNREAD] = True
-    ledger.check(key, EVERY, 0, rows=0)
+    ledger.check(key, line, 0, rows=0)
     try:
         return await read(request)
     except ProtocolError as error:
         came = request.scope.get(_CAME, 0)
         if came and error.status != 429:
-            ledger.add(key, EVERY, Counts(bytes_in=came))
+            ledger.add(key, line, Counts(bytes_in=came))
         raise
 
 

@@ -35,7 +35,7 @@ DAY = 86_400
 TOTAL = ""
 """The line under which all lines of a key are counted together."""
 EVERY = "*"
-"""The line of requests that were refused before any line was looked at, or all of them read."""
+"""The line of requests that were refused before any line was looked at."""
 _log = logging.getLogger("modelmint.serving")
 
 

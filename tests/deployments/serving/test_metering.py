@@ -118,13 +118,13 @@ def test_a_body_that_is_refused_part_way_counts(served: Served, chunks: int, sta
     with socket.create_connection(("127.0.0.1", served.server.port), 30) as talk:
         talk.sendall(head.encode() + chunks * (b"%x\r\n%b\r\n" % (len(chunk), chunk)))
         assert talk.recv(65_536).startswith(b"HTTP/1.1 %d " % status)
-    counted = served.used(identity, EVERY)
+    counted = served.used(identity)
     assert counted[:3] == (0, 0, 0)
     assert 100_000 < counted[3] <= chunks * len(chunk)
     # Nothing more is read of that key on this day.
     refused = served.server.ask("POST", INFER, b"{}", content_type="application/json", **key)
     assert (refused.status, refused.json["code"]) == (429, "quota_exceeded")
-    assert served.used(identity, EVERY) == (0, 1, 0, counted[3])
+    assert served.used(identity) == (0, 1, 0, counted[3])
 
 
 def test_no_message_at_all_counts_over_grpc(served: Served) -> None:
