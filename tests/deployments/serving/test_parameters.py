@@ -15,7 +15,7 @@ import tritonclient.http as asked
 from tritonclient.utils import InferenceServerException
 
 from deployments.serving.http import INLINE_BYTES
-from deployments.serving.openapi import SCHEMAS
+from deployments.serving.openapi_schemas import SCHEMAS
 from deployments.serving.parameters import FINAL, check, patience
 from tests.deployments.serving.spoken import message
 
