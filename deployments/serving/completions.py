@@ -30,6 +30,7 @@ from deployments.serving.http import (
     Body,
     as_json,
     deadline,
+    hurried,
     media_type,
     request_id,
 )
@@ -90,7 +91,8 @@ class Completions:
         body = await self._body(request)
         read = partial(parse, body)
         small = len(body) <= INLINE_BYTES
-        with self._inference.unnamed(request.state.key, len(body)):
+        key, named = request.state.key, hurried(request)
+        with self._inference.unnamed(key, len(body), hurried=named):
             asked = read() if small else await in_thread(read, until, self._one)
             line, number = _named(asked.model)
             allow(request, "predict", line)

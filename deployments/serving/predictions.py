@@ -20,11 +20,11 @@ from deployments.serving.events import EVENTS, event
 from deployments.serving.explain import question
 from deployments.serving.http import (
     INLINE_BYTES,
-    TIMEOUT,
     Body,
     as_json,
     deadline,
     header,
+    hurried,
     may_store,
     media_type,
     request_id,
@@ -203,8 +203,8 @@ def asking(request: Request, served: Served, seconds: float) -> Call:
 
     Raises ProtocolError 400 for a wrong deadline.
     """
-    due, hurried = deadline(request, seconds), header(request, TIMEOUT.encode()) is not None
-    return Call(request.state.key, served, 0, due, may_store(request), hurried)
+    due = deadline(request, seconds)
+    return Call(request.state.key, served, 0, due, may_store(request), hurried(request))
 
 
 def _headers(served: Served, found: Found) -> dict[str, str]:
