@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from securesystemslib.signer import CryptoSigner
 
 from benchmarks.measuring import ROOT, python
-from deployments.serving.folder import MODELS as FOLDER
+from deployments.serving.folder import version_folder
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
 from models.digests import Manifest, canonical_json
@@ -198,7 +198,7 @@ def place(found: Servable, root: Path, keys: Path) -> Version:
     }
     statement = Statement(subject=subjects, predicate_type=PROVENANCE, predicate=predicate)
     files[PROVENANCE_FILE] = signed(statement, [signer])
-    folder = root / FOLDER / found.name / "1"
+    folder = version_folder(root, found.name, "1")
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)

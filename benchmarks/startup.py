@@ -22,7 +22,7 @@ import safetensors.numpy
 from benchmarks import measuring
 from deployments.local.model_server import FIRST_KEY
 from deployments.local.ports import HOST, free_ports
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 from models.signature import SAMPLE_FILE, SIGNATURE_FILE, Signature
 from models.trust import KEYS_SETTING
 
@@ -41,7 +41,7 @@ def main() -> None:
         changes = [word for setting in settings for word in ("--set", setting)]
         produced = measuring.run([program, "run", LINE, *changes, "--json"]).answer
         repository = home / "serving"
-        body = request_body(repository / MODELS / LINE / str(produced["version"]))
+        body = request_body(version_folder(repository, LINE, str(produced["version"])))
         found = measuring.in_turns(
             {
                 "help": lambda: measuring.run([program, "--help"]).wall,

@@ -29,7 +29,7 @@ from benchmarks import measuring
 from benchmarks.startup import LINE, request_body
 from deployments.local.model_server import FIRST_KEY
 from deployments.local.ports import HOST, free_ports, unanswered
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 from models.signature import VERSION_FILE
 from models.trust import KEYS_SETTING, TRUSTED
 
@@ -242,7 +242,7 @@ def _memory(server: Server, repository: Path) -> float:
 
 def _loaded_as(server: Server, repository: Path, number: str) -> None:
     """Load the golden version under a number."""
-    shutil.copytree(GOLDEN, repository / MODELS / LINE / number)
+    shutil.copytree(GOLDEN, version_folder(repository, LINE, number))
     digest = json.loads((GOLDEN / VERSION_FILE).read_bytes())["digest"]
     wanted = {"parameters": {"version": number, "digest": digest}}
     server.post(f"/v2/repository/models/{LINE}/load", wanted)

@@ -19,6 +19,16 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from deployments.serving.defaults import (
+    ANSWER_SECONDS,
+    BODY_SECONDS,
+    CACHE_BYTES,
+    DECODE_BYTES,
+    DECODE_SECONDS,
+    DECODERS,
+    MAX_BODY,
+    MOST_HELD,
+)
 from deployments.serving.logs import FORMATS, configure
 
 
@@ -42,7 +52,7 @@ def main() -> None:
     from uvicorn.supervisors import Multiprocess
 
     from deployments.serving import metrics, tls
-    from deployments.serving.folder import hold
+    from deployments.serving.folder import adopt, hold
     from deployments.serving.keys import Keys
     from deployments.serving.protocol import ProtocolError
     from deployments.serving.state import read_state
@@ -50,7 +60,7 @@ def main() -> None:
 
     try:
         held = hold(options.repository)
-        read_state(options.repository)
+        adopt(options.repository, read_state(options.repository).lines)
     except OSError as error:
         sys.exit(f"the repository cannot be used ({error.strerror}): another server may hold it")
     except ValueError as error:
@@ -181,29 +191,38 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-mb", type=float,
         help="budget of each worker for versions; those it cannot hold are opened when asked for",
     )  # fmt: skip
-    parser.add_argument("--max-body", type=int, default=16_000_000, help="bytes of a request body")
+    parser.add_argument("--max-body", type=int, default=MAX_BODY, help="bytes of a request body")
     parser.add_argument(
-        "--body-seconds", type=float, default=30.0, help="seconds a body may take to arrive"
+        "--body-seconds", type=float, default=BODY_SECONDS, help="seconds a body may take to arrive"
     )
     parser.add_argument(
-        "--bodies-mb", type=_positive, default=256.0,
+        "--bodies-mb", type=_positive, default=MOST_HELD / 1e6,
         help="memory of each worker for bodies, at least two of the largest; a tenant has half",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout-seconds", type=float, default=30.0, help="seconds until an answer must be there"
+        "--timeout-seconds",
+        type=float,
+        default=ANSWER_SECONDS,
+        help="seconds until an answer must be there",
     )
     parser.add_argument(
-        "--decoders", type=_count, default=2,
+        "--decoders", type=_count, default=DECODERS,
         help="processes of each worker that decode images, sounds, tables, texts",
     )  # fmt: skip
     parser.add_argument(
-        "--decode-mb", type=_positive, default=1000.0, help="memory one request may take to decode"
+        "--decode-mb",
+        type=_positive,
+        default=DECODE_BYTES / 1e6,
+        help="memory one request may take to decode",
     )
     parser.add_argument(
-        "--decode-seconds", type=_count, default=5, help="CPU seconds it may take to decode"
+        "--decode-seconds",
+        type=_count,
+        default=DECODE_SECONDS,
+        help="CPU seconds it may take to decode",
     )
     parser.add_argument(
-        "--cache-bytes", type=int, default=64_000_000, help="response cache of a worker; 0 is none"
+        "--cache-bytes", type=int, default=CACHE_BYTES, help="response cache of a worker; 0 is none"
     )
     parser.add_argument(
         "--no-cache", action="append", default=[], metavar="LINE", help="never keep its answers"

@@ -19,11 +19,12 @@ from starlette.types import ASGIApp
 
 from deployments.serving.access import Access
 from deployments.serving.accounts import Accounts
-from deployments.serving.bodies import MOST_HELD, Bodies
+from deployments.serving.bodies import Bodies
 from deployments.serving.capture import Capture
 from deployments.serving.completions import Completions
 from deployments.serving.control import Control
 from deployments.serving.cross_origin import cross_origin
+from deployments.serving.defaults import BODY_SECONDS, MAX_BODY, MOST_HELD
 from deployments.serving.direct import STATE, Direct
 from deployments.serving.http import INLINE_BYTES, Address, identified, on_error
 from deployments.serving.inference import DEFAULTS, Inference, Settings
@@ -40,8 +41,6 @@ from deployments.serving.writing import Writing
 if TYPE_CHECKING:
     from deployments.serving.tracing import Tracing
 
-MAX_BODY = 16_000_000
-BODY_SECONDS = 30.0
 PROMPT_BYTES = 250_000
 """Largest body in OpenAI's words: JSON read in this process, where nothing else runs then."""
 WARM_SECONDS = 1.0
@@ -74,11 +73,12 @@ def create(
     inference = (tracing.inference if tracing else Inference)(access.ledger, settings)
     writing = Writing(inference, access.ledger)
     bodies = Bodies(max_body, body_seconds, most_held)
-    body, words = bodies.up_to(max_body), bodies.up_to(INLINE_BYTES)
+    body, words = bodies.up_to(max_body, access.ledger), bodies.up_to(INLINE_BYTES)
+    prompt = bodies.up_to(PROMPT_BYTES, access.ledger)
     control = Control(repository, access, recorder, words)
     parts = (
         Predictions(inference, writing, traffic, capture, body),
-        Completions(repository, inference, writing, traffic, capture, bodies.up_to(PROMPT_BYTES)),
+        Completions(repository, inference, writing, traffic, capture, prompt),
         Listing(repository, words),
         Pages(repository),
         control,

@@ -34,7 +34,7 @@ STALE_SECONDS = 0.1
 T = TypeVar("T")
 
 
-class Asked(Protocol):
+class Rows(Protocol):
     """Tensors that a version is to compute, and their number of rows."""
 
     @property
@@ -276,7 +276,7 @@ def fit(ours: Tensors, theirs: Tensors) -> bool:
     return all(ours[name].shape[1:] == theirs[name].shape[1:] for name in ours)
 
 
-def compute(served: Served, batch: Sequence[Asked]) -> list[Any]:
+def compute(served: Served, batch: Sequence[Rows]) -> list[Any]:
     """The outputs of each request, computed together, or the exception it raises alone."""
     if len(batch) == 1:
         return [_alone(partial(served.run, batch[0].tensors))]

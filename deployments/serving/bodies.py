@@ -15,16 +15,16 @@ import anyio.to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.serving.defaults import MOST_HELD
 from deployments.serving.http import UNREAD, Body, header
+from deployments.serving.ledger import EVERY, Counts, Ledger
 from deployments.serving.protocol import ProtocolError
 
-MOST_HELD = 256_000_000
-"""Bytes that the requests of one worker process may hold."""
 UNPACKING = 4
 """Bodies that are unpacked at once: each may become as large as a body may be."""
 _WINDOWS = {"identity": 0, "gzip": 31, "deflate": 15}
 """Content encodings, and the window by which zlib knows them."""
-_HELD = "modelmint.held"
+_HELD, _CAME = "modelmint.held", "modelmint.came"
 
 
 class Bodies:
@@ -40,9 +40,14 @@ class Bodies:
         self._total = 0
         self._unpacking = anyio.CapacityLimiter(UNPACKING)
 
-    def up_to(self, largest: int) -> Body:
-        """Reads bodies of so many bytes at most."""
-        return partial(self._read, largest=min(largest, self._largest))
+    def up_to(self, largest: int, ledger: Ledger | None = None) -> Body:
+        """Reads bodies of so many bytes at most.
+
+        With a ledger what is refused on its way costs its sender what came, and nothing is read of
+        a key whose bytes of the day are used up.
+        """
+        read = partial(self._read, largest=min(largest, self._largest))
+        return read if ledger is None else partial(_metered, read, ledger)
 
     def released(self, app: ASGIApp) -> ASGIApp:
         """The application, whose requests let go of their bodies once they are answered."""
@@ -74,7 +79,8 @@ class Bodies:
             # uvicorn has no deadline of its own: a slow sender would hold a connection for ever.
             async with asyncio.timeout(self._seconds):
                 async for chunk in request.stream():
-                    if len(body) + len(chunk) > largest:
+                    request.scope[_CAME] = came = len(body) + len(chunk)
+                    if came > largest:
                         raise too_large
                     self._hold(request, len(chunk))
                     body += chunk
@@ -103,6 +109,20 @@ class Bodies:
         self._held[tenant] += change
         if not self._held[tenant]:
             del self._held[tenant]
+
+
+async def _metered(read: Body, ledger: Ledger, request: Request) -> bytes:
+    # Where a path names a line, it was found by now.
+    key, line = request.state.key, request.path_params.get("name", EVERY)
+    request.scope[UNREAD] = True
+    ledger.check(key, line, 0, rows=0)
+    try:
+        return await read(request)
+    except ProtocolError as error:
+        came = request.scope.get(_CAME, 0)
+        if came and error.status != 429:
+            ledger.add(key, line, Counts(bytes_in=came))
+        raise
 
 
 def _unpack(body: bytes, encoding: str, largest: int) -> bytes:

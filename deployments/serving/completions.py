@@ -24,12 +24,13 @@ from starlette.routing import Route
 from deployments.serving.access import allow
 from deployments.serving.capture import Capture
 from deployments.serving.events import event
-from deployments.serving.folder import LINE, NUMBER, matches
+from deployments.serving.folder import LINE, NUMBER, matches, version_folder
 from deployments.serving.http import (
     INLINE_BYTES,
     Body,
     as_json,
     deadline,
+    hurried,
     media_type,
     request_id,
 )
@@ -86,15 +87,17 @@ class Completions:
         start = time.perf_counter()
         if media_type(request) != JSON:
             raise ProtocolError(415, f"the content type must be {JSON}", "media_type")
+        until = deadline(request, self._inference.seconds)
         body = await self._body(request)
         read = partial(parse, body)
-        until = deadline(request, self._inference.seconds)
         small = len(body) <= INLINE_BYTES
-        asked = read() if small else await in_thread(read, until, self._one)
-        line, number = _named(asked.model)
-        allow(request, "predict", line)
-        request.path_params.update(name=line, version=number)
-        served = await self._traffic.choose(request)
+        key, named = request.state.key, hurried(request)
+        with self._inference.unnamed(key, len(body), hurried=named):
+            asked = read() if small else await in_thread(read, until, self._one)
+            line, number = _named(asked.model)
+            allow(request, "predict", line)
+            request.path_params.update(name=line, version=number)
+            served = await self._traffic.choose(request)
         request.state.headers = served.headers
         call = asking(request, served, self._inference.seconds)._replace(size=len(body))
         seed = secrets.randbits(48) if asked.seed is None else asked.seed % 2**63
@@ -149,7 +152,7 @@ class Completions:
         return as_json(found, headers=served.headers)
 
     async def _described(self, model: str, line: str, number: str, digest: str) -> dict[str, Any]:
-        path = self._repository.root / line / number / PROVENANCE_FILE
+        path = version_folder(self._repository.root, line, number) / PROVENANCE_FILE
         return {
             "id": model,
             "object": "model",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 from numpy.typing import NDArray
 
+from deployments.serving.defaults import DECODE_BYTES, DECODE_SECONDS, DECODERS
 from deployments.serving.elements import pack
 from deployments.serving.protocol import ProtocolError, parse
 
@@ -33,11 +34,11 @@ _HEAD = 4
 class Limits(NamedTuple):
     """What one request may cost a decoder."""
 
-    decoders: int = 2
+    decoders: int = DECODERS
     """Processes of one worker that decode at once."""
-    memory: int = 1_000_000_000
+    memory: int = DECODE_BYTES
     """Bytes of address space beyond what a decoder has when it begins."""
-    seconds: int = 5
+    seconds: int = DECODE_SECONDS
     """CPU seconds; by the clock it is the request's deadline."""
     nice: int = 0
     """How much lower than the server's its priority is, up to 19."""

@@ -50,7 +50,7 @@ class Decoders:
         self._context.set_forkserver_preload(["deployments.serving.decoder", *known])
         self._idle: list[_Decoder] = []
         self._busy: set[_Decoder] = set()
-        self._turns: Turns[_Asked] = Turns("to be decoded")
+        self._turns: Turns[_Payload] = Turns("to be decoded")
         self._running = 0  # threads that take turns
         self._pace = 0.0  # seconds one read takes, of late
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class Decoders:
         now = time.monotonic()
         until = now + seconds
         work = partial(self._read, served, payload, head, until, understand)
-        asked = _Asked(who, len(payload), until, Future(), work)
+        asked = _Payload(who, len(payload), until, Future(), work)
         with self._lock:
             refused = self._turns.put(asked, now, self._pace / self._limits.decoders)
         for one, error in refused:
@@ -102,7 +102,7 @@ class Decoders:
         self._start()
         return asked.answer
 
-    def _drop(self, asked: "weakref.ref[_Asked]", _: Future[Any]) -> None:
+    def _drop(self, asked: "weakref.ref[_Payload]", _: Future[Any]) -> None:
         with self._lock:
             one = asked()
             if one is not None:
@@ -198,7 +198,7 @@ class Decoders:
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class _Asked(Turn):
+class _Payload(Turn):
     """Bytes that wait to be read."""
 
     answer: Future[Any]

@@ -63,7 +63,7 @@ class Connected(Protocol):
     def give_up(self, cycle: "RequestResponseCycle") -> None: ...
 
 
-class Asked(NamedTuple):
+class Taken(NamedTuple):
     """A request that can be answered here."""
 
     connection: "Connected"
@@ -96,7 +96,7 @@ class Direct:
         self._repository, self._access, self._traffic = repository, access, traffic
         self._inference, self._capture = inference, capture
         self._most = min(max_body, INLINE_BYTES)
-        self._asked: list[Asked] = []
+        self._asked: list[Taken] = []
         self._waiting: set[asyncio.Task[None]] = set()
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._head = b""
@@ -127,14 +127,14 @@ class Direct:
         if request.seconds is not None:
             return False
         tensors = request.tensors
-        rows = max(map(len, tensors.values()))
+        rows = request.rows
         at_once = quick(served, rows)
         if not at_once and key.limits.any:  # which may refuse it once it is charged
             return False
         named = identity(_text(fields.get(b"x-request-id")), request.id)
         store = NO_STORE not in fields.get(b"cache-control", b"").lower()
         size = len(body)
-        one = Asked(
+        one = Taken(
             connection, cycle, key, served, request, tensors, rows, size, named, store, start
         )  # fmt: skip
         loop = asyncio.get_running_loop()
@@ -148,20 +148,20 @@ class Direct:
             task.add_done_callback(self._waiting.discard)
         return True
 
-    async def _answer_later(self, one: Asked, due: float) -> None:
+    async def _answer_later(self, one: Taken, due: float) -> None:
         served, call = one.served, Call(one.key, one.served, one.size, due, one.store)
-        back = Counts(bytes_in=-one.size)
         try:
-            found = await self._inference.run(call, one.tensors)
-            back = Counts(requests=-1, rows=-one.rows, bytes_in=-one.size)
-            content, json_length = render(one.request, served.line, served.number, found.outputs)
+            with self._inference.charged(call, one.rows, again=True):
+                found = await self._inference.compute(call, one.tensors)
+                content, json_length = render(
+                    one.request, served.line, served.number, found.outputs
+                )
+                self._inference.answered(call, "infer", one.start, one.rows, len(content))
         except Exception:  # the application meets and charges it again, in the time that is left
-            self._access.ledger.add(one.key, served.line, back)
             one.cycle.scope[DUE] = due  # type: ignore[literal-required]
             one.connection.give_up(one.cycle)
             return
         cache = "" if found.hit is None else f"{CACHE}: {'hit' if found.hit else 'miss'}\r\n"
-        self._inference.answered(call, "infer", one.start, one.rows, len(content))
         self._write(one, content, json_length, cache)
         self._note(one, time.perf_counter() - one.start)
 
@@ -177,7 +177,7 @@ class Direct:
     def _answer_some(self) -> None:
         """Answer for as long as a network may hold the event loop, which writes only after that."""
         asked, count, seconds = self._asked, 0, 0.0
-        answered: list[tuple[Asked, float]] = []
+        answered: list[tuple[Taken, float]] = []
         try:
             for batch in _batches(asked):
                 count += len(batch)
@@ -196,10 +196,10 @@ class Direct:
             if answered:
                 loop.call_soon(self._note_all, answered)  # once the answers are on their way
 
-    def _answer(self, batch: list[Asked]) -> Iterator[tuple[Asked, float]]:
+    def _answer(self, batch: list[Taken]) -> Iterator[tuple[Taken, float]]:
         """Compute, charge and write what can be; what was answered, and after how many seconds."""
         served = batch[0].served
-        ready: list[tuple[Asked, bytes, int | None]] = []
+        ready: list[tuple[Taken, bytes, int | None]] = []
         for one, found in zip(batch, compute(served, batch), strict=True):
             if not isinstance(found, Exception) and one.connection.ready(one.cycle):
                 try:
@@ -216,18 +216,18 @@ class Direct:
                 self._write(one, content, json_length)
                 yield one, time.perf_counter() - one.start
 
-    def _note_all(self, answered: list[tuple[Asked, float]]) -> None:
+    def _note_all(self, answered: list[tuple[Taken, float]]) -> None:
         for one, spent in answered:
             metrics.answers(one.served.line, one.served.number, "infer").add(spent, one.rows)
             self._note(one, spent)
 
-    def _note(self, one: Asked, spent: float) -> None:
+    def _note(self, one: Taken, spent: float) -> None:
         state = {"headers": one.served.headers, "request_id": one.identity, "key": one.key}
         self._traffic.note(state, 200, int(spent * 1e9))
         if self._capture is not None and one.store:
             self._capture.take(one.served, one.tensors)
 
-    def _write(self, one: Asked, content: bytes, json_length: int | None, more: str = "") -> None:
+    def _write(self, one: Taken, content: bytes, json_length: int | None, more: str = "") -> None:
         form = (
             f"content-length: {len(content)}\r\ncontent-type: {JSON}\r\n"
             if json_length is None
@@ -246,9 +246,9 @@ class Direct:
         return self._head
 
 
-def _batches(asked: list[Asked]) -> Iterator[list[Asked]]:
+def _batches(asked: list[Taken]) -> Iterator[list[Taken]]:
     """Requests that are computed together, in the order they came."""
-    batch: list[Asked] = []
+    batch: list[Taken] = []
     rows = 0
     for one in asked:
         if batch and not (

@@ -10,8 +10,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,10 +21,22 @@ from models.files import sync_folder
 from models.version import Reader
 
 LINE, NUMBER, DIGEST = r"^[a-z][a-z0-9-]{1,40}$", r"^[1-9][0-9]{0,8}$", r"^[0-9a-f]{64}$"
-MODELS = "models"
+_MODELS = "models"
 """The folder of a server's repository that holds lines, and nothing else: as Triton wants it."""
+TRITON_FILE = "config.pbtxt"
+"""Beside the versions of a line: how Triton serves the one in production."""
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _log = logging.getLogger("modelmint.serving")
+
+
+def line_folder(root: Path, line: str) -> Path:
+    """Where a repository holds the versions of a line, and what Triton reads of it."""
+    return root / _MODELS / line
+
+
+def version_folder(root: Path, line: str, number: str) -> Path:
+    """Where it holds one of them."""
+    return line_folder(root, line) / number
 
 
 def matches(pattern: str, text: object) -> bool:
@@ -114,7 +126,7 @@ def _within(name: str, content: bytes, limit: int) -> bytes:
 
 def hold(root: Path) -> IO[str]:
     """Take the folder for one server until the file is closed; raises OSError when it is taken."""
-    (root / MODELS).mkdir(parents=True, exist_ok=True)
+    (root / _MODELS).mkdir(parents=True, exist_ok=True)
     # Two servers would overwrite each other's state; the lock goes with the process.
     lock = (root / ".lock").open("w")
     try:
@@ -122,9 +134,29 @@ def hold(root: Path) -> IO[str]:
     except OSError:
         lock.close()
         raise
-    for leftover in [*root.glob(f"{MODELS}/*/.incoming-*"), *root.glob(f"{MODELS}/*/.damaged-*")]:
+    for leftover in [*root.glob(f"{_MODELS}/*/.incoming-*"), *root.glob(f"{_MODELS}/*/.damaged-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
     return lock
+
+
+def adopt(root: Path, lines: Iterable[str]) -> None:
+    """Put the versions of those lines where they are read now.
+
+    Earlier servers kept the folder of a line in `root` itself. What is in the new place already is
+    not replaced. For who holds the folder, before anything is opened; raises OSError.
+    """
+    for line in lines:
+        before, now = root / line, line_folder(root, line)
+        if before.is_symlink() or not before.is_dir():
+            continue
+        for path in list(before.iterdir()):
+            ours = matches(NUMBER, path.name) or path.name == TRITON_FILE
+            if ours and not (now / path.name).exists():
+                now.mkdir(parents=True, exist_ok=True)
+                path.rename(now / path.name)
+                sync_folder(now)
+        with suppress(OSError):  # something else is in it
+            before.rmdir()
 
 
 @contextmanager

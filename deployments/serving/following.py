@@ -17,7 +17,7 @@ import orjson
 
 from deployments.serving import metrics
 from deployments.serving.disk import Damaged, written
-from deployments.serving.folder import MODELS, exclusive, stamp
+from deployments.serving.folder import TRITON_FILE, exclusive, line_folder, stamp
 from deployments.serving.line import Failed, Line
 from deployments.serving.memory import Memory, in_order
 from deployments.serving.opening import open_proven
@@ -28,7 +28,6 @@ from deployments.serving.workers import Workers
 from models.files import write
 from models.trust import Trust
 
-TRITON_FILE = "config.pbtxt"
 FOLLOW_SECONDS = 0.05
 """How often a worker looks whether another one changed the state."""
 EVERYWHERE_SECONDS = 20.0
@@ -237,9 +236,9 @@ class Follower:
         if line.ready:
             text = triton_config(line.versions[str(line.default)])
             if text is None:
-                (self.root / MODELS / name / TRITON_FILE).unlink(missing_ok=True)
+                (line_folder(self.root, name) / TRITON_FILE).unlink(missing_ok=True)
             else:
-                write(self.root / MODELS / name / TRITON_FILE, text.encode(), 0o644)
+                write(line_folder(self.root, name) / TRITON_FILE, text.encode(), 0o644)
         self._write(lines, self._state.unrecorded if unrecorded is None else unrecorded)
 
     def _write(self, lines: Mapping[str, Line], unrecorded: tuple[Unrecorded, ...]) -> None:

@@ -1,6 +1,7 @@
 """A call of gRPC, as the request it would be over HTTP."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -45,6 +46,8 @@ class Asked:
 
     def __init__(self, message: Any, context: Any, of_stream: bool = False) -> None:
         self.message, self._context, self._of_stream = message, context, of_stream
+        self.start = time.perf_counter()
+        """When the call came, or this message of a stream."""
         metadata: Sequence[tuple[str, Any]] = context.invocation_metadata() or ()
         fields = [
             (name.encode(), value.encode("latin-1"))

@@ -1,5 +1,6 @@
 """The methods of the protocol over gRPC, but for those of the repository extension."""
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from deployments.serving.grpc_asked import Asked
 from deployments.serving.grpc_messages import inputs, outputs, timeout
 from deployments.serving.http import may_store, release
 from deployments.serving.inference import Call, Inference
-from deployments.serving.protocol import ProtocolError
+from deployments.serving.protocol import ProtocolError, count
 from deployments.serving.repository import Repository
 from deployments.serving.traffic import Traffic
 
@@ -83,21 +84,24 @@ class GrpcMethods:
         )  # fmt: skip
 
     async def infer(self, asked: Asked) -> Any:
-        start, message, request = time.perf_counter(), asked.message, asked.request
+        message, request = asked.message, asked.request
         allow(request, "predict", message.model_name)
         request.path_params["name"] = message.model_name
         request.path_params["version"] = message.model_version or None
         served = await self._traffic.choose(request)
         request.state.headers = served.headers
         due = asked.deadline(self._inference.seconds)
-        call = Call(request.state.key, served, asked.size, due, may_store(request))
+        hurried = asked.deadline(math.inf) < math.inf
+        call = Call(request.state.key, served, asked.size, due, may_store(request), hurried)
         with self._inference.metered(call):
             try:
                 tensors = await asked.beside(partial(inputs, message, served.inputs), due)
                 wanted = outputs(message, served.outputs)
-                call = call.within(timeout(message))
+                seconds = timeout(message)
             except ValueError as error:
                 raise ProtocolError(400, str(error)) from None
+        if seconds is not None:
+            call = call.within(seconds - (time.perf_counter() - asked.start))
         found = await self._inference.run(call, tensors)
         asked.hit = found.hit
         answer = pb.ModelInferResponse(
@@ -107,8 +111,7 @@ class GrpcMethods:
             array = found.outputs[spec.name]
             answer.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
             answer.raw_output_contents.append(pack(array))
-        rows = len(next(iter(tensors.values())))
-        self._inference.answered(call, "infer", start, rows, answer.ByteSize())
+        self._inference.answered(call, "infer", asked.start, count(tensors), answer.ByteSize())
         if self._capture is not None and call.store:
             self._capture.take(served, tensors)
         if mirrored := self._traffic.mirror(served, tensors):

@@ -67,6 +67,7 @@ class GrpcServer:
         control: Control,
         tracing: "Tracing | None" = None,
     ) -> None:
+        self._inference = inference
         self._access, self._traffic, self._tracing = access, traffic, tracing
         self._seconds = inference.seconds
         methods = GrpcMethods(repository, inference, traffic, capture)
@@ -174,8 +175,7 @@ class GrpcServer:
         except ProtocolError as error:
             told = Told(None, error)
         except DecodeError:
-            kind = asked.message.DESCRIPTOR.name
-            told = Told(None, ProtocolError(400, f"the request is no {kind}"))
+            told = Told(None, self._undecodable(asked))
         except Exception as error:  # whatever it is, nothing of our inside is told
             _log.exception("request %s failed: %s", request_id(request), type(error).__name__)
             told = Told(
@@ -188,6 +188,13 @@ class GrpcServer:
         if refusal is not None:
             metrics.refused(refusal.status, refusal.code)
         return told
+
+    def _undecodable(self, asked: Asked) -> ProtocolError:
+        try:
+            with self._inference.unnamed(asked.request.state.key, asked.size):
+                raise ProtocolError(400, f"the request is no {asked.message.DESCRIPTOR.name}")
+        except ProtocolError as error:
+            return error
 
     def _known(self, shown: str | None) -> bool:
         try:

@@ -123,6 +123,11 @@ def deadline(request: Request, seconds: float) -> float:
     return due if due is not None else asyncio.get_running_loop().time() + seconds
 
 
+def hurried(request: Request) -> bool:
+    """Whether the caller named the deadline."""
+    return header(request, TIMEOUT.encode()) is not None
+
+
 def as_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a body, empty for an empty one; raises ProtocolError 400."""
     try:

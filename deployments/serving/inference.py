@@ -21,9 +21,10 @@ from deployments.serving.batching import Batching
 from deployments.serving.cache import Cache
 from deployments.serving.decoder import Limits
 from deployments.serving.decoding import Decoders
+from deployments.serving.defaults import ANSWER_SECONDS, CACHE_BYTES
 from deployments.serving.keys import ApiKey
-from deployments.serving.ledger import Counts, Ledger
-from deployments.serving.protocol import InferRequest, ProtocolError, Tensors
+from deployments.serving.ledger import EVERY, Counts, Ledger
+from deployments.serving.protocol import InferRequest, ProtocolError, Tensors, count
 from deployments.serving.session import Served, stacked
 from deployments.serving.turns import Who, overdue
 
@@ -47,16 +48,16 @@ class Call(NamedTuple):
     """When the answer is due, in the event loop's time."""
     store: bool = True
     """Whether anything of it may be kept; if not, its answer is not from the response cache."""
+    hurried: bool = False
+    """Whether its caller named the deadline."""
 
     @property
     def who(self) -> Who:
         """Whose turn it takes."""
         return self.key.tenant, self.key.id
 
-    def within(self, seconds: float | None) -> "Call":
+    def within(self, seconds: float) -> "Call":
         """The call, its answer due in so many seconds from now if that is sooner."""
-        if seconds is None:
-            return self
         due = asyncio.get_running_loop().time() + seconds
         return self._replace(deadline=min(self.deadline, due))
 
@@ -73,9 +74,9 @@ class Settings(NamedTuple):
 
     slots: int = len(os.sched_getaffinity(0))
     """Threads that compute; a share of the cores when there are several workers."""
-    seconds: float = 30.0
+    seconds: float = ANSWER_SECONDS
     """Until the answer to a request that names no deadline."""
-    cache_bytes: int = 64_000_000
+    cache_bytes: int = CACHE_BYTES
     """Size of the response cache; 0 is none."""
     uncached: frozenset[str] = frozenset()
     """Lines whose answers are never kept."""
@@ -102,15 +103,24 @@ class Inference:
     def metered(self, call: Call) -> Iterator[None]:
         """Where a request is read that may turn out to be none, which costs its sender its bytes.
 
-        Raises ProtocolError 429 for a day that is used up, before anything is read.
+        Not where this server fails, or is late by its own deadline. Raises ProtocolError 429 for a
+        day that is used up, before anything is read.
         """
-        key, line = call.key, call.served.line
-        self._ledger.check(key, line, call.size)
+        with self.unnamed(call.key, call.size, call.served.line, hurried=call.hurried):
+            yield
+
+    @contextmanager
+    def unnamed(
+        self, key: ApiKey, size: int, line: str = EVERY, *, hurried: bool = False
+    ) -> Iterator[None]:
+        """The same where no line is known yet."""
+        self._ledger.check(key, line, size)
         try:
             yield
         except ProtocolError as error:
-            if error.status != 429:
-                self._ledger.add(key, line, Counts(bytes_in=call.size))
+            ours = error.status >= 500 and not (error.status == 504 and hurried)
+            if error.status != 429 and not ours:
+                self._ledger.add(key, line, Counts(bytes_in=size))
             raise
 
     async def read(self, call: Call, payload: bytes, media_type: str) -> tuple[Tensors, int]:
@@ -123,52 +133,62 @@ class Inference:
         parsed = self.decoders.parse(call.served, body, header_length, _left(call), call.who)
         return await _decoded(call, parsed)
 
+    @contextmanager
+    def charged(self, call: Call, rows: int, *, again: bool = False) -> Iterator[None]:
+        """Where rows that are charged first are computed; what fails is given back, on its day.
+
+        But for the request's bytes, unless it will be asked `again`. Raises ProtocolError 429 for
+        a quota, 503 when nothing can be counted: then there is nothing to give back.
+        """
+        key, line = call.key, call.served.line
+        day = self._ledger.charge(key, line, rows, call.size)
+        try:
+            yield
+        except BaseException:
+            size = call.size if again else 0
+            self._ledger.add(key, line, Counts(requests=-1, rows=-rows, bytes_in=-size), day)
+            raise
+
     async def run(self, call: Call, tensors: Tensors) -> Found:
         """Charge for the rows and compute them.
 
         Raises ProtocolError: 429 for a quota or a full queue, 504 past the deadline, 400 for values
         the network refuses. What was not computed is not charged, but for its bytes.
         """
-        key, served = call.key, call.served
-        rows = max(len(tensor) for tensor in tensors.values())
-        day = self._ledger.charge(key, served.line, rows, call.size)
-        try:
-            store = call.store and not quick(served, rows)
-            name = self._cache.key(served, key.tenant, tensors) if store else None
-            kept = None if name is None else self._cache.get(name)
-            if kept is not None:
-                metrics.lookups(served.line, "hit").inc()
-                return Found(kept, True)
-            if rows <= served.inline_rows:
-                outputs = served.run(tensors)
-            else:
-                outputs = await self._batching.run(served, tensors, rows, call.who, call.deadline)
-            if name is None:
-                return Found(outputs, None)
-            metrics.lookups(served.line, "miss").inc()
-            self._cache.put(name, outputs)
-            return Found(outputs, False)
-        except BaseException:
-            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows), day)
-            raise
+        with self.charged(call, count(tensors)):
+            return await self.compute(call, tensors)
+
+    async def compute(self, call: Call, tensors: Tensors) -> Found:
+        """Compute rows that are charged for, or look them up; raises as `run` does."""
+        served, rows = call.served, count(tensors)
+        store = call.store and not quick(served, rows)
+        name = self._cache.key(served, call.key.tenant, tensors) if store else None
+        kept = None if name is None else self._cache.get(name)
+        if kept is not None:
+            metrics.lookups(served.line, "hit").inc()
+            return Found(kept, True)
+        if rows <= served.inline_rows:
+            outputs = served.run(tensors)
+        else:
+            outputs = await self._batching.run(served, tensors, rows, call.who, call.deadline)
+        if name is None:
+            return Found(outputs, None)
+        metrics.lookups(served.line, "miss").inc()
+        self._cache.put(name, outputs)
+        return Found(outputs, False)
 
     async def run_chunks(self, call: Call, chunks: Iterator[Tensors], rows: int) -> Tensors:
         """Charge for so many rows and compute them chunk by chunk, others in between.
 
         Raises as `run` does.
         """
-        key, served = call.key, call.served
-        day = self._ledger.charge(key, served.line, rows, call.size)
         found: list[Tensors] = []
-        try:
+        with self.charged(call, rows):
             while chunk := await in_thread(partial(next, chunks, None), call.deadline):
-                count = len(next(iter(chunk.values())))
+                size = count(chunk)
                 found.append(
-                    await self._batching.run(served, chunk, count, call.who, call.deadline)
+                    await self._batching.run(call.served, chunk, size, call.who, call.deadline)
                 )
-        except BaseException:
-            self._ledger.add(key, served.line, Counts(requests=-1, rows=-rows), day)
-            raise
         return stacked(found)
 
     async def turn(self, call: Call, work: Callable[[], T]) -> T:

@@ -134,13 +134,13 @@ class Ledger:
             raise _exceeded(key, over, now)
         return day
 
-    def check(self, key: ApiKey, line: str, size: int) -> None:
-        """Refuse, as `charge` does, a request of so many bytes and any rows at all."""
+    def check(self, key: ApiKey, line: str, size: int, rows: int = 1) -> None:
+        """Refuse, as `charge` does, a request of so many bytes and at least so many rows."""
         if not key.limits.any:
             return
         with self._open() as now:
             pair = self._pair(key.id, line)
-            over = _over(key.limits, self._counts(pair[0]), 1, size)
+            over = _over(key.limits, self._counts(pair[0]), rows, size)
             if over:
                 self._add(pair, Counts(refused=1))
         if over:
@@ -151,7 +151,8 @@ class Ledger:
 
         What is given back belongs to that day: another one would begin with more than its quota.
         """
-        with self._open():
+        # That day's counters are there: without room for today's they can still be changed.
+        with self._open(turn=day is None):
             if day is None or day == self._day:
                 self._add(self._pair(key.id, line), change)
             elif self._path(day).exists():
@@ -232,13 +233,16 @@ class Ledger:
         return Counts(*COUNTERS.unpack_from(self._today.map, place + NAME_BYTES))
 
     @contextmanager
-    def _open(self) -> Iterator[float]:
-        """Today's counters, to this process and thread alone; yields the time in seconds."""
+    def _open(self, *, turn: bool = True) -> Iterator[float]:
+        """Today's counters, to this process and thread alone; yields the time in seconds.
+
+        Or, unless they are to `turn`, those of the day that was open last.
+        """
         with self._threads:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             try:
                 now = self._now()
-                if now // DAY != self._day:
+                if turn and now // DAY != self._day:
                     self._turn(int(now // DAY))
                 yield now
             finally:

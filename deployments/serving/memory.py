@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 from deployments.serving.line import Line
 from deployments.serving.state import State
 from models.signature import network_file
@@ -35,7 +35,7 @@ class Memory:
     def cost(self, name: str, number: str) -> int:
         """Bytes that a version is counted with."""
         try:
-            folder = self._root / MODELS / name / number
+            folder = version_folder(self._root, name, number)
             there = network_file({file.name for file in folder.iterdir()})
             return EACH + COPIES * (folder / there).stat().st_size
         except OSError:  # it cannot be opened either

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from deployments.serving.disk import written
-from deployments.serving.folder import MODELS, local, write_folder
+from deployments.serving.folder import local, version_folder, write_folder
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
 from models.digests import IntegrityError
@@ -22,7 +22,7 @@ def open_proven(
     Raises ProtocolError: 404 when it is in neither, 422 when it does not verify or fit, 502 when
     the store does not answer, 503 when a trusted key cannot be read or the folder not written.
     """
-    folder = root / MODELS / name / number
+    folder = version_folder(root, name, number)
     try:
         try:
             files = read_verified(local(folder), trust, name, digest).files

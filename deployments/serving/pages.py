@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.serving.access import allow
 from deployments.serving.explain import explainable
+from deployments.serving.folder import version_folder
 from deployments.serving.http import as_json, header, release
 from deployments.serving.openapi import document
 from deployments.serving.protocol import JSON, ProtocolError
@@ -61,9 +62,9 @@ class Pages:
     async def provenance(self, request: Request) -> Response:
         """The version's signed in-toto statement, as it was verified."""
         served = await self._served(request)
-        path = self._repository.root / served.line / served.number / PROVENANCE_FILE
+        folder = version_folder(self._repository.root, served.line, served.number)
         try:
-            content = await anyio.to_thread.run_sync(path.read_bytes)
+            content = await anyio.to_thread.run_sync((folder / PROVENANCE_FILE).read_bytes)
         except OSError:
             raise ProtocolError(404, "its provenance is not here any more", "no_folder") from None
         return Response(content, headers=served.headers, media_type=JSON)

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from deployments.serving.folder import LINE, MODELS, NUMBER, local, matches
+from deployments.serving.folder import LINE, NUMBER, line_folder, local, matches, version_folder
 from deployments.serving.line import Line
 from deployments.serving.opening import untrusting
 from deployments.serving.protocol import ProtocolError
@@ -25,7 +25,9 @@ def meant(root: Path, trust: Trust, name: str, line: Line) -> tuple[str, str]:
         raise ProtocolError(400, f"name must have the form {LINE}", "bad_name")
     if line.default is not None and line.default not in line.versions:
         return line.default, line.digests[line.default]
-    numbers = [path.name for path in (root / MODELS / name).glob("*") if matches(NUMBER, path.name)]
+    numbers = [
+        path.name for path in line_folder(root, name).glob("*") if matches(NUMBER, path.name)
+    ]
     if not numbers:
         raise ProtocolError(
             404, f"no version of {name} is here: give version, digest and source", "no_folder"
@@ -36,7 +38,7 @@ def meant(root: Path, trust: Trust, name: str, line: Line) -> tuple[str, str]:
             return number, line.versions[number].digest
         try:
             known = line.digests.get(number)
-            found = read_verified(local(root / MODELS / name / number), trust, name, known)
+            found = read_verified(local(version_folder(root, name, number)), trust, name, known)
         except IntegrityError as error:
             _log.warning("%s version %s is passed over: %s", name, number, error)
             reasons.append(f"version {number}: {error}")

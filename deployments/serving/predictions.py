@@ -24,6 +24,7 @@ from deployments.serving.http import (
     as_json,
     deadline,
     header,
+    hurried,
     may_store,
     media_type,
     request_id,
@@ -89,8 +90,7 @@ class Predictions:
         served = call.served
         found = await self._inference.run(call, asked.tensors)
         content, json_length = render(asked, served.line, served.number, found.outputs)
-        rows = len(next(iter(asked.tensors.values())))
-        self._inference.answered(call, "infer", start, rows, len(content))
+        self._inference.answered(call, "infer", start, asked.rows, len(content))
         if self._capture is not None and call.store:
             self._capture.take(served, asked.tensors)
         headers = _headers(served, found)
@@ -203,7 +203,8 @@ def asking(request: Request, served: Served, seconds: float) -> Call:
 
     Raises ProtocolError 400 for a wrong deadline.
     """
-    return Call(request.state.key, served, 0, deadline(request, seconds), may_store(request))
+    due = deadline(request, seconds)
+    return Call(request.state.key, served, 0, due, may_store(request), hurried(request))
 
 
 def _headers(served: Served, found: Found) -> dict[str, str]:

@@ -65,6 +65,11 @@ class InferRequest(NamedTuple):
     seconds: float | None = None
     """How long the caller waits for the answer."""
 
+    @property
+    def rows(self) -> int:
+        """Its rows, as `count` has them."""
+        return count(self.tensors)
+
 
 class Opened(NamedTuple):
     """A request whose tensors are not checked yet."""
@@ -74,6 +79,11 @@ class Opened(NamedTuple):
     """Where raw tensors begin."""
     content: dict[str, Any]
     id: str | None
+
+
+def count(tensors: Tensors) -> int:
+    """Rows of tensors: each has all of them, but for one whose first dimension is fixed."""
+    return max(map(len, tensors.values()))
 
 
 def parse(

@@ -1,13 +1,11 @@
 """A version that can answer: its session, proven to fit the signature and the sample."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,6 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 from safetensors import SafetensorError
 
+from deployments.serving.paces import BATCHED_ROWS, paces_of
 from deployments.serving.protocol import ProtocolError, Tensors
 from models import catalog, samples
 from models.program import Program, ProgramError
@@ -33,8 +32,6 @@ from models.tensors import TensorSpec
 
 INLINE_SECONDS = 0.002
 """Longest that a session may hold the event loop; a thread costs about 0.1 ms more."""
-BATCHED_ROWS = 32
-"""Rows that are computed together when a version is loaded, to see whether that pays and agrees."""
 MOST_ROWS, MOST_SECONDS = 64, 0.1
 """Bounds of a batch: what comes next waits for it."""
 MOST_PAUSE = 0.01
@@ -46,9 +43,6 @@ GAIN_SECONDS = 0.0001
 GATHERED = 1.1
 """Of the time alone: what a row may take among others for them to be worth joining. More than 1: a
 network drives the server's own code out of the caches, and then does it once for all of them."""
-QUICK_SECONDS = 0.002
-SAME = 1e-4
-"""Largest `Signature.closeness` of rows computed together to the same rows computed alone."""
 FARTHEST = 0.25
 """Largest `Signature.closeness` to the recorded output: a compressed version differs a little."""
 ONNX_TYPES = {
@@ -171,7 +165,7 @@ def open_version(line: str, number: str, digest: str, files: Mapping[str, bytes]
     seconds = _compare(session, feeds, outputs[0].name, sample[outputs[0].name], signature)
     seconds /= len(sample[outputs[0].name])
     inline_rows, batch_rows, pause, gathered_rows = int(INLINE_SECONDS / seconds), 1, 0.0, 1
-    paces = _together(session, feeds, [spec.name for spec in outputs], signature)
+    paces = paces_of(session, feeds, [spec.name for spec in outputs], signature)
     if paces and paces.alone - paces.together > GAIN_SECONDS:
         # To wait longer than a row saves can only lose (ski rental, Karlin et al. 1988).
         pause = min(MOST_PAUSE, paces.alone - paces.together)
@@ -265,66 +259,6 @@ def _compare(
 def finite(output: NDArray[Any]) -> bool:
     """Whether every element is a number; texts and whole numbers are what they are."""
     return output.dtype.kind != "f" or bool(np.isfinite(output).all())
-
-
-class _Paces(NamedTuple):
-    """CPU seconds of a row computed alone, and of a row among `BATCHED_ROWS`."""
-
-    alone: float
-    together: float
-
-
-def _together(
-    session: Any, feeds: Tensors, names: list[str], signature: Signature
-) -> _Paces | None:
-    """What batching gains; None where a row's answer is not its own business.
-
-    A fixed first dimension cannot grow. A network that looks at the whole batch, as one does whose
-    activations are quantized by their range, would let one caller's rows change another's answer.
-    """
-    values = [*session.get_inputs(), *session.get_outputs()]
-    rows = len(next(iter(feeds.values())))
-    if rows < 2 or any(not v.shape or isinstance(v.shape[0], int) for v in values):
-        return None
-    order = np.arange(BATCHED_ROWS) % rows
-    many = {key: tensor[order] for key, tensor in feeds.items()}
-
-    def timed(given: Tensors) -> tuple[list[NDArray[Any]], float]:
-        start = time.thread_time()
-        found = session.run(names, given)
-        return found, time.thread_time() - start
-
-    try:
-        alone = [timed({k: t[i : i + 1] for k, t in feeds.items()}) for i in range(rows)]
-        # Again where it costs nothing: cold caches would make batching look as if it paid.
-        quick = alone[0][1] < QUICK_SECONDS
-        first = {key: tensor[:1] for key, tensor in feeds.items()}
-        again = [timed(first)[1] for _ in range(10 * quick)]
-        found, together = min((timed(many) for _ in range(4)), key=itemgetter(1))
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        _log.info("rows of other requests cannot be added: %s", error)
-        return None
-    for at, one in enumerate(found):
-        each = [answer[at] for answer, _ in alone]
-        if any(len(answer) != 1 or answer.shape[1:] != one.shape[1:] for answer in each):
-            return None
-        expected = np.concatenate(each)[order]
-        if one.shape != expected.shape:
-            return None
-        if not (_near if at else signature.closeness)(one, expected) <= SAME:
-            return None
-    seconds = [*again, *(seconds for _, seconds in alone)]
-    return _Paces(min(seconds), together / BATCHED_ROWS)
-
-
-def _near(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """How far outputs are apart that no objective measures, as it does by default."""
-    if found.dtype.kind != "f":
-        return 0.0 if np.array_equal(found, expected) else math.inf
-    if not found.size:
-        return 0.0
-    spread = float(np.max(np.abs(expected))) or 1.0
-    return float(np.max(np.abs(found - expected))) / spread
 
 
 def _unfit(message: str) -> ProtocolError:

@@ -29,7 +29,7 @@ from deployments.serving.batching import Batching, Waiting
 from deployments.serving.http import release, request_id
 from deployments.serving.inference import Call, Found, Inference, Settings
 from deployments.serving.ledger import Ledger
-from deployments.serving.protocol import InferRequest, Tensors
+from deployments.serving.protocol import InferRequest, Tensors, count
 from deployments.serving.session import Served
 
 TOLD = ("modelmint-model", "modelmint-version", "modelmint-digest", "x-request-id")
@@ -131,12 +131,11 @@ class _Traced(Inference):
     async def parse(self, call: Call, body: bytes, header_length: str | None) -> InferRequest:
         with self._span("decode") as span:
             asked = await super().parse(call, body, header_length)
-            rows = len(next(iter(asked.tensors.values())))
-            span.set_attributes({"modelmint.rows": rows, "modelmint.bytes": len(body)})
+            span.set_attributes({"modelmint.rows": asked.rows, "modelmint.bytes": len(body)})
         return asked
 
     async def run(self, call: Call, tensors: Tensors) -> Found:
-        rows = max(len(tensor) for tensor in tensors.values())
+        rows = count(tensors)
         if rows > call.served.inline_rows:
             found = await super().run(call, tensors)  # what batches tells more
         else:

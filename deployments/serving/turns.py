@@ -14,9 +14,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 from deployments.serving.protocol import ProtocolError
 
-MOST_WAITING = 1024
+MOST_QUEUED = 1024
 """Requests that may wait in one place."""
-MOST_BYTES = 128_000_000
+QUEUED_BYTES = 128_000_000
 """Bytes of requests that may wait in one place; a single request may be larger."""
 Who = tuple[str, str]
 """A tenant, and the id of one of its keys."""
@@ -146,12 +146,12 @@ class Turns(Generic[T]):
 
     def _room(self, one: T, held: int) -> bool:
         held += self._bytes
-        light = not held or not one.size or held + one.size <= MOST_BYTES
-        return light and self.length < MOST_WAITING
+        light = not held or not one.size or held + one.size <= QUEUED_BYTES
+        return light and self.length < MOST_QUEUED
 
     def _giving_way(self, one: T) -> T | None:
         """Whose turn is given up: who gives it has more even then than this one would have."""
-        places = self.length >= MOST_WAITING
+        places = self.length >= MOST_QUEUED
         more = 1 if places else one.size
 
         def weight(whose: "_Tenant[T] | Collection[T]") -> int:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from deployments.command import serving
 from deployments.local import stack
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 from models.signature import VERSION_FILE
 from models.trust import TRUSTED
 from tasks import production, promotion
@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     key = json.loads((GOLDEN / "key.json").read_text())
     (folder / "keys" / TRUSTED).mkdir(parents=True)
     shutil.copy(GOLDEN / "key.json", folder / "keys" / TRUSTED / f"{key['keyid']}.json")
-    shutil.copytree(GOLDEN, folder / "serving" / MODELS / "diabetes" / "1")
+    shutil.copytree(GOLDEN, version_folder(folder / "serving", "diabetes", "1"))
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "MODELMINT_"))}
     # The store is elsewhere, and down: what is served needs none.
     environment = kept | {

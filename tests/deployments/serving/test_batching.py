@@ -138,7 +138,7 @@ def test_many_rows_are_computed_in_turns_with_others_between_them(
 def test_a_request_in_turns_counts_with_all_its_bytes_until_its_end(
     play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "MOST_BYTES", 100)
+    monkeypatch.setattr(turns, "QUEUED_BYTES", 100)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         served = replace(served, turn_rows=4)
@@ -217,7 +217,7 @@ def test_versions_take_turns(table: Any) -> None:
 
 
 def test_a_full_queue_refuses_whoever_asks_most(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "MOST_WAITING", 4)
+    monkeypatch.setattr(turns, "MOST_QUEUED", 4)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         greedy = [ask(line, served, value, "greedy") for value in range(6)]
@@ -244,7 +244,7 @@ def test_a_full_queue_refuses_whoever_asks_most(play: Any, monkeypatch: pytest.M
 def test_waiting_tensors_are_bounded_by_their_bytes(
     play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "MOST_BYTES", 100)
+    monkeypatch.setattr(turns, "QUEUED_BYTES", 100)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         asked = [ask(line, served, 1), ask(line, served, 2, rows=10)]
@@ -274,7 +274,7 @@ def test_what_expires_is_answered_then_and_never_computed(play: Any) -> None:
 
 
 def test_expired_requests_make_room(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "MOST_WAITING", 2)
+    monkeypatch.setattr(turns, "MOST_QUEUED", 2)
 
     async def story(line: Batching, served: Served, held: Held) -> None:
         first = ask(line, served, 1)

@@ -20,7 +20,7 @@ from deployments.serving.keys import EVERYTHING
 from deployments.serving.ledger import Ledger
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import open_version
-from deployments.serving.turns import MOST_BYTES, MOST_WAITING
+from deployments.serving.turns import MOST_QUEUED, QUEUED_BYTES
 from models.signature import SIGNATURE_FILE
 from tests.deployments.serving.test_control import eventually
 
@@ -234,23 +234,23 @@ def test_what_waits_is_bounded_and_a_modest_key_is_served(stuck: Any) -> None:
     served: Any = None
     asked = [decoders.read(served, b"x", "", 30, ("greedy", "")) for _ in range(5000)]
     waiting = [one for one in asked if not one.done()]
-    assert len(waiting) == MOST_WAITING
+    assert len(waiting) == MOST_QUEUED
     refusal = asked[-1].exception(0)
     assert isinstance(refusal, ProtocolError)
     assert (refusal.status, refusal.code) == (429, "overloaded")
     assert refusal.retry_after is not None
     modest = decoders.read(served, b"four", "", 30, ("modest", ""))
-    assert sum(not one.done() for one in asked) == MOST_WAITING - 1
+    assert sum(not one.done() for one in asked) == MOST_QUEUED - 1
     go.set()
     assert modest.result(30) == ({}, 4)
     answered = [one.result(30) for one in waiting[:-1]]
-    assert answered == [({}, 1)] * (MOST_WAITING - 1)
+    assert answered == [({}, 1)] * (MOST_QUEUED - 1)
 
 
 def test_bytes_that_wait_are_bounded_and_given_back_when_nobody_waits_for_them(stuck: Any) -> None:
     decoders, _ = stuck
     served: Any = None
-    payloads: Any = [Payload(MOST_BYTES // 8) for _ in range(8)]
+    payloads: Any = [Payload(QUEUED_BYTES // 8) for _ in range(8)]
     held = [weakref.ref(one) for one in payloads]
     asked = [decoders.read(served, one, "", 30, ("large", "")) for one in payloads]
     assert not any(one.done() for one in asked)

@@ -4,14 +4,17 @@ import contextlib
 import http.client
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
 from deployments.serving.inference import Settings
+from deployments.serving.ledger import DAY
 from deployments.serving.protocol import ProtocolError, Tensors
 from deployments.serving.session import Served
 from tests.deployments.serving.small import GOOD, INFER, Here, answers, request, serving
@@ -171,6 +174,54 @@ def test_one_who_left_disturbs_nobody(server: Here, held: Held) -> None:
     with contextlib.closing(server.talk()) as talk:
         assert ask(talk, body(6), key)[0] == 200
     assert server.used(key)["rows"] == 2
+
+
+@pytest.fixture
+def midnight(server: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Lets a day begin whose counters cannot be written; what is in their place."""
+    ledger, now = server.access.ledger, [time.time()]
+    monkeypatch.setattr(ledger, "_now", lambda: now[0])
+
+    def comes() -> Path:
+        now[0] += 2 * DAY
+        path = ledger._path(int(now[0] // DAY))
+        path.mkdir()
+        return path
+
+    return comes
+
+
+def test_one_who_cannot_be_charged_is_told(
+    server: Here, held: Held, midnight: Callable[[], Path]
+) -> None:
+    held.go.set()
+    key = server.key()
+    path = midnight()
+    with contextlib.closing(server.talk()) as talk:
+        status, _, told = ask(talk, body(8), key)
+    path.rmdir()
+    assert (status, orjson.loads(told)["code"]) == (503, "disk")
+    assert server.taken == [True]
+    assert held.rows == []
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["computed", "refused"])
+def test_what_midnight_leaves_unanswered_is_given_back_to_its_day(
+    server: Here, held: Held, midnight: Callable[[], Path], refuses: bool
+) -> None:
+    held.refuses = refuses
+    key = server.key() | {"cache-control": "no-store"}
+    with contextlib.closing(server.talk()) as talk:
+        talk.request("POST", INFER, body(9), key)
+        assert held.begun.wait(30)
+        path = midnight()
+        held.go.set()
+        response = talk.getresponse()
+        assert (response.status, orjson.loads(response.read())["code"]) == (503, "disk")
+    path.rmdir()
+    assert held.rows == [1]
+    identity = key["authorization"].split("_")[1]
+    assert [one for one in server.access.ledger.usage(3) if one["key"] == identity] == []
 
 
 @pytest.mark.parametrize("server", [0.2], indirect=True, ids=["hasty"])

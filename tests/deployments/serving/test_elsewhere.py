@@ -15,8 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import triton_to_np_dtype
 
-from deployments.serving.folder import MODELS, hold
-from deployments.serving.following import TRITON_FILE
+from deployments.serving.folder import TRITON_FILE, hold, line_folder, version_folder
 from deployments.serving.repository import Repository
 from deployments.serving.session import Served
 from models import samples
@@ -41,7 +40,7 @@ class Folder:
             content = (GOLDEN / line / "key.json").read_bytes()
             keyid = PublicKey.model_validate_json(content).keyid
             (keys / TRUSTED / f"{keyid}.json").write_bytes(content)
-            shutil.copytree(GOLDEN / line, root / MODELS / line / NUMBER)
+            shutil.copytree(GOLDEN / line, version_folder(root, line, NUMBER))
         hold(root).close()
         with closing(Repository(root, Trust(keys))) as repository:
             for line in LINES:
@@ -53,12 +52,12 @@ class Folder:
         """The network that a program finds by the layout alone."""
         config = self.config(line)
         (number,) = config.version_policy.specific.versions
-        return openvino.Core().read_model(self.root / MODELS / line / str(number) / MODEL_FILE)
+        return openvino.Core().read_model(version_folder(self.root, line, str(number)) / MODEL_FILE)
 
     def config(self, line: str) -> ModelConfig:
         """Triton's configuration, by Triton's own definition; unknown fields are refused."""
         return text_format.Parse(
-            (self.root / MODELS / line / TRITON_FILE).read_text(), ModelConfig()
+            (line_folder(self.root, line) / TRITON_FILE).read_text(), ModelConfig()
         )
 
 
@@ -95,7 +94,7 @@ def lengths(shape: openvino.PartialShape) -> list[int]:
 @pytest.mark.parametrize("line", LINES)
 def test_openvino_gives_the_recorded_answers(left: Folder, line: str) -> None:
     served = left.served[line]
-    content = (left.root / MODELS / line / NUMBER / SAMPLE_FILE).read_bytes()
+    content = (version_folder(left.root, line, NUMBER) / SAMPLE_FILE).read_bytes()
     sample = samples.load(content, (*served.inputs, *served.outputs))
     # By itself it computes in bfloat16 where the processor can.
     whole = {"INFERENCE_PRECISION_HINT": "f32"}

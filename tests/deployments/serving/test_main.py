@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 
 BODY = orjson.dumps(
     {"inputs": [{"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
@@ -102,7 +102,7 @@ def test_a_restart_restores_what_was_served_without_the_store(
     assert answer.headers["modelmint-digest"] == versions[1][0].digest
     assert server.stop() == 0
 
-    model = root / MODELS / "air-time" / "2" / "model.onnx"
+    model = version_folder(root, "air-time", "2") / "model.onnx"
     model.write_bytes(model.read_bytes() + b"\0")
     server = start(root, environment=NO_STORE)
     assert "air-time version 2 is not served" in server.log

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 from deployments.serving.memory import COPIES, EACH, Memory
 from tests.conftest import ROOT
 from tests.deployments.serving.test_control import BODY, INFER, NO_STORE, placed, serving
@@ -24,7 +24,7 @@ def test_the_least_recently_used_rests_and_answers_when_asked(
 ) -> None:
     root = tmp_path / "repository"
     versions = placed(root, table, *NUMBERS)
-    size = (root / MODELS / "air-time" / "1" / "model.onnx").stat().st_size
+    size = (version_folder(root, "air-time", "1") / "model.onnx").stat().st_size
     budget = ("--memory-mb", str(3.5 * (EACH + COPIES * size) / 1e6))  # three versions
     server = start(root, *budget, environment=NO_STORE)
 
@@ -58,7 +58,7 @@ def test_the_least_recently_used_rests_and_answers_when_asked(
     server = start(root, *budget, environment=NO_STORE)
     assert serving(server) == {"1"}
     assert idle() == {"2"}  # the default first, then the newest
-    model = root / MODELS / "air-time" / "2" / "model.onnx"
+    model = version_folder(root, "air-time", "2") / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1])
     assert infer(server, "2") == 503
     failed = server.ask("GET", "/").json["lines"]["air-time"]["failed"]
@@ -86,7 +86,7 @@ def test_what_must_answer_stays_though_it_is_too_much(
 
 def test_a_version_costs_what_was_measured_of_a_small_one(tmp_path: Path) -> None:
     figures = orjson.loads((ROOT / "benchmarks/results/swaps.json").read_bytes())["figures"]
-    network = tmp_path / MODELS / "air-time" / "1" / "model.onnx"
+    network = version_folder(tmp_path, "air-time", "1") / "model.onnx"
     network.parent.mkdir(parents=True)
     memory = Memory(tmp_path, 25_000_000)
     network.write_bytes(bytes(11_000))

@@ -1,9 +1,12 @@
 """What a parameter asks for is done, or refused by name; over HTTP and gRPC alike."""
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import grpc
+import jsonschema
 import numpy as np
 import orjson
 import pytest
@@ -12,7 +15,9 @@ import tritonclient.http as asked
 from tritonclient.utils import InferenceServerException
 
 from deployments.serving.http import INLINE_BYTES
-from deployments.serving.parameters import check, patience
+from deployments.serving.openapi_schemas import SCHEMAS
+from deployments.serving.parameters import FINAL, check, patience
+from tests.deployments.serving.spoken import message
 
 INFER = "/v2/models/{}/infer"
 ROW = {"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [3, 4]}
@@ -24,6 +29,8 @@ class Both(NamedTuple):
 
     server: Any
     clients: dict[str, tuple[Any, Any]]
+    port: int
+    """Of gRPC."""
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +47,9 @@ def both(
             assert server.promote(version.line, "1").status == 200
         with (
             asked.InferenceServerClient(f"127.0.0.1:{server.port}") as http,
-            spoken.InferenceServerClient(f"127.0.0.1:{port}") as grpc,
+            spoken.InferenceServerClient(f"127.0.0.1:{port}") as client,
         ):
-            yield Both(server, {"http": (asked, http), "grpc": (spoken, grpc)})
+            yield Both(server, {"http": (asked, http), "grpc": (spoken, client)}, port)
         assert "Traceback" not in server.log
 
 
@@ -104,11 +111,39 @@ def test_a_timeout_counts_in_much_json_too(both: Both) -> None:
     assert (answer.status, answer.json["code"]) == (504, "deadline")
 
 
-def test_what_changes_nothing_is_taken(both: Both) -> None:
-    neutral = {"sequence_id": 0, "sequence_start": False, "sequence_end": False, "priority": 0}
-    body = {"inputs": [ROW], "parameters": neutral}
+@pytest.mark.parametrize("sequence", [0, ""])
+def test_what_changes_nothing_is_taken(both: Both, sequence: int | str) -> None:
+    neutral = {"sequence_id": sequence, "sequence_start": False, "sequence_end": False}
+    body = {"inputs": [ROW], "parameters": neutral | {"priority": 0, FINAL: True, "timeout": 0}}
     answer = both.server.ask("POST", INFER.format("air-time"), body)
     assert answer.json["outputs"][0]["data"] == [11.0]
+    jsonschema.validate(body, SCHEMAS["InferRequest"])
+
+
+@pytest.mark.parametrize(
+    "given", [{"sequence_id": 7}, {"sequence_start": True}, {"priority": 1}, {FINAL: 1}, {"k": 1}]
+)
+def test_the_document_forbids_what_is_refused(both: Both, given: dict[str, Any]) -> None:
+    body = {"inputs": [ROW], "parameters": given}
+    assert both.server.ask("POST", INFER.format("air-time"), body).status == 400
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(body, SCHEMAS["InferRequest"])
+
+
+def test_over_grpc_a_timeout_counts_from_when_the_call_came(both: Both) -> None:
+    asked = message(model_name="slow")
+    asked.parameters["timeout"].int64_param = 300_000
+
+    def late() -> Iterator[bytes]:
+        time.sleep(1)
+        yield asked.SerializeToString()
+
+    metadata = tuple(both.server.bearer.items())
+    with grpc.insecure_channel(f"127.0.0.1:{both.port}") as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(late(), metadata=metadata)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 @pytest.mark.parametrize("owner", ["input", "output"])

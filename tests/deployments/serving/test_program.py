@@ -13,8 +13,7 @@ import torch
 import tritonclient.grpc as triton
 from torch import Tensor, nn
 
-from deployments.serving.folder import MODELS, hold
-from deployments.serving.following import TRITON_FILE
+from deployments.serving.folder import TRITON_FILE, hold, line_folder
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.session import open_version
@@ -52,7 +51,7 @@ def test_it_is_served_like_any_other(version: Version, tmp_path: Path, here: Any
     found = served.run({"numbers": np.array([[100, 12], [7, 0.5]], np.float32)})
     np.testing.assert_allclose(found["prediction"], [124, 8], rtol=1e-5)
     # Triton would read a configuration that names a network which is not there.
-    assert not (tmp_path / MODELS / "air-time" / TRITON_FILE).exists()
+    assert not (line_folder(tmp_path, "air-time") / TRITON_FILE).exists()
 
 
 def test_its_platform_is_told(version: Version, tmp_path: Path, begun: Any) -> None:

@@ -115,6 +115,14 @@ def test_infinity_is_refused_in_json_alone(datatype: Any, value: float) -> None:
     assert body[length:] == found["x"].tobytes()
 
 
+def test_a_tensor_of_fixed_length_says_nothing_of_the_rows() -> None:
+    fixed = TensorSpec(name="fixed", datatype="FP32", shape=(1,))
+    given = {"name": "fixed", "datatype": "FP32", "shape": [1], "data": [1]}
+    request = read({"inputs": [given, one()]}, fixed, NUMBERS)
+    assert list(request.tensors) == ["fixed", "numbers"]
+    assert request.rows == 2
+
+
 def test_outputs_are_chosen_one_by_one() -> None:
     def binary(**request: Any) -> bool:
         return read({"inputs": [one()], **request}).outputs[0].binary

@@ -12,8 +12,7 @@ import safetensors.numpy
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from deployments.serving.folder import MODELS, hold
-from deployments.serving.following import TRITON_FILE
+from deployments.serving.folder import TRITON_FILE, hold, line_folder, version_folder
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.repository import Repository
 from deployments.serving.state import STATE_FILE
@@ -70,7 +69,7 @@ def test_load_promote_unload_and_restore(opened: Any, table: Any, root: Path) ->
     again.unload("air-time", "1")
     refused(404, "version_not_loaded", again.get, "air-time", "1")
     refused(404, "version_not_loaded", again.unload, "air-time", "1")
-    assert (root / MODELS / "air-time" / "1").exists()
+    assert version_folder(root, "air-time", "1").exists()
 
     state = orjson.loads((root / STATE_FILE).read_bytes())
     line = state["lines"]["air-time"]
@@ -293,7 +292,7 @@ def test_what_fails_at_start_is_named_and_stops_nothing_else(
     repository.load("air-time", "1", one.digest)
     repository.load("air-time", "2", two.digest)
     repository.set_default("air-time", "2")
-    leftover = root / MODELS / "air-time" / ".incoming-3"
+    leftover = line_folder(root, "air-time") / ".incoming-3"
     leftover.mkdir()
     model = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(model[:-1])
@@ -338,7 +337,7 @@ def test_triton_reads_the_folder(opened: Any, table: Any, image: Any, root: Path
             version.place(root, number)
             repository.load(version.line, number, version.digest)
         repository.set_default(version.line, "1")
-    text = (root / MODELS / "clothes" / TRITON_FILE).read_text()
+    text = (line_folder(root, "clothes") / TRITON_FILE).read_text()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
     assert (config.name, config.platform) == ("clothes", "onnxruntime_onnx")
     assert list(config.version_policy.specific.versions) == [1]
@@ -349,8 +348,8 @@ def test_triton_reads_the_folder(opened: Any, table: Any, image: Any, root: Path
         ("probabilities", model_config_pb2.TYPE_FP32, [-1, 3])
     ]
     repository.set_default("clothes", "3")
-    assert "versions: [ 3 ]" in (root / MODELS / "clothes" / TRITON_FILE).read_text()
-    assert (root / MODELS / "clothes" / "3" / "model.onnx").exists()
+    assert "versions: [ 3 ]" in (line_folder(root, "clothes") / TRITON_FILE).read_text()
+    assert (version_folder(root, "clothes", "3") / "model.onnx").exists()
 
 
 def test_a_served_version_never_changes(opened: Any, table: Any, root: Path) -> None:

@@ -12,7 +12,7 @@ import tritonclient.http
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 from tests.deployments.serving.test_control import NO_STORE, placed, serving
 
 ASKED = 12
@@ -85,7 +85,7 @@ def test_a_load_without_a_version_takes_the_newest_that_verifies_in_all_workers(
 ) -> None:
     root = tmp_path / "repository"
     versions = placed(root, table, "1", "2", "10")
-    damage(root / MODELS / "air-time" / "10")
+    damage(version_folder(root, "air-time", "10"))
     found = spoken("--workers", "2")
     found.load()
     assert found.index() == {"air-time/2": "READY"}
@@ -135,12 +135,12 @@ def test_the_version_in_production_is_loaded_before_a_newer_one(
     assert found.server.load(versions["1"], "1").status == 200
     assert found.server.promote("air-time", "1").status == 200
     assert found.server.stop() == 0
-    whole = damage(root / MODELS / "air-time" / "1")
+    whole = damage(version_folder(root, "air-time", "1"))
     found = spoken()
     assert found.index() == {"air-time/1": "UNAVAILABLE"}
     with pytest.raises(InferenceServerException, match="air-time version 1: "):
         found.load()
-    (root / MODELS / "air-time" / "1" / "model.onnx").write_bytes(whole)
+    (version_folder(root, "air-time", "1") / "model.onnx").write_bytes(whole)
     found.load()
     assert found.index() == {"air-time/1": "READY"}
     assert serving(found.server) == {"1"}
@@ -160,7 +160,7 @@ def test_what_is_being_tried_stays(spoken: Any, table: Any, tmp_path: Path) -> N
 def test_what_cannot_be_loaded_is_refused(spoken: Any, table: Any, tmp_path: Path) -> None:
     root = tmp_path / "repository"
     placed(root, table, "1")
-    damage(root / MODELS / "air-time" / "1")
+    damage(version_folder(root, "air-time", "1"))
     found = spoken()
     for line, words in (
         ("air-time", "no version of air-time here verifies; the newest, version 1: "),

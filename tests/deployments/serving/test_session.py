@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from deployments.serving import session
+from deployments.serving.paces import Paces
 from deployments.serving.protocol import ProtocolError
 from deployments.serving.session import Served, open_version
 from models import samples
@@ -38,7 +39,7 @@ def test_a_network_that_gains_is_batched(table: Any, monkeypatch: pytest.MonkeyP
 def test_rows_are_joined_unless_they_take_clearly_longer(
     table: Any, monkeypatch: pytest.MonkeyPatch, together: float, joined: int
 ) -> None:
-    monkeypatch.setattr(session, "_together", lambda *_: session._Paces(1e-4, together))
+    monkeypatch.setattr(session, "paces_of", lambda *_: Paces(1e-4, together))
     served = opened(table())
     assert (served.gathered_rows, served.batch_rows) == (joined, 1)
 

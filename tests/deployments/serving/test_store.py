@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import line_folder, version_folder
 
 
 def put(client: Any, version: Any) -> str:
@@ -24,7 +24,7 @@ def test_a_version_is_fetched_once_and_kept(
     server = start(root, environment=found)
     answer = server.load(version, "4", source)
     assert (answer.status, answer.json["digest"]) == (200, version.digest)
-    folder = root / MODELS / "air-time" / "4"
+    folder = version_folder(root, "air-time", "4")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == version.files
     assert server.promote("air-time", "4").status == 200
     assert server.stop() == 0
@@ -52,7 +52,10 @@ def test_an_altered_object_never_reaches_the_folder(
     server.promote("air-time", "1")
     answer = server.load(two, "2", source)
     assert (answer.status, answer.json["code"]) == (422, "integrity")
-    assert {path.name for path in (root / MODELS / "air-time").iterdir()} == {"1", "config.pbtxt"}
+    assert sorted(path.name for path in line_folder(root, "air-time").iterdir()) == [
+        "1",
+        "config.pbtxt",
+    ]
     assert server.ask("GET", "/v2/models/air-time/ready").status == 200
 
     client.put_object(Bucket="modelmint", Key=key, Body=two.files[name])
@@ -71,7 +74,7 @@ def test_a_damaged_folder_is_fetched_again(
     assert server.load(version, "1").status == 422
     assert server.load(version, "1", source).status == 200
     assert model.read_bytes() == version.files["model.onnx"]
-    assert [path.name for path in (root / MODELS / "air-time").iterdir()] == ["1"]
+    assert [path.name for path in line_folder(root, "air-time").iterdir()] == ["1"]
 
 
 def test_an_absent_version_and_an_absent_store_are_told_apart(

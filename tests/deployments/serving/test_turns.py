@@ -76,7 +76,7 @@ def test_it_is_asked_of_each_but_once_whether_it_fits() -> None:
 def test_where_too_many_wait_the_tenant_with_most_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "MOST_WAITING", 4)
+    monkeypatch.setattr(waiting, "MOST_QUEUED", 4)
     line = Line()
     assert line.put("a1.1", "a2.1", "a3.1", "a4.1") == {}
     assert line.put("a1.2") == {"a1.2": 429}
@@ -91,7 +91,7 @@ def test_where_too_many_wait_the_tenant_with_most_gives_way(
 def test_of_a_tenant_the_key_with_most_gives_way_to_another_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "MOST_WAITING", 4)
+    monkeypatch.setattr(waiting, "MOST_QUEUED", 4)
     line = Line()
     assert line.put("a1.1", "a1.2", "a1.3", "b1.1") == {}
     assert line.put("a2.1") == {"a1.3": 429}
@@ -102,7 +102,7 @@ def test_of_a_tenant_the_key_with_most_gives_way_to_another_of_it(
 def test_nobody_gives_way_for_one_that_does_not_fit_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "MOST_BYTES", 128)
+    monkeypatch.setattr(waiting, "QUEUED_BYTES", 128)
     line = Line()
     names = [f"{tenant}1.{number}" for number in range(6) for tenant in "ab"]
     assert line.put(*names, size=10) == {}
@@ -113,7 +113,7 @@ def test_nobody_gives_way_for_one_that_does_not_fit_all_the_same(
 def test_where_bytes_are_short_the_tenant_with_most_of_them_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "MOST_BYTES", 100)
+    monkeypatch.setattr(waiting, "QUEUED_BYTES", 100)
     line = Line()
     assert line.put("a1.1", "a1.2", "a1.3", size=30) == {}  # few, and large
     assert line.put("a1.4", size=0) == {}
@@ -129,7 +129,7 @@ def test_where_bytes_are_short_the_tenant_with_most_of_them_gives_way(
 
 
 def test_bytes_that_are_held_elsewhere_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST_BYTES", 100)
+    monkeypatch.setattr(waiting, "QUEUED_BYTES", 100)
     line = Line()
     assert line.put("a1.1", size=1000) == {}
     assert line.rest() == ["a1.1"]
@@ -141,7 +141,7 @@ def test_bytes_that_are_held_elsewhere_count(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_rest_of_what_was_let_in_is_let_in_and_never_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(waiting, "MOST_WAITING", 3)
+    monkeypatch.setattr(waiting, "MOST_QUEUED", 3)
     line = Line()
     assert line.put("a1.1", "a1.2", "a1.3") == {}
     for name in ("rest", "more"):
@@ -153,7 +153,7 @@ def test_the_rest_of_what_was_let_in_is_let_in_and_never_gives_way(
 
 
 def test_the_late_make_room_and_the_dropped_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST_WAITING", 2)
+    monkeypatch.setattr(waiting, "MOST_QUEUED", 2)
     line = Line()
     line.put("a1.late", until=0)
     line.put("a1.dropped")
@@ -175,7 +175,7 @@ def test_all_are_forgotten_at_once() -> None:
 
 
 def test_who_is_refused_hears_when_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MOST_WAITING", 3)
+    monkeypatch.setattr(waiting, "MOST_QUEUED", 3)
     line = Line()
     line.put("a1.1", "a1.2", "a1.3")
     one = Named(("a", "a1"), 1, 60, "a1.4")

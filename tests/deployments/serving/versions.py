@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from securesystemslib.signer import CryptoSigner
 
-from deployments.serving.folder import MODELS
+from deployments.serving.folder import version_folder
 from models import samples
 from models.attestation import PROVENANCE, Statement, described, signed
 from models.data import Features
@@ -60,7 +60,7 @@ class Version(NamedTuple):
 
     def place(self, root: Path, number: str) -> Path:
         """Write it where a server looks for it."""
-        folder = root / MODELS / self.line / number
+        folder = version_folder(root, self.line, number)
         folder.mkdir(parents=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
