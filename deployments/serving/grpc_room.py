@@ -1,4 +1,4 @@
-"""Room for messages while they come.
+"""Room for messages: for each while it comes, for a large one until it is answered.
 
 gRPC tells nothing of a message before all of it has come, so each that is waited for is counted
 with all it may have. Of one that nobody waits for, `grpc_listener.UNREAD_BYTES` come at most.
@@ -6,12 +6,20 @@ with all it may have. Of one that nobody waits for, `grpc_listener.UNREAD_BYTES`
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
+import grpc.aio
+
+from deployments.serving.http import INLINE_BYTES
+from deployments.serving.keys import ApiKey
 from deployments.serving.protocol import ProtocolError
 
 ROOM_BYTES = 512_000_000
-"""What messages that are coming may take in a worker process, and streams that wait for one."""
+"""What messages that come, and large ones until they are answered, may take in a worker process;
+streams that wait for one may take as much again."""
 LEAST, MOST = 16, 256
 """Bounds of the places that make; calls that wait for none must find some of `MOST_CALLS`."""
 WAIT_SECONDS = 5.0
@@ -143,3 +151,44 @@ class _Key:
         while self.waiting and self.waiting[0].done():
             self.waiting.popleft()
         return self.waiting[0] if self.waiting else None
+
+
+@asynccontextmanager
+async def received(context: Any, room: Room, seconds: float, key: ApiKey) -> AsyncIterator[bytes]:
+    """The message of a call, that must come within `seconds`; a large one has its place until the
+    end.
+
+    Raises ProtocolError: 400 where there is none, 408, 429 where there is no room, also later than
+    that, when others came who have less.
+    """
+    place = await room.enter(key.id, WAIT_SECONDS)
+    try:
+        async with _until_told(place, seconds):
+            body = await context.read()
+        if body is grpc.aio.EOF:
+            raise ProtocolError(400, "the call has no message")
+        if len(body) > INLINE_BYTES:
+            async with _until_told(place, None):
+                yield bytes(body)
+            return
+    finally:
+        room.leave(place)
+    yield bytes(body)
+
+
+@asynccontextmanager
+async def _until_told(place: Place, seconds: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds) as bound:
+            place.watch(partial(_hurry, bound))
+            yield
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        late = ProtocolError(408, "the message did not arrive in time", "timeout")
+        raise place.refusal or late from None
+
+
+def _hurry(bound: asyncio.Timeout) -> None:
+    if not bound.expired():
+        bound.reschedule(0)

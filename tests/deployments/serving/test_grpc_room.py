@@ -5,10 +5,21 @@ from collections.abc import Coroutine
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from deployments.serving.grpc_listener import UNREAD_BYTES
-from deployments.serving.grpc_room import LEAST, MOST, ROOM_BYTES, Place, Room, places
+from deployments.serving.grpc_room import (
+    LEAST,
+    MOST,
+    ROOM_BYTES,
+    Place,
+    Room,
+    places,
+    received,
+)
+from deployments.serving.http import INLINE_BYTES
+from deployments.serving.keys import ApiKey
 from deployments.serving.protocol import ProtocolError
 from tests.deployments.serving.spoken import (
     HEADERS,
@@ -18,6 +29,7 @@ from tests.deployments.serving.spoken import (
     Spoken,
     Talk,
     message,
+    numbers,
     prefixed,
     speaking,
 )
@@ -111,6 +123,49 @@ def test_a_place_that_comes_to_nobody_is_left_again() -> None:
     asyncio.run(story())
 
 
+A = ApiKey(id="a" * 12, tenant="a", scopes=("predict:*",), sha256="0" * 64, created=0)
+
+
+class Coming:
+    """A call whose message comes at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+def test_a_large_message_keeps_its_place_until_it_is_answered_or_gives_way() -> None:
+    async def story() -> None:
+        room = Room(2, "calls")
+        small, large = Coming(bytes(INLINE_BYTES)), Coming(bytes(INLINE_BYTES + 1))
+        async with received(small, room, 60, A), received(small, room, 60, A):
+            for _ in range(2):
+                room.leave(await room.enter(A.id, 0))
+        theirs = []
+
+        async def both() -> Place:
+            async with received(large, room, 60, A) as first, received(large, room, 0.001, A):
+                assert len(first) == INLINE_BYTES + 1
+                await refused(room.enter(A.id, 0))
+                theirs.append(await room.enter("b", 0))
+                return await asyncio.Future[Place]()
+
+        await refused(both())
+        for place in (await room.enter(A.id, 0), *theirs):
+            room.leave(place)
+
+        async def failing() -> None:
+            async with received(large, room, 60, A):
+                raise TimeoutError("not of the room")
+
+        with pytest.raises(TimeoutError, match="not of the room"):
+            await failing()
+
+    asyncio.run(story())
+
+
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root, versions = tmp_path_factory.mktemp("narrow") / "repository", [(table_version(), "1")]
@@ -154,6 +209,19 @@ def test_messages_that_are_coming_leave_room_for_other_keys(narrow: Spoken) -> N
     assert ask(mine).model_name == "air-time"
     for call in [*calls, newest, unread]:
         call.close()
+
+
+def test_a_large_message_has_raw_contents(narrow: Spoken) -> None:
+    rows = 500_000
+    values = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    found = narrow.infer("air-time", [numbers(values)]).as_numpy("prediction")
+    assert len(found) == rows
+    refusal = narrow.refusal(
+        message(tensor={"contents": {"int64_contents": [1] * 4_000_000}, "datatype": "INT64"})
+    )
+    assert refusal.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "raw_input_contents take more" in str(refusal.details())
+    assert ("modelmint-code", "too_large") in refusal.trailing_metadata()
 
 
 def test_many_small_messages_of_one_key_at_once_are_all_answered(narrow: Spoken) -> None:
