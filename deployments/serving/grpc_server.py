@@ -146,7 +146,7 @@ class GrpcServer:
             check = partial(self._key, opened)
             strict = header(opened.request, STRICT) == "true"
             try:
-                place = await streams.enter(check().id, 0)
+                place = await streams.enter(check().tenant, 0)
             except ProtocolError as error:
                 metrics.refused(error.status, error.code)
                 return await _abort(context, opened, error)

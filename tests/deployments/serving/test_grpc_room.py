@@ -1,4 +1,4 @@
-"""Room for what comes: keys share it, by themselves and in a real server."""
+"""Room for what comes: tenants share it, by themselves and in a real server."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -50,7 +50,7 @@ async def refused(entering: Coroutine[Any, Any, Place]) -> None:
     assert caught.value.retry_after
 
 
-def test_the_key_with_the_most_gives_way_until_others_have_as_many() -> None:
+def test_the_tenant_with_the_most_gives_way_until_others_have_as_many() -> None:
     async def story() -> None:
         room, told = Room(4, "calls"), []
         mine = [await room.enter("a", 0) for _ in range(4)]
@@ -66,7 +66,7 @@ def test_the_key_with_the_most_gives_way_until_others_have_as_many() -> None:
         assert told == [3, 2, 1]
         for place in (mine[0], *theirs):
             room.leave(place)
-        # Those that were told and have not left are still the key's own.
+        # Those that were told and have not left are still the tenant's own.
         await room.enter("a", 0)
         await refused(room.enter("a", 0))
         late: list[int] = []
@@ -142,18 +142,18 @@ def test_a_large_message_keeps_its_place_until_it_is_answered_or_gives_way() -> 
         small, large = Coming(bytes(INLINE_BYTES)), Coming(bytes(INLINE_BYTES + 1))
         async with received(small, room, 60, A), received(small, room, 60, A):
             for _ in range(2):
-                room.leave(await room.enter(A.id, 0))
+                room.leave(await room.enter(A.tenant, 0))
         theirs = []
 
         async def both() -> Place:
             async with received(large, room, 60, A) as first, received(large, room, 0.001, A):
                 assert len(first) == INLINE_BYTES + 1
-                await refused(room.enter(A.id, 0))
+                await refused(room.enter(A.tenant, 0))
                 theirs.append(await room.enter("b", 0))
                 return await asyncio.Future[Place]()
 
         await refused(both())
-        for place in (await room.enter(A.id, 0), *theirs):
+        for place in (await room.enter(A.tenant, 0), *theirs):
             room.leave(place)
 
         async def failing() -> None:
@@ -173,15 +173,16 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield found
 
 
-def test_messages_that_are_coming_leave_room_for_other_keys(narrow: Spoken) -> None:
-    mine, theirs = narrow.key("predict:*"), narrow.key("predict:*")
+def test_messages_that_are_coming_leave_room_for_other_tenants(narrow: Spoken) -> None:
+    keys = [narrow.key("predict:*") for _ in range(8)]
+    mine, theirs = keys[0], narrow.key("predict:*", tenant="b")
 
     def ask(key: dict[str, str]) -> Any:
         return narrow.stub.ModelInfer(message(), metadata=tuple(key.items()))
 
     calls = []
-    for _ in range(LEAST):
-        call = Raw(narrow.port, METHOD, mine)
+    for number in range(LEAST):
+        call = Raw(narrow.port, METHOD, keys[number % 8])
         call.send(prefixed(LARGEST, bytes(1000)))
         granted = 0
         for kind, stream, content in call.frames():
@@ -224,14 +225,15 @@ def test_a_large_message_has_raw_contents(narrow: Spoken) -> None:
     assert ("modelmint-code", "too_large") in refusal.trailing_metadata()
 
 
-def test_many_small_messages_of_one_key_at_once_are_all_answered(narrow: Spoken) -> None:
+def test_many_small_messages_of_one_tenant_at_once_are_all_answered(narrow: Spoken) -> None:
     metadata = tuple(narrow.server.bearer.items())
     asked = [narrow.stub.ModelInfer.future(message(), metadata=metadata) for _ in range(12 * LEAST)]
     assert {one.result().model_name for one in asked} == {"air-time"}
 
 
-def test_streams_leave_room_for_other_keys(narrow: Spoken) -> None:
-    mine, theirs = narrow.key("predict:*"), narrow.key("predict:*")
+def test_streams_leave_room_for_other_tenants(narrow: Spoken) -> None:
+    keys = [narrow.key("predict:*") for _ in range(8)]
+    mine, theirs = keys[0], narrow.key("predict:*", tenant="b")
 
     def talk(key: dict[str, str]) -> Talk:
         found = Talk(narrow, key)
@@ -239,7 +241,7 @@ def test_streams_leave_room_for_other_keys(narrow: Spoken) -> None:
         assert found.predicted() == [5]
         return found
 
-    talks = [talk(mine) for _ in range(LEAST)]
+    talks = [talk(keys[number % 8]) for number in range(LEAST)]
     more = narrow.stub.ModelStreamInfer(iter(()), metadata=tuple(mine.items()))
     assert more.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert more.details() == "too many streams are open: ask again later"
