@@ -151,6 +151,24 @@ def test_a_damaged_file_changes_nothing_and_is_told(
     assert "Traceback" not in server.log
 
 
+def test_nothing_is_done_that_a_damaged_audit_log_would_not_tell(
+    start: Any, tmp_path: Path
+) -> None:
+    server = start(tmp_path / "repository")
+    assert server.ask("POST", "/v1/keys", KEY).status == 200
+    path = tmp_path / "repository" / ".server" / "audit.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + b"\n")
+    for method, place, given in (("POST", "/v1/keys", KEY), ("GET", "/v1/audit", None)):
+        refused = server.ask(method, place, given)
+        assert (refused.status, refused.json["code"]) == (503, "damaged")
+        assert re.match(r"audit\.jsonl is damaged at .*entry.*: restore it", refused.json["error"])
+    path.write_bytes(whole)
+    assert server.ask("POST", "/v1/keys", KEY).status == 200
+    assert len(server.ask("GET", "/v1/audit").json["entries"]) == 2
+    assert "Traceback" not in server.log
+
+
 def answers(server: Any) -> bool:
     """Whether a request is answered, for which the keys are looked at; it always is."""
     assert server.ask("POST", INFER, BODY).status == 200
