@@ -1,5 +1,6 @@
 """Tables: CSV and Parquet objects whose columns become numbers and categories."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ Column = Literal["integer", "number", "text"]
 UNKNOWN, OTHER = 0, "other"
 MOST_COLUMNS = 10_000
 """Of a CSV that a person sends: a parser holds kilobytes for each."""
+_HEADER = re.compile(rb'(?:\xef\xbb\xbf)?+[\r\n]*+(?:[^"\n]++|"[^"]*+"?)*+')
+"""What Polars takes for it: breaks before it are skipped, and those in quotes do not end it."""
 
 
 class Number(Frozen):
@@ -126,7 +129,8 @@ class TableFeatures(Features):
         try:
             if media_type == "text/csv":
                 # Here too what a name in quotes holds; that is a bound, and no count.
-                if payload[: payload.find(b"\n")].count(b",") >= MOST_COLUMNS:
+                header = _HEADER.match(payload)
+                if payload.count(b",", 0, header and header.end()) >= MOST_COLUMNS:
                     raise RefusedRequest(f"the CSV has over {MOST_COLUMNS:,} columns")
                 rows = pl.read_csv(payload, schema_overrides=schema, null_values=NULLS)
                 missing = sorted(set(schema) - set(rows.columns))

@@ -99,12 +99,12 @@ class Accounts:
     async def requests(self, request: Request) -> Response:
         """What answered a request, or a completion; a key sees its own, one with `admin:*` all."""
         key: ApiKey = request.state.key
-        every = key.allows("admin", "*")
+        who, every = (key.tenant, key.id), key.allows("admin", "*")
         identity = request.path_params["id"]
-        found = await self._access.journal.look_up(identity, key.id, every)
+        found = await self._access.journal.look_up(identity, who, every)
         if not found and identity.startswith(COMPLETION):
             inner = identity.removeprefix(COMPLETION)
-            found = await self._access.journal.look_up(inner, key.id, every)
+            found = await self._access.journal.look_up(inner, who, every)
         return as_json({"requests": found})
 
     async def _changed(

@@ -17,7 +17,7 @@ from typing import IO, Any
 import orjson
 from pydantic import JsonValue
 
-from deployments.serving.disk import written
+from deployments.serving.disk import Damaged, written
 from models.digests import Digest, IntegrityError, json_digest
 from models.open import Frozen
 
@@ -62,8 +62,7 @@ class Audit:
     ) -> Entry:
         """Put an action on disk.
 
-        Raises ProtocolError 503 when that cannot be written, and IntegrityError when the end is
-        damaged.
+        Raises ProtocolError 503 when that cannot be written, Damaged when the end cannot be read.
         """
         with written(self._path), self._locked() as stream:
             last = _last(stream)
@@ -84,14 +83,20 @@ class Audit:
             return entry
 
     def read(self, after: int, count: int) -> list[dict[str, Any]]:
-        """Up to `count` entries behind the one with sequence `after`, as they were written."""
+        """Up to `count` entries behind the one with sequence `after`, as they were written.
+
+        Raises Damaged for one that cannot be read; whether they were altered is for `check`.
+        """
         found: list[dict[str, Any]] = []
         if not self._path.exists():
             return found
         with self._path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
                 if number > after and line.endswith(b"\n"):
-                    found.append(orjson.loads(line))
+                    try:
+                        found.append(orjson.loads(line))
+                    except orjson.JSONDecodeError:
+                        raise _damaged(f"entry {number}") from None
                     if len(found) == count:
                         break
         return found
@@ -146,4 +151,8 @@ def _last(stream: IO[bytes]) -> Entry | None:
     try:
         return Entry.model_validate_json(lines[-1])
     except ValueError:
-        raise IntegrityError(f"the last entry of {AUDIT_FILE} is damaged: restore it") from None
+        raise _damaged("its last entry") from None
+
+
+def _damaged(where: str) -> Damaged:
+    return Damaged(503, f"{AUDIT_FILE} is damaged at {where}: restore it", "damaged")

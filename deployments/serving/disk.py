@@ -15,6 +15,8 @@ from deployments.serving.protocol import ProtocolError
 ROOM = 1_000_000
 """Bytes that a worker may write until it has started."""
 M = TypeVar("M", bound=BaseModel)
+_unwritten: set[Path] = set()
+"""Files that could not be written the last time: callers may try while a disk is full."""
 _log = logging.getLogger("modelmint.serving")
 
 
@@ -57,10 +59,18 @@ def full(*folders: Path) -> list[Path]:
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Answers an OSError inside, such as of a full disk, with ProtocolError 503."""
+    """Answers an OSError inside, such as of a full disk, with ProtocolError 503.
+
+    It is logged once, until the file is written again.
+    """
     try:
         yield
     except OSError as error:
-        _log.error("%s cannot be written: %s", path, error)
+        if path not in _unwritten:
+            _unwritten.add(path)
+            _log.error("%s cannot be written: %s", path, error)
         message = f"the server cannot write {path.name}: {error.strerror}"
         raise ProtocolError(503, message, "disk") from None
+    if path in _unwritten:
+        _unwritten.discard(path)
+        _log.info("%s is written again", path)

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import anyio
 import grpc
 from starlette.requests import Request
 
+from deployments.serving.grpc_wire import check_size
 from deployments.serving.http import INLINE_BYTES, header, identity, request_id, take_id
 from deployments.serving.inference import in_thread
 from deployments.serving.protocol import ProtocolError
@@ -17,7 +18,7 @@ STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED, 409: grpc.StatusCode.FAILED_PRECONDITION,
-    422: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED, 422: grpc.StatusCode.FAILED_PRECONDITION,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED, 502: grpc.StatusCode.UNAVAILABLE,
     503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # fmt: skip
@@ -59,14 +60,27 @@ class Asked:
         self.size = 0
         """Bytes of the message."""
 
-    async def read(self, body: bytes, seconds: float) -> None:
-        """Let the message be what came; raises DecodeError."""
-        self.size = len(body)
-        await self.beside(partial(self.message.ParseFromString, body), self.deadline(seconds))
+    async def read(
+        self, body: bytes, seconds: float, one: anyio.CapacityLimiter | None = None
+    ) -> None:
+        """Let the message be what came, a large one when `one` has its turn.
 
-    async def beside(self, work: Callable[[], T], deadline: float) -> T:
+        Raises DecodeError, and ProtocolError: 413 for what would be too large in memory, 504 past
+        the deadline.
+        """
+        self.size = len(body)
+
+        def parse() -> None:
+            check_size(body)
+            self.message.ParseFromString(body)
+
+        await self.beside(parse, self.deadline(seconds), one)
+
+    async def beside(
+        self, work: Callable[[], T], deadline: float, limiter: anyio.CapacityLimiter | None = None
+    ) -> T:
         """Work on the message: of a large one beside the event loop, which goes on."""
-        return work() if self.size <= INLINE_BYTES else await in_thread(work, deadline)
+        return work() if self.size <= INLINE_BYTES else await in_thread(work, deadline, limiter)
 
     def name(self) -> None:
         """Let the message's id name the request where the metadata does not."""

@@ -9,15 +9,20 @@ messages of Triton's streaming and of its repository extension; the module besid
 with a protoc no newer than the oldest protobuf that is to run it.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -31,7 +36,7 @@ from deployments.serving.grpc_asked import Asked, Told
 from deployments.serving.grpc_listener import MOST_CALLS, credentials, options
 from deployments.serving.grpc_methods import GrpcMethods
 from deployments.serving.grpc_repository import GrpcRepository
-from deployments.serving.grpc_room import WAIT_SECONDS, Room, places
+from deployments.serving.grpc_room import Room, places, received
 from deployments.serving.grpc_stream import Reply, converse
 from deployments.serving.http import Address, header, request_id
 from deployments.serving.inference import Inference
@@ -49,7 +54,7 @@ STRICT = b"triton_grpc_error"
 """With `true`, Triton's clients ask that the first error ends a stream, by its status."""
 GRACE_SECONDS = 5.0
 OPEN = frozenset(("ServerLive", "ServerReady"))
-Receive = Callable[[ApiKey], Awaitable[bytes]]
+Receive = Callable[[ApiKey], AbstractAsyncContextManager[bytes]]
 Answer = Callable[[Asked, Receive | None], Awaitable[Told]]
 _log = logging.getLogger("modelmint.serving")
 
@@ -70,6 +75,7 @@ class GrpcServer:
         self._inference = inference
         self._access, self._traffic, self._tracing = access, traffic, tracing
         self._seconds = inference.seconds
+        self._one_large = anyio.CapacityLimiter(1)
         methods = GrpcMethods(repository, inference, traffic, capture)
         self._methods = {**methods.methods(), **GrpcRepository(repository, control).methods()}
 
@@ -126,7 +132,7 @@ class GrpcServer:
     def _single(self, kind: Any, answer: Answer, room: Room | None, seconds: float) -> Any:
         async def respond(_: Any, context: Any) -> Any:
             asked = Asked(kind(), context)
-            receive = partial(_received, context, room, seconds) if room is not None else None
+            receive = None if room is None else partial(received, context, room, seconds)
             told = await answer(asked, receive)
             if told.refusal is not None:
                 return await _abort(context, asked, told.refusal)
@@ -141,7 +147,7 @@ class GrpcServer:
             check = partial(self._key, opened)
             strict = header(opened.request, STRICT) == "true"
             try:
-                place = await streams.enter(check().id, 0)
+                place = await streams.enter(check().tenant, 0)
             except ProtocolError as error:
                 metrics.refused(error.status, error.code)
                 return await _abort(context, opened, error)
@@ -166,12 +172,14 @@ class GrpcServer:
         """
         start, request = time.perf_counter_ns(), asked.request
         try:
-            if receive is not None:
-                key = request.state.key = self._key(asked)
-                self._access.ledger.admit(key)
-                await asked.read(await receive(key), self._seconds)
-            asked.name()
-            told = Told(await method(asked))
+            async with AsyncExitStack() as held:
+                if receive is not None:
+                    key = request.state.key = self._key(asked)
+                    self._access.ledger.admit(key)
+                    body = await held.enter_async_context(receive(key))
+                    await asked.read(body, self._seconds, self._one_large)
+                asked.name()
+                told = Told(await method(asked))
         except ProtocolError as error:
             told = Told(None, error)
         except DecodeError:
@@ -207,12 +215,9 @@ class GrpcServer:
 async def _reply(answer: Answer, context: Any, strict: bool, body: bytes) -> Reply:
     """What a stream is told of one of its requests, in its parameters what trailers tell a call."""
 
-    async def received(_: ApiKey) -> bytes:
-        return body
-
     asked = Asked(pb.ModelInferRequest(), context, of_stream=True)
     message = asked.message
-    told = await answer(asked, received)
+    told = await answer(asked, lambda _: nullcontext(body))
     refusal = told.refusal
     if refusal is not None and (strict or refusal.status == 401):
         return Reply(b"", refusal)
@@ -236,24 +241,3 @@ async def _reply(answer: Answer, context: Any, strict: bool, body: bytes) -> Rep
 async def _abort(context: Any, asked: Asked, refusal: ProtocolError) -> Any:
     status = Told(None, refusal).status
     return await context.abort(status, refusal.message, asked.trailers(refusal))
-
-
-async def _received(context: Any, room: Room, seconds: float, key: ApiKey) -> bytes:
-    place = await room.enter(key.id, WAIT_SECONDS)
-    try:
-        async with asyncio.timeout(seconds) as bound:
-            place.watch(partial(_hurry, bound))
-            body = await context.read()
-    except TimeoutError:
-        late = ProtocolError(408, "the message did not arrive in time", "timeout")
-        raise place.refusal or late from None
-    finally:
-        room.leave(place)
-    if body is grpc.aio.EOF:
-        raise ProtocolError(400, "the call has no message")
-    return bytes(body)
-
-
-def _hurry(bound: asyncio.Timeout) -> None:
-    if not bound.expired():
-        bound.reschedule(0)

@@ -22,6 +22,7 @@ import orjson
 
 from deployments.serving import metrics
 from deployments.serving.protocol import ProtocolError
+from deployments.serving.turns import Who
 
 FLUSH_SECONDS = 0.25
 AGAIN_SECONDS = 5.0
@@ -92,22 +93,23 @@ class Journal:
         if lost > 0:
             metrics.not_journaled(lost)
 
-    async def look_up(self, request: str, key: str, every: bool) -> list[dict[str, Any]]:
-        """What `find` finds of the key with that id, or of every key, beside the event loop.
+    async def look_up(self, request: str, who: Who, every: bool) -> list[dict[str, Any]]:
+        """What `find` finds of the caller's key, or of every key, beside the event loop.
 
-        Few are looked up at once, for it reads much. Raises ProtocolError 429 for a key that has
+        Few are looked up at once, for it reads much. Raises ProtocolError 429 for a tenant that has
         `WAITING` lookups under way.
         """
-        if self._asked[key] >= WAITING:
+        tenant, key = who
+        if self._asked[tenant] >= WAITING:
             raise ProtocolError(
-                429, f"a key may have {WAITING} lookups under way", "overloaded", retry_after=1
+                429, f"a tenant may have {WAITING} lookups under way", "overloaded", retry_after=1
             )
-        self._asked[key] += 1
+        self._asked[tenant] += 1
         try:
             find = partial(self.find, request, None if every else key)
             return await anyio.to_thread.run_sync(find, limiter=self._lookups)
         finally:
-            self._asked[key] -= 1
+            self._asked[tenant] -= 1
             if not self._asked[key]:
                 del self._asked[key]
 

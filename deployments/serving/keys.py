@@ -102,6 +102,10 @@ class ApiKey(Frozen):
         """Whether its scopes cover the verb for the line; `*` asks for all lines."""
         return f"{verb}:*" in self.scopes or f"{verb}:{line}" in self.scopes
 
+    def counts(self, now: float) -> bool:
+        """Whether it lets its caller in, at a time in seconds since 1970 UTC."""
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
 
 class KeyFile(Frozen):
     """The content of `keys.json`."""
@@ -170,13 +174,13 @@ class Keys:
         if time.monotonic() - self._checked > REFRESH_SECONDS:
             self.refresh()
         key = self._shown.get(header or "") or self._found(header or "")
+        if key.counts(time.time()):
+            return key
         if key.revoked is not None:
             raise ProtocolError(401, f"key {key.id} was revoked", "revoked_key")
-        if key.expires is not None and time.time() >= key.expires:
-            raise ProtocolError(
-                401, f"key {key.id} has expired: have it rotated with a later end", "expired_key"
-            )
-        return key
+        raise ProtocolError(
+            401, f"key {key.id} has expired: have it rotated with a later end", "expired_key"
+        )
 
     def _found(self, header: str) -> ApiKey:
         shown = self._shown

@@ -19,7 +19,6 @@ _OPEN = "GET /v2/health/(live|ready)"
 _OWN = "GET (/|/v2|/v1/usage|/v1/models|/v1/requests/{id})|POST /v2/repository/index"
 """What every key may ask: it sees what is its own."""
 _COMPUTED = "POST .*/(infer|predict|explain|completions)"
-_SERVED = "GET /v2/models/.*|GET /v1/lines/{name}(/provenance)?|GET /v1/models/{model}"
 _CHANGED = "POST .*/(load|unload|promote|rollback|canary|shadow)"
 REFUSALS = {
     400: Refusal("It is wrong: `error` says what", f"{BODY}|GET /v1/(usage|audit)|POST .*/record"),
@@ -35,13 +34,15 @@ REFUSALS = {
     415: Refusal("Another content type or encoding is taken", BODY),
     422: Refusal(
         "No finite answer, or a version that is not as it was signed",
-        "POST .*/(predict|explain|completions|load)",
+        f"{_COMPUTED}|POST .*/load",
     ),
     429: Refusal("Over a rate, a quota or what may wait: see `retry-after`", f"(?!{_OPEN}).*"),
     502: Refusal("The store does not answer", "POST .*/load"),
     503: Refusal(
-        "A version, a decoder or a worker that is to serve it does not: try again",
-        f"{_COMPUTED}|{_SERVED}|{_CHANGED}|POST .*/(canary|shadow)/end",
+        "A version, a decoder or a worker that is to serve it does not, the disk is full, or a file"
+        " of the server is damaged: try again",
+        # Also what needs no version: whoever has a rate is counted, which takes room on the disk.
+        f"(?!{_OPEN}).*",
     ),
     504: Refusal("The deadline passed before the answer", _COMPUTED),
 }

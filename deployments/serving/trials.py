@@ -1,5 +1,6 @@
 """Routes of versions that are being tried: canary and shadow, their start, end and comparison."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -105,7 +106,8 @@ class Trials:
 
     def _check_tenant(self, tenant: str) -> None:
         """Raises ProtocolError 404 for a tenant that nobody can be: nobody would try anything."""
-        if not any(k.tenant == tenant and k.revoked is None for k in self._access.keys.all()):
+        now = time.time()
+        if not any(k.tenant == tenant and k.counts(now) for k in self._access.keys.all()):
             raise ProtocolError(
                 404, f"no key that counts is of tenant {tenant!r}", "unknown_tenant"
             )

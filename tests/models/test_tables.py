@@ -312,6 +312,12 @@ def test_a_list_of_records_and_a_csv_are_read_alike() -> None:
         (b"km,toll,zone\nfar,1,a\n", "text/csv", "not readable as text/csv"),
         (b"", "text/csv", "not readable as text/csv"),
         (b"x," * 10_000 + b"y\n", "text/csv", "the CSV has over 10,000 columns"),
+        # What is taken for the header begins behind breaks, and goes on behind quoted ones.
+        (b"\n\r\n" + b"x," * 10_000 + b"y\n", "text/csv", "the CSV has over 10,000 columns"),
+        (b"\xef\xbb\xbf\n" + b"x," * 10_000, "text/csv", "the CSV has over 10,000 columns"),
+        (b'"x\n",' + b"x," * 10_000 + b"y\n", "text/csv", "the CSV has over 10,000 columns"),
+        (b'x"\n"' + b",x" * 10_000 + b"\n", "text/csv", "the CSV has over 10,000 columns"),
+        (b"km,zone\n" + b"1,a\n" * 10_000, "text/csv", "the CSV has no column toll"),
     ],
 )
 def test_a_request_that_does_not_fit_is_refused(

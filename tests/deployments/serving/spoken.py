@@ -37,9 +37,9 @@ class Spoken:
         headers = {**self.server.bearer, **more.pop("headers", {})}
         return self.client.infer(line, given, version, headers=headers, **more)
 
-    def key(self, *scopes: str, **limits: float) -> dict[str, str]:
+    def key(self, *scopes: str, tenant: str = "a", **limits: float) -> dict[str, str]:
         """The header that shows a new key."""
-        asked = {"tenant": "a", "scopes": list(scopes), "limits": limits}
+        asked = {"tenant": tenant, "scopes": list(scopes), "limits": limits}
         made = self.server.ask("POST", "/v1/keys", asked)
         return {"authorization": f"Bearer {made.json['key']}"}
 

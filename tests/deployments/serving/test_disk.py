@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deployments.serving.disk import ROOM
+from deployments.serving.disk import ROOM, written
 from deployments.serving.journal import Journal
 from deployments.serving.keys import Keys
 from deployments.serving.protocol import ProtocolError
@@ -151,6 +151,24 @@ def test_a_damaged_file_changes_nothing_and_is_told(
     assert "Traceback" not in server.log
 
 
+def test_nothing_is_done_that_a_damaged_audit_log_would_not_tell(
+    start: Any, tmp_path: Path
+) -> None:
+    server = start(tmp_path / "repository")
+    assert server.ask("POST", "/v1/keys", KEY).status == 200
+    path = tmp_path / "repository" / ".server" / "audit.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + b"\n")
+    for method, place, given in (("POST", "/v1/keys", KEY), ("GET", "/v1/audit", None)):
+        refused = server.ask(method, place, given)
+        assert (refused.status, refused.json["code"]) == (503, "damaged")
+        assert re.match(r"audit\.jsonl is damaged at .*entry.*: restore it", refused.json["error"])
+    path.write_bytes(whole)
+    assert server.ask("POST", "/v1/keys", KEY).status == 200
+    assert len(server.ask("GET", "/v1/audit").json["entries"]) == 2
+    assert "Traceback" not in server.log
+
+
 def answers(server: Any) -> bool:
     """Whether a request is answered, for which the keys are looked at; it always is."""
     assert server.ask("POST", INFER, BODY).status == 200
@@ -186,3 +204,32 @@ def test_a_worker_that_starts_waits_for_what_is_damaged(
     os.kill(min(workers(root)), signal.SIGKILL)
     assert eventually(lambda: server.log.count("this worker starts after that") == 2)
     assert server.stop() == 0
+
+
+def test_a_file_that_cannot_be_written_is_logged_once_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, other = tmp_path / "no" / "keys.json", tmp_path / "no" / "state.json"
+
+    def write(path: Path) -> None:
+        with written(path):
+            path.write_bytes(b"{}")
+
+    with caplog.at_level(logging.INFO, "modelmint.serving"):
+        for file in (path, path, other, path):
+            with pytest.raises(ProtocolError, match="cannot write .*: No such file") as caught:
+                write(file)
+            assert (caught.value.status, caught.value.code) == (503, "disk")
+        path.parent.mkdir()
+        write(path)
+        write(path)
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(ProtocolError, match="cannot write keys.json: Is a directory"):
+            write(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} cannot be written: [Errno 2] No such file or directory: '{path}'",
+        f"{other} cannot be written: [Errno 2] No such file or directory: '{other}'",
+        f"{path} is written again",
+        f"{path} cannot be written: [Errno 21] Is a directory: '{path}'",
+    ]

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb  # ours has the same names: one a process
 
 from deployments.serving.grpc_asked import Asked
 from deployments.serving.grpc_messages import CONTENTS, inputs
+from deployments.serving.grpc_wire import MOST_TYPED, check_size
 from deployments.serving.http import INLINE_BYTES
+from deployments.serving.protocol import ProtocolError
 from models.tensors import NUMPY, TensorSpec
 
 
@@ -94,3 +97,34 @@ def test_a_large_message_is_read_beside_the_event_loop(more: bool) -> None:
     length, thread = asyncio.run(story())
     assert length == INLINE_BYTES - 4 + more
     assert (thread != threading.get_ident()) == more
+
+
+def typed(count: int) -> bytes:
+    """A request with that many whole numbers, a byte each."""
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype="INT64", shape=[count])
+    tensor.contents.int64_contents.extend([1] * count)
+    found: bytes = pb.ModelInferRequest(id="a", inputs=[tensor]).SerializeToString()
+    return found
+
+
+def test_what_is_large_in_memory_only_is_refused_before_that() -> None:
+    most = typed(MOST_TYPED - 200)
+    raw = pb.ModelInferRequest(raw_input_contents=[bytes(3 * MOST_TYPED)]).SerializeToString()
+    # A message may come in pieces, in any order, with fields nobody knows.
+    unknown = b"\xe3\x00\x08\x01\xe4\x00\xe5\x00abcd\xe1\x00abcdefgh\xe0\x00\x80\x01"
+    check_size(raw + most + unknown + raw)
+    message = pb.ModelInferRequest.FromString(raw + most + unknown + raw)
+    assert len(message.inputs[0].contents.int64_contents) == MOST_TYPED - 200
+    for body in (typed(MOST_TYPED), raw + most + b"\x2a\x00" * 300, b"\x3a\x00" * MOST_TYPED):
+        with pytest.raises(ProtocolError, match="raw_input_contents take more") as caught:
+            check_size(body)
+        assert (caught.value.status, caught.value.code) == (413, "too_large")
+
+
+@pytest.mark.parametrize("end", [b"\xff", b"\x2a", b"\x2a\x02a", b"\x3f", b"\x80" * 10 + b"\x01"])
+def test_a_large_message_that_is_none_is_not_read_on(end: bytes) -> None:
+    body = pb.ModelInferRequest(raw_input_contents=[bytes(MOST_TYPED)]).SerializeToString()
+    with pytest.raises(DecodeError):
+        pb.ModelInferRequest.FromString(body + end)
+    with pytest.raises(DecodeError):
+        check_size(body + end)

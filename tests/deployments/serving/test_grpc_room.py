@@ -1,14 +1,25 @@
-"""Room for what comes: keys share it, by themselves and in a real server."""
+"""Room for what comes: tenants share it, by themselves and in a real server."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
 from deployments.serving.grpc_listener import UNREAD_BYTES
-from deployments.serving.grpc_room import LEAST, MOST, ROOM_BYTES, Place, Room, places
+from deployments.serving.grpc_room import (
+    LEAST,
+    MOST,
+    ROOM_BYTES,
+    Place,
+    Room,
+    places,
+    received,
+)
+from deployments.serving.http import INLINE_BYTES
+from deployments.serving.keys import ApiKey
 from deployments.serving.protocol import ProtocolError
 from tests.deployments.serving.spoken import (
     HEADERS,
@@ -18,6 +29,7 @@ from tests.deployments.serving.spoken import (
     Spoken,
     Talk,
     message,
+    numbers,
     prefixed,
     speaking,
 )
@@ -38,7 +50,7 @@ async def refused(entering: Coroutine[Any, Any, Place]) -> None:
     assert caught.value.retry_after
 
 
-def test_the_key_with_the_most_gives_way_until_others_have_as_many() -> None:
+def test_the_tenant_with_the_most_gives_way_until_others_have_as_many() -> None:
     async def story() -> None:
         room, told = Room(4, "calls"), []
         mine = [await room.enter("a", 0) for _ in range(4)]
@@ -54,7 +66,7 @@ def test_the_key_with_the_most_gives_way_until_others_have_as_many() -> None:
         assert told == [3, 2, 1]
         for place in (mine[0], *theirs):
             room.leave(place)
-        # Those that were told and have not left are still the key's own.
+        # Those that were told and have not left are still the tenant's own.
         await room.enter("a", 0)
         await refused(room.enter("a", 0))
         late: list[int] = []
@@ -111,6 +123,49 @@ def test_a_place_that_comes_to_nobody_is_left_again() -> None:
     asyncio.run(story())
 
 
+A = ApiKey(id="a" * 12, tenant="a", scopes=("predict:*",), sha256="0" * 64, created=0)
+
+
+class Coming:
+    """A call whose message comes at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+def test_a_large_message_keeps_its_place_until_it_is_answered_or_gives_way() -> None:
+    async def story() -> None:
+        room = Room(2, "calls")
+        small, large = Coming(bytes(INLINE_BYTES)), Coming(bytes(INLINE_BYTES + 1))
+        async with received(small, room, 60, A), received(small, room, 60, A):
+            for _ in range(2):
+                room.leave(await room.enter(A.tenant, 0))
+        theirs = []
+
+        async def both() -> Place:
+            async with received(large, room, 60, A) as first, received(large, room, 0.001, A):
+                assert len(first) == INLINE_BYTES + 1
+                await refused(room.enter(A.tenant, 0))
+                theirs.append(await room.enter("b", 0))
+                return await asyncio.Future[Place]()
+
+        await refused(both())
+        for place in (await room.enter(A.tenant, 0), *theirs):
+            room.leave(place)
+
+        async def failing() -> None:
+            async with received(large, room, 60, A):
+                raise TimeoutError("not of the room")
+
+        with pytest.raises(TimeoutError, match="not of the room"):
+            await failing()
+
+    asyncio.run(story())
+
+
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root, versions = tmp_path_factory.mktemp("narrow") / "repository", [(table_version(), "1")]
@@ -118,15 +173,16 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield found
 
 
-def test_messages_that_are_coming_leave_room_for_other_keys(narrow: Spoken) -> None:
-    mine, theirs = narrow.key("predict:*"), narrow.key("predict:*")
+def test_messages_that_are_coming_leave_room_for_other_tenants(narrow: Spoken) -> None:
+    keys = [narrow.key("predict:*") for _ in range(8)]
+    mine, theirs = keys[0], narrow.key("predict:*", tenant="b")
 
     def ask(key: dict[str, str]) -> Any:
         return narrow.stub.ModelInfer(message(), metadata=tuple(key.items()))
 
     calls = []
-    for _ in range(LEAST):
-        call = Raw(narrow.port, METHOD, mine)
+    for number in range(LEAST):
+        call = Raw(narrow.port, METHOD, keys[number % 8])
         call.send(prefixed(LARGEST, bytes(1000)))
         granted = 0
         for kind, stream, content in call.frames():
@@ -156,14 +212,28 @@ def test_messages_that_are_coming_leave_room_for_other_keys(narrow: Spoken) -> N
         call.close()
 
 
-def test_many_small_messages_of_one_key_at_once_are_all_answered(narrow: Spoken) -> None:
+def test_a_large_message_has_raw_contents(narrow: Spoken) -> None:
+    rows = 500_000
+    values = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    found = narrow.infer("air-time", [numbers(values)]).as_numpy("prediction")
+    assert len(found) == rows
+    refusal = narrow.refusal(
+        message(tensor={"contents": {"int64_contents": [1] * 4_000_000}, "datatype": "INT64"})
+    )
+    assert refusal.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "raw_input_contents take more" in str(refusal.details())
+    assert ("modelmint-code", "too_large") in refusal.trailing_metadata()
+
+
+def test_many_small_messages_of_one_tenant_at_once_are_all_answered(narrow: Spoken) -> None:
     metadata = tuple(narrow.server.bearer.items())
     asked = [narrow.stub.ModelInfer.future(message(), metadata=metadata) for _ in range(12 * LEAST)]
     assert {one.result().model_name for one in asked} == {"air-time"}
 
 
-def test_streams_leave_room_for_other_keys(narrow: Spoken) -> None:
-    mine, theirs = narrow.key("predict:*"), narrow.key("predict:*")
+def test_streams_leave_room_for_other_tenants(narrow: Spoken) -> None:
+    keys = [narrow.key("predict:*") for _ in range(8)]
+    mine, theirs = keys[0], narrow.key("predict:*", tenant="b")
 
     def talk(key: dict[str, str]) -> Talk:
         found = Talk(narrow, key)
@@ -171,7 +241,7 @@ def test_streams_leave_room_for_other_keys(narrow: Spoken) -> None:
         assert found.predicted() == [5]
         return found
 
-    talks = [talk(mine) for _ in range(LEAST)]
+    talks = [talk(keys[number % 8]) for number in range(LEAST)]
     more = narrow.stub.ModelStreamInfer(iter(()), metadata=tuple(mine.items()))
     assert more.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert more.details() == "too many streams are open: ask again later"

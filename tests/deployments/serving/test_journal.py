@@ -125,7 +125,7 @@ def test_a_torn_line_before_another_hides_no_other(tmp_path: Path) -> None:
     assert Journal(tmp_path).find("a") == [{"at": 1.0, "request": "a"}] * 2
 
 
-def test_few_lookups_run_at_once_and_a_key_may_have_few(
+def test_few_lookups_run_at_once_and_a_tenant_may_have_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, lock = threading.Event(), threading.Lock()
@@ -147,17 +147,22 @@ def test_few_lookups_run_at_once_and_a_key_may_have_few(
     async def story() -> None:
         journal = Journal(tmp_path)
         journal.add(at=1.0, request="a")
-        mine = [asyncio.create_task(journal.look_up("a", "mine", True)) for _ in range(WAITING)]
-        theirs = asyncio.create_task(journal.look_up("a", "theirs", True))
+        mine = [
+            asyncio.create_task(journal.look_up("a", ("mine", f"key-{number % 3}"), True))
+            for number in range(WAITING)
+        ]
+        theirs = asyncio.create_task(journal.look_up("a", ("theirs", "key-0"), True))
         while len(running) < LOOKUPS:
             await asyncio.sleep(0.01)
         with pytest.raises(ProtocolError, match="lookups under way") as caught:
-            await journal.look_up("a", "mine", True)
+            await journal.look_up("a", ("mine", "key-9"), True)
         assert (caught.value.status, caught.value.retry_after) == (429, 1)
         go.set()
-        answers = await asyncio.gather(theirs, *mine, journal.look_up("a", "others", True))
+        answers = await asyncio.gather(
+            theirs, *mine, journal.look_up("a", ("others", "key-0"), True)
+        )
         assert answers == [[{"at": 1.0, "request": "a"}]] * (WAITING + 2)
-        assert await journal.look_up("a", "mine", True)
+        assert await journal.look_up("a", ("mine", "key-9"), True)
 
     asyncio.run(story())
     assert max(most) == LOOKUPS

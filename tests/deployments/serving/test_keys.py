@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from deployments.serving.audit import AUDIT_FILE, BLOCK, START, Audit, check
+from deployments.serving.disk import Damaged
 from deployments.serving.keys import EVERYTHING, KEYS_FILE, Keys
 from deployments.serving.ledger import DAY
 from deployments.serving.protocol import ProtocolError
@@ -163,8 +164,16 @@ def test_a_torn_entry_is_dropped_and_a_damaged_one_is_not_built_upon(tmp_path: P
     audit.append("k", "unload", "digits", "r")
     assert check(audit.read(0, 10))[0] == 2
     path.write_bytes(whole.replace(b"promote", b"\xff", 1))
-    with pytest.raises(IntegrityError):
-        audit.append("k", "unload", "digits", "r")
+    for damaged in (
+        lambda: audit.append("k", "unload", "digits", "r"),
+        lambda: audit.read(0, 10),
+    ):
+        with pytest.raises(
+            Damaged, match="audit.jsonl is damaged at .*entry.*: restore it"
+        ) as caught:
+            damaged()
+        assert (caught.value.status, caught.value.code) == (503, "damaged")
+    assert audit.read(1, 10) == []
 
 
 def test_an_entry_of_any_length_is_built_upon(tmp_path: Path) -> None:

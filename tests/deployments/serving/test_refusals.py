@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +119,48 @@ def test_every_refusal_has_the_schema_of_its_answer(operations: Any) -> None:
             if status != "200":
                 assert response["content"]["application/json"]["schema"] == {"$ref": wanted}
                 assert response["description"]
+
+
+def test_an_answer_that_is_not_finite_is_told_where_numbers_are_answered(
+    shared: Any, operations: Any
+) -> None:
+    tensor = {"name": "numbers", "datatype": "FP32", "shape": [1, 2], "data": [3e38, 3e38]}
+    for operation, given in (
+        ("POST /v2/models/{name}/infer", {"inputs": [tensor]}),
+        ("POST /v2/models/{name}/versions/{version}/infer", {"inputs": [tensor]}),
+        ("POST /v1/lines/{name}/predict", {"distance": 3e38, "hour": 3e38}),
+    ):
+        answer = send(shared, asked(operation, "air-time", given))
+        assert (answer.status, answer.json["code"]) == (422, "not_finite"), operation
+        assert "422" in operations[operation]
+
+
+def test_files_of_the_server_that_are_damaged_are_told_where_they_are_needed(
+    start: Any, table: Any, tmp_path: Path, operations: Any
+) -> None:
+    root = tmp_path / "repository"
+    server, version = start(root), table()
+    version.place(root, "1")
+    assert server.load(version, "1").status == 200
+    assert server.promote("air-time", "1").status == 200
+    made = server.ask("POST", "/v1/keys", BODIES["keys"]).json["id"]
+    log = root / ".server" / "audit.jsonl"
+    log.write_bytes(log.read_bytes()[:-20] + b"\n")
+    found = set()
+    for operation in operations:
+        promotes = operation.endswith("/promote")
+        one = asked(operation, "air-time", {"version": "1"} if promotes else None)
+        answer = send(server, one._replace(path=one.path.replace("0" * 12, made)))
+        if answer.status == 503:
+            assert answer.json["code"] == "damaged"
+            found.add(operation)
+    assert {
+        "GET /v1/audit", "POST /v1/keys", "POST /v1/keys/{id}/rotate",
+        "POST /v1/keys/{id}/revoke", "POST /v1/lines/{name}/promote",
+    } <= found  # fmt: skip
+    assert all("503" in operations[operation] for operation in found)
+
+
+def test_who_is_counted_may_be_told_that_there_is_no_room_for_it(operations: Any) -> None:
+    told = {operation for operation, responses in operations.items() if "503" in responses}
+    assert told == {operation for operation, responses in operations.items() if "429" in responses}

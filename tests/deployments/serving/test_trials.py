@@ -97,14 +97,16 @@ def test_a_canary_for_a_tenant_that_nobody_can_be_is_refused(tried: Any) -> None
     assert server.ask("POST", CANARY, asked).status == 200
     assert server.ask("POST", f"{CANARY}/end", {}).status == 200
     assert server.ask("POST", f"/v1/keys/{made['id']}/revoke", {}).status == 200
-    for tenant in ("gone", "nobody"):
+    late = {"tenant": "late", "scopes": ["predict:*"], "expires": "2001-01-01"}
+    ended = server.ask("POST", "/v1/keys", late).json
+    for tenant in ("gone", "nobody", "late"):
         refused = server.ask("POST", CANARY, asked | {"tenant": tenant})
         assert (refused.status, refused.json["code"]) == (404, "unknown_tenant")
         assert repr(tenant) in refused.json["error"]
     assert server.ask("GET", CANARY).json["canary"] is None
-    # One whose end has passed may be rotated to a later one, so it still is somebody's.
-    late = {"tenant": "late", "scopes": ["predict:*"], "expires": "2001-01-01"}
-    assert server.ask("POST", "/v1/keys", late).status == 200
+    # Rotated to a later end it counts again.
+    later = {"expires": "2101-01-01"}
+    assert server.ask("POST", f"/v1/keys/{ended['id']}/rotate", later).status == 200
     assert server.ask("POST", CANARY, asked | {"tenant": "late"}).status == 200
     assert server.ask("POST", f"{CANARY}/end", {}).status == 200
 
