@@ -55,6 +55,8 @@ def main() -> None:
         if os.environ.get("MODELMINT_TRACEBACK"):
             raise
         message = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"
         if "--json" in sys.argv:
             print(json.dumps({"error": message}))
         else:

@@ -125,6 +125,7 @@ def test_predict_reads_json_and_csv(
         (["run", "digits", "--set", "model.size=huge"], "'tiny', 'small', 'base'"),
         (["land", "flights", "--slice", "2014-01"], "no slice '2014-01'"),
         (["predict", "digits", "LICENSE"], "digits"),
+        (["predict", "digits", "three.png"], "modelmint: three.png: No such file or directory"),
     ],
 )
 def test_errors_are_one_line_that_says_what_to_do(
