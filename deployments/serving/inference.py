@@ -26,14 +26,13 @@ from deployments.serving.keys import ApiKey
 from deployments.serving.ledger import EVERY, Counts, Ledger
 from deployments.serving.protocol import InferRequest, ProtocolError, Tensors, count
 from deployments.serving.session import Served, stacked
+from deployments.serving.shadowing import LOWEST
 from deployments.serving.turns import Who, overdue
 
 LOOKUP_SECONDS = 0.0002
 """Computing that takes less is not looked up in the cache, which costs nearly as much."""
 CACHE = "modelmint-cache"
 """The header that tells whether the response cache had the answer: `hit` or `miss`."""
-LOWEST = 19
-"""The priority of what nobody waits for."""
 T = TypeVar("T")
 
 

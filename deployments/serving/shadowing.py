@@ -31,6 +31,8 @@ CLOSE_SECONDS = 2.0
 """Until what is computed has ended; it is asked to between the nodes of a network."""
 SAME = 0.01
 """Largest difference of two numbers, relative to the larger one, that counts as none."""
+LOWEST = 19
+"""The priority of what nobody waits for."""
 Read = Callable[[Served], Tensors]
 Add = Callable[[str, Shadow, dict[str, int], tuple[str, int] | None], None]
 """Counts for a line's trial, and a figure of which the largest is kept."""
@@ -97,7 +99,7 @@ class Shadowing:
 
     def _keep_computing(self) -> None:
         # Whoever waits for an answer goes first.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
         while (one := self._waiting.get()) is not None:
             with self._lock:
                 self._bytes -= one.size

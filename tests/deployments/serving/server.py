@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+import psutil
 
 from models.trust import KEYS_SETTING
 from tests.conftest import ROOT
@@ -121,6 +122,16 @@ class Server:
             self.process.kill()
             self.process.wait()
             raise
+
+    def decoders(self) -> list[psutil.Process]:
+        """Its decoders, at least one, known by the kernel's order to end them first."""
+        found = [
+            one
+            for one in psutil.Process(self.process.pid).children(recursive=True)
+            if Path(f"/proc/{one.pid}/oom_score_adj").read_text().strip() == "1000"
+        ]
+        assert found
+        return found
 
 
 def exchange(

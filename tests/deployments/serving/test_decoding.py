@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -103,13 +103,7 @@ def test_others_are_answered_while_decoders_are_busy(hostile: Any) -> None:
 
 def test_a_decoder_the_kernel_ended_while_it_was_idle_costs_nobody_anything(hostile: Any) -> None:
     assert hostile.ask("POST", PREDICT, RECORD).status == 200
-    decoders = [
-        one
-        for one in psutil.Process(hostile.process.pid).children(recursive=True)
-        if Path(f"/proc/{one.pid}/oom_score_adj").read_text().strip() == "1000"
-    ]
-    assert decoders
-    for decoder in decoders:
+    for decoder in hostile.decoders():
         decoder.kill()
         psutil.wait_procs([decoder], timeout=30)
     assert hostile.ask("POST", PREDICT, RECORD).status == 200
@@ -141,17 +135,30 @@ def test_decoders_end_with_a_worker_that_is_killed(start: Any, table: Any, tmp_p
     assert eventually(lambda: not any(one.is_running() for one in children))
 
 
-def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[bytes] = []
-    begun, go = threading.Event(), threading.Event()
+class Reading(NamedTuple):
+    """Reads that wait until they are let go, and in which order they ended."""
+
+    begun: threading.Event
+    go: threading.Event
+    order: list[bytes]
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
+    found = Reading(threading.Event(), threading.Event(), [])
 
     def read(_: Any, served: Any, payload: bytes, *given: Any) -> Any:
-        begun.set()
-        assert go.wait(30)
-        order.append(payload)
+        found.begun.set()
+        assert found.go.wait(30)
+        found.order.append(payload)
         return {}, 1
 
     monkeypatch.setattr(Decoders, "_read", read)
+    return found
+
+
+def test_keys_take_turns(reading: Reading) -> None:
+    begun, go, order = reading
     decoders = Decoders(Limits(decoders=1))
     served: Any = None
     asked = [decoders.read(served, b"first", "", 30, ("greedy", ""))]
@@ -165,19 +172,8 @@ def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order == [b"first", b"0", b"modest", b"1", b"2"]
 
 
-def test_a_tenant_with_many_keys_has_one_turn(
-    monkeypatch: pytest.MonkeyPatch, table: Any, tmp_path: Path
-) -> None:
-    order: list[bytes] = []
-    begun, go = threading.Event(), threading.Event()
-
-    def read(_: Any, served: Any, payload: bytes, *given: Any) -> Any:
-        begun.set()
-        assert go.wait(30)
-        order.append(payload)
-        return {}, 1
-
-    monkeypatch.setattr(Decoders, "_read", read)
+def test_a_tenant_with_many_keys_has_one_turn(reading: Reading, table: Any, tmp_path: Path) -> None:
+    begun, go, order = reading
     version = table()
     served = open_version(version.line, "1", version.digest, version.files)
     inference = Inference(Ledger(tmp_path), Settings(limits=Limits(decoders=1)))

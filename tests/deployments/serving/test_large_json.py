@@ -3,12 +3,10 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-import psutil
 import pytest
 
 from deployments.serving.app import PROMPT_BYTES
@@ -44,12 +42,7 @@ def stopped(server: Any) -> Iterator[None]:
     assert (
         server.ask("POST", "/v1/lines/air-time/predict", {"distance": 3, "hour": 4}).status == 200
     )
-    decoders = [
-        one
-        for one in psutil.Process(server.process.pid).children(recursive=True)
-        if Path(f"/proc/{one.pid}/oom_score_adj").read_text().strip() == "1000"
-    ]
-    assert decoders
+    decoders = server.decoders()
     for decoder in decoders:
         decoder.send_signal(signal.SIGSTOP)
     try:
